@@ -1,1 +1,15 @@
+//! The packet path of vpn-edge, without its kernel parts.
+//!
+//! Parsing, judging and rewriting are plain functions over the bytes of a
+//! frame. They compile for the kernel, where `main.rs` wires them to hooks and
+//! maps, and for the host, where they are tested.
 
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod checksum;
+pub mod frame;
+pub mod guard;
+pub mod parse;
+pub mod rewrite;
+pub mod steer;

@@ -1,0 +1,205 @@
+//! Bounded access to the bytes of a frame.
+//!
+//! A [`View`] is the only way to a byte. Its bounds are checked once, when it
+//! is made; after that its length is a constant that the compiler holds every
+//! access to, and that the verifier can follow.
+
+use core::marker::PhantomData;
+
+/// A frame in memory, from its Ethernet header on.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    start: usize,
+    /// End of the bytes that can be read in place.
+    end: usize,
+    /// Length of the whole frame, which may be more than can be read in place.
+    length: usize,
+    bytes: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Frame<'a> {
+    /// The frame whose first bytes lie between `start` and `end`.
+    ///
+    /// # Safety
+    ///
+    /// `start..end` must be valid for reads and writes for `'a`.
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(start: usize, end: usize, length: usize) -> Self {
+        Self {
+            start,
+            end,
+            length,
+            bytes: PhantomData,
+        }
+    }
+
+    /// The frame that is all of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &'a mut [u8]) -> Self {
+        let range = bytes.as_mut_ptr_range();
+        // SAFETY: the range is that of a live exclusive slice.
+        unsafe { Self::new(range.start as usize, range.end as usize, bytes.len()) }
+    }
+
+    /// Length of the whole frame in bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    /// `N` bytes from `offset` on, or nothing where the frame ends before.
+    #[inline(always)]
+    #[must_use]
+    pub fn view<const N: usize>(&self, offset: usize) -> Option<View<'a, N>> {
+        let start = self.start + offset;
+        if start + N > self.end {
+            return None;
+        }
+        Some(View {
+            start,
+            bytes: PhantomData,
+        })
+    }
+}
+
+/// Exactly `N` bytes of a frame.
+///
+/// Numbers are in host order; arrays are as on the wire.
+#[derive(Clone, Copy)]
+pub struct View<'a, const N: usize> {
+    start: usize,
+    bytes: PhantomData<&'a mut [u8; N]>,
+}
+
+impl<const N: usize> View<'_, N> {
+    #[inline(always)]
+    #[must_use]
+    pub fn u8<const AT: usize>(&self) -> u8 {
+        const { assert!(AT < N) };
+        // SAFETY: `Frame::view` found N bytes from `start`, and AT < N.
+        unsafe { *((self.start + AT) as *const u8) }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub fn u16<const AT: usize>(&self) -> u16 {
+        const { assert!(AT + 2 <= N) };
+        // SAFETY: as in `u8`, for two bytes.
+        u16::from_be(unsafe { load_u16(self.start, AT) })
+    }
+
+    /// Four bytes in wire order, as the integer of the same memory.
+    #[inline(always)]
+    #[must_use]
+    pub fn word<const AT: usize>(&self) -> u32 {
+        const { assert!(AT + 4 <= N) };
+        // SAFETY: as in `u8`, for four bytes.
+        unsafe { load_u32(self.start, AT) }
+    }
+
+    /// Writes `bytes`, unaligned.
+    #[inline(always)]
+    pub fn write<const AT: usize, const LENGTH: usize>(&self, bytes: [u8; LENGTH]) {
+        const { assert!(AT + LENGTH <= N) };
+        // SAFETY: as in `u8`; the frame is exclusively borrowed for its life,
+        // and byte arrays have no alignment.
+        unsafe { *((self.start + AT) as *mut [u8; LENGTH]) = bytes };
+    }
+
+    /// Writes `value` in network order.
+    #[inline(always)]
+    pub fn write_u16<const AT: usize>(&self, value: u16) {
+        const { assert!(AT + 2 <= N) };
+        // SAFETY: as in `write`.
+        unsafe { store_u16(self.start, AT, value.to_be()) };
+    }
+
+    /// Writes four bytes given in wire order.
+    #[inline(always)]
+    pub fn write_word<const AT: usize>(&self, value: u32) {
+        const { assert!(AT + 4 <= N) };
+        // SAFETY: as in `write`.
+        unsafe { store_u32(self.start, AT, value) };
+    }
+}
+
+// LLVM splits an access without known alignment into single bytes, though the
+// kernel allows it whole on every machine that it JITs for. One instruction of
+// assembly says what is meant.
+#[cfg(target_arch = "bpf")]
+mod access {
+    use core::arch::asm;
+
+    #[inline(always)]
+    pub unsafe fn load_u16(start: usize, at: usize) -> u16 {
+        let value: u64;
+        let address = start + at;
+        // SAFETY: the caller vouches for two readable bytes.
+        unsafe {
+            asm!("{value} = *(u16 *)({address} + 0)", value = out(reg) value,
+                address = in(reg) address, options(readonly, nostack));
+        }
+        value as u16
+    }
+
+    #[inline(always)]
+    pub unsafe fn load_u32(start: usize, at: usize) -> u32 {
+        let value: u64;
+        let address = start + at;
+        // SAFETY: the caller vouches for four readable bytes.
+        unsafe {
+            asm!("{value} = *(u32 *)({address} + 0)", value = out(reg) value,
+                address = in(reg) address, options(readonly, nostack));
+        }
+        value as u32
+    }
+
+    #[inline(always)]
+    pub unsafe fn store_u16(start: usize, at: usize, value: u16) {
+        let address = start + at;
+        let value = u64::from(value);
+        // SAFETY: the caller vouches for two writable bytes.
+        unsafe {
+            asm!("*(u16 *)({address} + 0) = {value}", value = in(reg) value,
+                address = in(reg) address, options(nostack));
+        }
+    }
+
+    #[inline(always)]
+    pub unsafe fn store_u32(start: usize, at: usize, value: u32) {
+        let address = start + at;
+        let value = u64::from(value);
+        // SAFETY: the caller vouches for four writable bytes.
+        unsafe {
+            asm!("*(u32 *)({address} + 0) = {value}", value = in(reg) value,
+                address = in(reg) address, options(nostack));
+        }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod access {
+    pub unsafe fn load_u16(start: usize, at: usize) -> u16 {
+        // SAFETY: the caller vouches for two readable bytes.
+        unsafe { ((start + at) as *const u16).read_unaligned() }
+    }
+
+    pub unsafe fn load_u32(start: usize, at: usize) -> u32 {
+        // SAFETY: the caller vouches for four readable bytes.
+        unsafe { ((start + at) as *const u32).read_unaligned() }
+    }
+
+    pub unsafe fn store_u16(start: usize, at: usize, value: u16) {
+        // SAFETY: the caller vouches for two writable bytes.
+        unsafe { ((start + at) as *mut u16).write_unaligned(value) };
+    }
+
+    pub unsafe fn store_u32(start: usize, at: usize, value: u32) {
+        // SAFETY: the caller vouches for four writable bytes.
+        unsafe { ((start + at) as *mut u32).write_unaligned(value) };
+    }
+}
+
+use access::{load_u16, load_u32, store_u16, store_u32};

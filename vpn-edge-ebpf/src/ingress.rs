@@ -1,0 +1,110 @@
+//! Client to gateway: the decision carried out, in XDP and in tc.
+
+use crate::{count, maps};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::{
+    bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use vpn_edge_common::DropReason;
+use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::parse::ETHERNET;
+use vpn_edge_ebpf::rewrite;
+use vpn_edge_ebpf::steer::{Refusal, Rung, decide, v4};
+
+/// Headers that the decision reads: Ethernet with two tags, IPv4, UDP, and the
+/// shortest message.
+const HEADERS: u32 = 14 + 8 + 20 + 8 + 32;
+
+#[inline(always)]
+pub fn xdp(ctx: &XdpContext) -> Result<u32, Refusal> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // SAFETY: the kernel vouches for the bytes between the two.
+    let frame = unsafe { Frame::new(start, end, end - start) };
+    let steered = decide(&frame, Rung::Xdp, maps::allocation, maps::edge)?;
+    let allocation = steered.allocation;
+    let refuse = Refusal::Drop {
+        slot: allocation.slot,
+        reason: DropReason::Rewrite,
+    };
+    let tags = rewrite::to_gateway(&frame, &steered).ok_or(refuse)?;
+    count::ingress(allocation.slot, steered.datagram.ip_length);
+    if tags != 0 {
+        // SAFETY: `ctx` is the hook's own; no view is used after this.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, tags as i32) } != 0 {
+            return Err(refuse);
+        }
+    }
+    // SAFETY: a plain helper call.
+    Ok(unsafe { bpf_redirect(allocation.ifindex, 0) } as u32)
+}
+
+#[inline(always)]
+pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
+    let frame = frame(ctx);
+    let steered = decide(&frame, Rung::Tc, maps::allocation, maps::edge)?;
+    let allocation = steered.allocation;
+    let refuse = Refusal::Drop {
+        slot: allocation.slot,
+        reason: DropReason::Rewrite,
+    };
+    let (old, new) = (steered.destination, v4(&allocation.gateway));
+    count::ingress(allocation.slot, steered.datagram.ip_length);
+
+    // The outermost tag is in the skb's metadata, others are in the frame.
+    let skb = ctx.skb.skb;
+    // SAFETY: the hook's own skb.
+    let mut tags = (steered.l3 - ETHERNET) / 4 + unsafe { (*skb).vlan_present } as usize;
+    for _ in 0..3 {
+        if tags == 0 {
+            break;
+        }
+        // SAFETY: as above; no view is used after this.
+        if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
+            return Err(refuse);
+        }
+        tags -= 1;
+    }
+    address(ctx, 16, old, new).ok_or(refuse)?;
+    let mut macs = [0; 12];
+    macs[..6].copy_from_slice(&allocation.gateway_mac);
+    macs[6..].copy_from_slice(&allocation.host_mac);
+    store(ctx, 0, &macs).ok_or(refuse)?;
+    // SAFETY: a plain helper call.
+    Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32)
+}
+
+/// The skb's frame, its headers pulled in where they were not linear.
+#[inline(always)]
+pub fn frame(ctx: &TcContext) -> Frame<'_> {
+    if ctx.data() + HEADERS as usize > ctx.data_end() {
+        let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+        // A failure leaves the data as it is, and the parser judges that.
+        let _ = ctx.pull_data(wanted);
+    }
+    // SAFETY: the kernel vouches for the bytes between the two.
+    unsafe { Frame::new(ctx.data(), ctx.data_end(), ctx.len() as usize) }
+}
+
+/// Changes the IPv4 address at `at` bytes into the header of an untagged
+/// frame, and both checksums with it, whatever state the skb keeps them in.
+#[inline(always)]
+pub fn address(ctx: &TcContext, at: usize, old: u32, new: u32) -> Option<()> {
+    const UDP_CHECKSUM: usize = ETHERNET + 26;
+    const IP_CHECKSUM: usize = ETHERNET + 10;
+    let flags = u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0) | 4;
+    let (old, fresh) = (u64::from(old), u64::from(new));
+    ctx.l4_csum_replace(UDP_CHECKSUM, old, fresh, flags).ok()?;
+    ctx.l3_csum_replace(IP_CHECKSUM, old, fresh, 4).ok()?;
+    store(ctx, ETHERNET + at, &new.to_ne_bytes())
+}
+
+#[inline(always)]
+fn store<const N: usize>(ctx: &TcContext, at: usize, bytes: &[u8; N]) -> Option<()> {
+    // The checksum was kept up by hand; the skb's own sum over the frame, if
+    // it has one, starts behind the Ethernet header and already follows.
+    // SAFETY: `bytes` is N bytes long, and the kernel checks the skb's bounds.
+    let done =
+        unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, bytes.as_ptr().cast(), N as u32, 0) };
+    (done == 0).then_some(())
+}
