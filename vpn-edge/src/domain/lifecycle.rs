@@ -1,0 +1,256 @@
+//! The VPN's lifecycle: a state machine over the plan, the tenant's readiness,
+//! what is asked for and what is observed of the gateway.
+//!
+//! Guarantees: a refused transition changes nothing; keys and a port exist only
+//! in `enabling`, `enabled` and `failed`; the generation never goes back.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::error::VpnError;
+use super::plan::Plan;
+use super::port_pool::PortPool;
+use super::tenant::Tenant;
+use crate::wireguard::keys::{KeyError, Keys};
+
+/// How long a gateway may take to answer before the VPN counts as failed.
+pub const ENABLING_DEADLINE: SignedDuration = SignedDuration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The plan does not include the VPN.
+    Unavailable,
+    Disabled,
+    /// A gateway is wanted and is not there yet, or is being repaired.
+    Enabling,
+    /// The gateway answers and the edge steers to it.
+    Enabled,
+    /// The last attempt came to nothing; enable and disable lead out of it.
+    Failed,
+}
+
+impl State {
+    pub const ALL: [State; 5] = [
+        State::Unavailable,
+        State::Disabled,
+        State::Enabling,
+        State::Enabled,
+        State::Failed,
+    ];
+
+    /// The name on the wire, in the database and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Unavailable => "unavailable",
+            State::Disabled => "disabled",
+            State::Enabling => "enabling",
+            State::Enabled => "enabled",
+            State::Failed => "failed",
+        }
+    }
+}
+
+/// A tenant's VPN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vpn {
+    pub state: State,
+    /// Grows by one at every enable and regenerate and never goes back, also
+    /// across disable: a gateway of an old generation is never taken for a new.
+    pub generation: u64,
+    /// When the state was entered.
+    pub since: Timestamp,
+    /// Why the VPN failed, in `failed` alone.
+    pub failure: Option<String>,
+    /// Always there in `enabling` and `enabled`; in `failed` unless no keys
+    /// could be made; never in `unavailable` and `disabled`.
+    pub allocation: Option<Allocation>,
+}
+
+/// What a gateway is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The UDP port of the endpoint.
+    pub port: u16,
+    pub keys: Keys,
+    /// When the keys were made.
+    pub created_at: Timestamp,
+}
+
+/// What is seen of a tenant's gateway *of the current generation*.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayState {
+    Absent,
+    Starting,
+    Ready,
+    /// With the gateway's own words.
+    Failed(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub gateway: GatewayState,
+    /// The edge can steer the tenant's port to the gateway.
+    pub steerable: bool,
+}
+
+impl Vpn {
+    pub(super) fn new(plan: Plan, now: Timestamp) -> Vpn {
+        Vpn {
+            state: if plan.has_vpn() {
+                State::Disabled
+            } else {
+                State::Unavailable
+            },
+            generation: 0,
+            since: now,
+            failure: None,
+            allocation: None,
+        }
+    }
+
+    fn enter(&mut self, state: State, now: Timestamp) {
+        self.state = state;
+        self.since = now;
+        self.failure = None;
+    }
+
+    fn fail(&mut self, reason: String, now: Timestamp) {
+        self.enter(State::Failed, now);
+        self.failure = Some(reason);
+    }
+
+    fn release(&mut self, pool: &mut PortPool) {
+        if let Some(allocation) = self.allocation.take() {
+            pool.release(allocation.port);
+        }
+    }
+}
+
+impl Tenant {
+    /// Asks for a gateway: a port of `pool` and the new `keys`.
+    ///
+    /// From `failed` this is a fresh attempt that keeps its port while the
+    /// pool's range has it. Keys that could not be made lead to `failed`.
+    pub fn enable(
+        &mut self,
+        pool: &mut PortPool,
+        keys: Result<Keys, KeyError>,
+        now: Timestamp,
+    ) -> Result<(), VpnError> {
+        match self.vpn.state {
+            State::Unavailable => return Err(VpnError::NotAvailable),
+            State::Enabling => return Err(VpnError::BeingEnabled),
+            State::Enabled => return Err(VpnError::AlreadyEnabled),
+            State::Disabled | State::Failed => {}
+        }
+        if !self.ready {
+            return Err(VpnError::TenantNotReady);
+        }
+        let kept = self.vpn.allocation.as_ref().map(|a| a.port);
+        let port = match kept.filter(|port| pool.range().contains(*port)) {
+            Some(port) => port,
+            None => pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?,
+        };
+        if let Some(old) = kept.filter(|old| *old != port) {
+            pool.release(old);
+        }
+        self.vpn.generation += 1;
+        match keys {
+            Ok(keys) => {
+                self.vpn.allocation = Some(Allocation {
+                    port,
+                    keys,
+                    created_at: now,
+                });
+                self.vpn.enter(State::Enabling, now);
+            }
+            Err(error) => {
+                self.vpn.allocation = None;
+                pool.release(port);
+                self.vpn.fail(error.to_string(), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up gateway, port and keys.
+    pub fn disable(&mut self, pool: &mut PortPool, now: Timestamp) -> Result<(), VpnError> {
+        match self.vpn.state {
+            State::Unavailable => Err(VpnError::NotAvailable),
+            State::Disabled => Err(VpnError::NotEnabled),
+            State::Enabling => Err(VpnError::BeingEnabled),
+            State::Enabled | State::Failed => {
+                self.vpn.release(pool);
+                self.vpn.enter(State::Disabled, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Replaces the keys; the port, and with it the endpoint, stays.
+    pub fn regenerate(&mut self, keys: Keys, now: Timestamp) -> Result<(), VpnError> {
+        let port = self.configuration()?.port;
+        self.vpn.allocation = Some(Allocation {
+            port,
+            keys,
+            created_at: now,
+        });
+        self.vpn.generation += 1;
+        self.vpn.enter(State::Enabling, now);
+        Ok(())
+    }
+
+    /// What a client's configuration is made from, while `enabled`.
+    pub fn configuration(&self) -> Result<&Allocation, VpnError> {
+        match self.vpn.state {
+            State::Unavailable => Err(VpnError::NotAvailable),
+            State::Disabled | State::Failed => Err(VpnError::NotEnabled),
+            State::Enabling => Err(VpnError::BeingEnabled),
+            State::Enabled => self.vpn.allocation.as_ref().ok_or(VpnError::NotEnabled),
+        }
+    }
+
+    /// Changes the plan. A plan without VPN ends the VPN from any state.
+    pub fn set_plan(&mut self, plan: Plan, pool: &mut PortPool, now: Timestamp) {
+        self.plan = plan;
+        let available = self.vpn.state != State::Unavailable;
+        if available && !plan.has_vpn() {
+            self.vpn.release(pool);
+            self.vpn.enter(State::Unavailable, now);
+        } else if !available && plan.has_vpn() {
+            self.vpn.enter(State::Disabled, now);
+        }
+    }
+
+    /// Readiness matters to enabling alone: an enabled VPN stays enabled.
+    pub fn set_ready(&mut self, ready: bool) {
+        self.ready = ready;
+    }
+
+    /// Takes in what is seen of the gateway of the current generation.
+    pub fn observe(&mut self, observed: &Observed, now: Timestamp) {
+        let Observed { gateway, steerable } = observed;
+        let serving = *gateway == GatewayState::Ready && *steerable;
+        match self.vpn.state {
+            State::Enabling | State::Failed if serving && self.vpn.allocation.is_some() => {
+                self.vpn.enter(State::Enabled, now);
+            }
+            State::Enabling if now.duration_since(self.vpn.since) > ENABLING_DEADLINE => {
+                let seconds = ENABLING_DEADLINE.as_secs();
+                let reason = match gateway {
+                    GatewayState::Failed(reason) => reason.clone(),
+                    GatewayState::Ready => {
+                        format!("the edge did not steer to the gateway within {seconds} s")
+                    }
+                    GatewayState::Absent | GatewayState::Starting => {
+                        format!("the gateway did not answer within {seconds} s")
+                    }
+                };
+                self.vpn.fail(reason, now);
+            }
+            State::Enabled if !serving => self.vpn.enter(State::Enabling, now),
+            _ => {}
+        }
+    }
+}

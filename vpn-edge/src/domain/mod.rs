@@ -1,0 +1,18 @@
+//! What a tenant is and what may happen to it: plans, the VPN's lifecycle, the
+//! port pool and the tunnel's subnet.
+//!
+//! Nothing here does I/O, knows a runtime, Kubernetes or eBPF. Time and keys
+//! come in as arguments.
+
+pub mod error;
+pub mod lifecycle;
+pub mod plan;
+pub mod port_pool;
+pub mod subnet;
+pub mod tenant;
+
+pub use error::VpnError;
+pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
+pub use plan::Plan;
+pub use port_pool::{PortPool, PortRange};
+pub use tenant::Tenant;

@@ -1,0 +1,7 @@
+//! WireGuard's keys and the client's configuration file.
+
+pub mod config;
+pub mod keys;
+
+pub use config::ClientConfig;
+pub use keys::{KeyError, Keys, PrivateKey, PublicKey};
