@@ -1,3 +1,15 @@
+//! vpn-edge: a WireGuard edge for the tenants of a Kubernetes cluster, or of
+//! one machine. ARCHITECTURE.md tells how the parts fit.
+
+pub mod agent;
+pub mod controller;
+pub mod datapath;
 pub mod domain;
+pub mod gateway;
+pub mod gateways;
+pub mod inspect;
+pub mod link;
+pub mod netlink;
 pub mod registry;
+pub mod telemetry;
 pub mod wireguard;

@@ -1,0 +1,156 @@
+//! What the edge is to do, from what tenants are allocated and where gateways
+//! are.
+//!
+//! Events go in, the desired port map comes out; nothing here does I/O. There
+//! is no desired map before both sides have been told whole: an agent that has
+//! seen half of the world must not act on it.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::domain::{GatewayState, Tenant};
+use crate::gateways::{Gateway, Location};
+
+/// What a port is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub tenant: Uuid,
+    pub generation: u64,
+    /// The gateway of this generation; none closes the port.
+    pub location: Option<Location>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Index {
+    tenants: Option<BTreeMap<u16, (Uuid, u64)>>,
+    gateways: Option<BTreeMap<u16, Gateway>>,
+}
+
+impl Index {
+    /// Takes the complete list of tenants.
+    pub fn reset_tenants(&mut self, tenants: &[Tenant]) {
+        let allocated = tenants.iter().filter_map(|tenant| {
+            let allocation = tenant.vpn.allocation.as_ref()?;
+            Some((allocation.port, (tenant.id, tenant.vpn.generation)))
+        });
+        self.tenants = Some(allocated.collect());
+    }
+
+    /// Takes the complete list of gateways.
+    pub fn reset_gateways(&mut self, gateways: Vec<Gateway>) {
+        let by_port = gateways.into_iter().map(|gateway| (gateway.port, gateway));
+        self.gateways = Some(by_port.collect());
+    }
+
+    /// The desired port map, once both lists are known.
+    #[must_use]
+    pub fn desired(&self) -> Option<BTreeMap<u16, Entry>> {
+        let (tenants, gateways) = (self.tenants.as_ref()?, self.gateways.as_ref()?);
+        let entry = |(&port, &(tenant, generation)): (&u16, &(Uuid, u64))| {
+            let location = gateways
+                .get(&port)
+                .filter(|gateway| gateway.tenant == tenant)
+                .filter(|gateway| gateway.generation == generation)
+                .filter(|gateway| gateway.state == GatewayState::Ready)
+                .and_then(|gateway| gateway.location.clone());
+            let entry = Entry {
+                tenant,
+                generation,
+                location,
+            };
+            (port, entry)
+        };
+        Some(tenants.iter().map(entry).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::domain::{Keys, Plan, PortPool};
+
+    const PORT: u16 = 31_001;
+
+    fn tenant() -> Tenant {
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let id = Uuid::from_u128(7);
+        let mut tenant = Tenant::new(id, "acme".into(), Plan::Business, now).unwrap();
+        let range = format!("{PORT}-{PORT}").parse().unwrap();
+        let mut pool = PortPool::new(range, [], []).unwrap();
+        tenant.set_ready(true);
+        let keys = Keys::generate().unwrap();
+        tenant.enable(&mut pool, Ok(keys), now).unwrap();
+        tenant
+    }
+
+    fn gateway(tenant: &Tenant) -> Gateway {
+        Gateway {
+            tenant: tenant.id,
+            generation: tenant.vpn.generation,
+            port: PORT,
+            state: GatewayState::Ready,
+            location: Some(Location {
+                interface: "vpn-edge-31001".into(),
+                ifindex: 9,
+                host_mac: [2; 6],
+                gateway_mac: [4; 6],
+                address: Ipv4Addr::new(100, 64, 121, 25),
+                takes_redirects: true,
+            }),
+        }
+    }
+
+    fn located(tenants: &[Tenant], gateways: Vec<Gateway>) -> Option<bool> {
+        let mut index = Index::default();
+        index.reset_tenants(tenants);
+        index.reset_gateways(gateways);
+        let desired = index.desired().unwrap();
+        desired.get(&PORT).map(|entry| entry.location.is_some())
+    }
+
+    #[test]
+    fn nothing_is_desired_before_both_lists_are_complete() {
+        let mut index = Index::default();
+        assert_eq!(index.desired(), None);
+        index.reset_tenants(&[]);
+        assert_eq!(index.desired(), None);
+        index.reset_gateways(Vec::new());
+        assert_eq!(index.desired(), Some(BTreeMap::new()));
+
+        let mut index = Index::default();
+        index.reset_gateways(Vec::new());
+        assert_eq!(index.desired(), None);
+    }
+
+    #[test]
+    fn a_ready_gateway_of_the_right_generation_is_steered_to() {
+        let tenant = tenant();
+        let gateway = gateway(&tenant);
+        assert_eq!(located(&[tenant], vec![gateway]), Some(true));
+    }
+
+    #[test]
+    fn a_port_stays_closed_while_its_gateway_is_missing_or_another() {
+        let tenant = tenant();
+        let right = gateway(&tenant);
+        let mut old = right.clone();
+        old.generation -= 1;
+        let mut foreign = right.clone();
+        foreign.tenant = Uuid::from_u128(8);
+        let mut starting = right.clone();
+        starting.state = GatewayState::Starting;
+        for gateways in [vec![], vec![old], vec![foreign], vec![starting]] {
+            assert_eq!(located(std::slice::from_ref(&tenant), gateways), Some(false));
+        }
+    }
+
+    #[test]
+    fn a_gateway_without_a_tenant_opens_nothing() {
+        let gateway = gateway(&tenant());
+        assert_eq!(located(&[], vec![gateway]), None);
+    }
+}

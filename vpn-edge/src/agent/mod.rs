@@ -1,0 +1,178 @@
+//! The daemon of an edge node: keeps the maps in step with the allocations.
+//!
+//! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
+//! the kernel's maps back and mends whatever someone else did to them.
+
+mod diff;
+mod index;
+
+pub use diff::{OutOfSlots, Step, diff};
+pub use index::{Entry, Index};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use vpn_edge_common::{Allocation, mode};
+
+use crate::datapath::{Datapath, Hook, Rung};
+use crate::gateways::Gateways;
+use crate::registry::Registry;
+
+/// How often the kernel's maps and hooks are compared with what they are to be.
+const RESYNC: Duration = Duration::from_secs(5);
+
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the edge steers by now: generation by port.
+pub type Steered = BTreeMap<u16, u64>;
+
+/// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
+pub struct Agent {
+    datapath: Datapath,
+    uplink: String,
+    index: Index,
+    /// The allocations as last read or written; none when that is unknown.
+    observed: Option<BTreeMap<u16, Allocation>>,
+    /// Host-side veths with the egress program, by index.
+    hooked: BTreeMap<String, u32>,
+    steered: watch::Sender<Steered>,
+}
+
+impl Agent {
+    /// Attaches the ingress programs to the uplink, in place of those of an
+    /// earlier agent. What they know stays as it is for now.
+    ///
+    /// # Errors
+    ///
+    /// When the uplink cannot be had.
+    pub fn attach(mut datapath: Datapath, uplink: &str) -> Result<Self> {
+        match datapath.attach_uplink(uplink)? {
+            Rung::Xdp => tracing::info!(uplink, "attached XDP and tc"),
+            Rung::Tc => tracing::warn!(
+                uplink,
+                "the driver has no native XDP: attached tc alone, which costs more a packet"
+            ),
+        }
+        Ok(Self {
+            datapath,
+            uplink: uplink.into(),
+            index: Index::default(),
+            observed: None,
+            hooked: BTreeMap::new(),
+            steered: watch::Sender::default(),
+        })
+    }
+
+    /// What the edge steers by, as it changes.
+    #[must_use]
+    pub fn steered(&self) -> watch::Receiver<Steered> {
+        self.steered.subscribe()
+    }
+
+    /// Runs for good. The kernel side goes on without it.
+    pub async fn run(mut self, registry: Arc<dyn Registry>, gateways: Arc<dyn Gateways>) {
+        let mut tenants_changed = registry.changes();
+        let mut gateways_changed = gateways.changes();
+        let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let outcome = match self.list(registry.as_ref(), gateways.as_ref()).await {
+                Ok(()) => tokio::task::block_in_place(|| self.sync()),
+                Err(error) => Err(error),
+            };
+            let retry = outcome.is_err();
+            if let Err(error) = outcome {
+                tracing::error!("cannot bring the edge in step, traffic goes on as it was: {error:#}");
+                self.observed = None;
+            }
+            tokio::select! {
+                Ok(()) = tenants_changed.changed() => {}
+                Ok(()) = gateways_changed.changed() => {}
+                _ = resync.tick() => self.forget(),
+                () = tokio::time::sleep(RETRY), if retry => {}
+            }
+        }
+    }
+
+    async fn list(&mut self, registry: &dyn Registry, gateways: &dyn Gateways) -> Result<()> {
+        self.index.reset_tenants(&registry.list().await?);
+        self.index.reset_gateways(gateways.list().await?);
+        Ok(())
+    }
+
+    /// Makes the next [`Agent::sync`] look at the kernel anew.
+    fn forget(&mut self) {
+        self.observed = None;
+        self.hooked.clear();
+    }
+
+    /// Brings hooks and maps to what is desired.
+    fn sync(&mut self) -> Result<()> {
+        let Some(desired) = self.index.desired() else {
+            return Ok(());
+        };
+        // A reply must find its hook before the first packet is let in.
+        self.hook(&desired)?;
+        let observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => self.datapath.maps.allocations()?,
+        };
+        let steps = diff(&observed, &desired)?;
+        let mut observed = observed;
+        for step in steps {
+            tracing::debug!(?step);
+            match step {
+                Step::ResetCounters(slot) => self.datapath.maps.reset_counters(slot)?,
+                Step::Set(port, allocation) => {
+                    self.datapath.maps.set(port, allocation)?;
+                    observed.insert(port, allocation);
+                }
+                Step::Clear(port) => {
+                    self.datapath.maps.clear(port)?;
+                    observed.remove(&port);
+                }
+            }
+        }
+        self.unhook(&desired)?;
+        let steered = observed
+            .iter()
+            .filter(|(_, allocation)| allocation.mode > mode::CLOSED)
+            .map(|(&port, allocation)| (port, allocation.generation))
+            .collect();
+        self.observed = Some(observed);
+        self.steered.send_if_modified(|now| {
+            let changed = *now != steered;
+            *now = steered;
+            changed
+        });
+        Ok(())
+    }
+
+    fn hook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
+        for location in desired.values().filter_map(|entry| entry.location.as_ref()) {
+            if self.hooked.get(&location.interface) == Some(&location.ifindex) {
+                continue;
+            }
+            self.datapath.attach_gateway(&location.interface)?;
+            self.hooked.insert(location.interface.clone(), location.ifindex);
+        }
+        Ok(())
+    }
+
+    fn unhook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
+        let gateways: BTreeSet<String> = desired
+            .values()
+            .filter_map(|entry| Some(entry.location.as_ref()?.interface.clone()))
+            .collect();
+        self.hooked.retain(|interface, _| gateways.contains(interface));
+        let mut wanted: BTreeSet<Hook> = gateways.into_iter().map(Hook::Gateway).collect();
+        wanted.insert(Hook::UplinkXdp(self.uplink.clone()));
+        wanted.insert(Hook::UplinkTc(self.uplink.clone()));
+        Ok(self.datapath.prune(&wanted)?)
+    }
+}

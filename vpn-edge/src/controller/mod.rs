@@ -1,0 +1,236 @@
+//! The tenants' lifecycle, carried out: gateways made and removed until they
+//! are what the registry asks for, and what came of it written back.
+
+mod plan;
+
+pub use plan::{Action, plan};
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{self, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use crate::agent::Steered;
+use crate::domain::subnet::tunnel_subnet;
+use crate::domain::{GatewayState, Observed, Tenant};
+use crate::gateways::{Gateway, GatewaySpec, Gateways};
+use crate::registry::{Registry, UpdateError};
+
+/// Deadlines are looked at this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Pause before the second attempt at a gateway; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What gateways are made with, the same for all.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub dns: Ipv4Addr,
+    pub cluster_ranges: Vec<Ipv4Net>,
+}
+
+/// See the module.
+pub struct Controller {
+    settings: Settings,
+    registry: Arc<dyn Registry>,
+    gateways: Arc<dyn Gateways>,
+    steered: watch::Receiver<Steered>,
+    /// Actions under way, and the ports they are for.
+    under_way: JoinSet<anyhow::Result<()>>,
+    busy: BTreeMap<task::Id, (u16, Option<Uuid>)>,
+    attempts: BTreeMap<Uuid, Attempts>,
+}
+
+/// Attempts at one generation of a tenant's gateway.
+struct Attempts {
+    generation: u64,
+    pause: Duration,
+    next: Instant,
+    failure: Option<String>,
+}
+
+impl Controller {
+    /// A controller over `registry` and `gateways`, told by `steered` what the
+    /// edge does.
+    pub fn new(
+        settings: Settings,
+        registry: Arc<dyn Registry>,
+        gateways: Arc<dyn Gateways>,
+        steered: watch::Receiver<Steered>,
+    ) -> Self {
+        Self {
+            settings,
+            registry,
+            gateways,
+            steered,
+            busy: BTreeMap::new(),
+            under_way: JoinSet::new(),
+            attempts: BTreeMap::new(),
+        }
+    }
+
+    /// Runs for good.
+    pub async fn run(mut self) {
+        let mut tenants_changed = self.registry.changes();
+        let mut gateways_changed = self.gateways.changes();
+        let mut steered_changed = self.steered.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(error) = self.reconcile().await {
+                tracing::error!("cannot reconcile, trying again: {error:#}");
+            }
+            tokio::select! {
+                Ok(()) = tenants_changed.changed() => {}
+                Ok(()) = gateways_changed.changed() => {}
+                Ok(()) = steered_changed.changed() => {}
+                Some(ended) = self.under_way.join_next_with_id() => self.ended(ended),
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) -> anyhow::Result<()> {
+        let tenants = self.registry.list().await?;
+        let gateways = self.gateways.list().await?;
+        self.attempts.retain(|id, attempts| {
+            tenants
+                .iter()
+                .any(|tenant| tenant.id == *id && tenant.vpn.generation == attempts.generation)
+        });
+        for action in plan(&tenants, &gateways) {
+            match action {
+                Action::Remove(port) => self.remove(port),
+                Action::Ensure(tenant) => self.ensure(tenant),
+            }
+        }
+        for tenant in &tenants {
+            self.observe(tenant, &gateways).await?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, port: u16) {
+        if self.is_busy(port) {
+            return;
+        }
+        tracing::info!(port, "removing gateway");
+        let gateways = Arc::clone(&self.gateways);
+        let task = self
+            .under_way
+            .spawn(async move { gateways.remove(port).await });
+        self.busy.insert(task.id(), (port, None));
+    }
+
+    fn ensure(&mut self, tenant: &Tenant) {
+        let Some(allocation) = &tenant.vpn.allocation else {
+            return;
+        };
+        let (now, busy) = (Instant::now(), self.is_busy(allocation.port));
+        let generation = tenant.vpn.generation;
+        let attempts = self.attempts.entry(tenant.id).or_insert(Attempts {
+            generation,
+            pause: FIRST_PAUSE,
+            next: now,
+            failure: None,
+        });
+        if busy || now < attempts.next {
+            return;
+        }
+        attempts.next = now + attempts.pause;
+        attempts.pause = (attempts.pause * 2).min(LONGEST_PAUSE);
+        let subnet = match tunnel_subnet(tenant.id, &self.settings.cluster_ranges) {
+            Ok(subnet) => subnet,
+            Err(error) => {
+                attempts.failure = Some(error.to_string());
+                return;
+            }
+        };
+        let spec = GatewaySpec {
+            tenant: tenant.id,
+            generation,
+            port: allocation.port,
+            subnet,
+            private_key: allocation.keys.server.clone(),
+            client: allocation.keys.client.public(),
+            dns: self.settings.dns,
+            networks: tenant.networks.clone(),
+        };
+        let port = spec.port;
+        tracing::info!(tenant = %tenant.id, port, generation, "making gateway");
+        let gateways = Arc::clone(&self.gateways);
+        let task = self
+            .under_way
+            .spawn(async move { gateways.ensure(&spec).await });
+        self.busy.insert(task.id(), (port, Some(tenant.id)));
+    }
+
+    fn is_busy(&self, port: u16) -> bool {
+        self.busy.values().any(|&(busy, _)| busy == port)
+    }
+
+    fn ended(&mut self, ended: Result<(task::Id, anyhow::Result<()>), task::JoinError>) {
+        let (id, outcome) = match ended {
+            Ok(ended) => ended,
+            Err(panic) => (panic.id(), Err(anyhow::anyhow!("{panic}"))),
+        };
+        let Some((port, tenant)) = self.busy.remove(&id) else {
+            return;
+        };
+        let failure = outcome.err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            tracing::error!(port, "gateway: {failure}");
+        }
+        if let Some(attempts) = tenant.and_then(|id| self.attempts.get_mut(&id)) {
+            attempts.failure = failure;
+        }
+    }
+
+    /// Writes back what came of the tenant's wishes.
+    async fn observe(&mut self, tenant: &Tenant, gateways: &[Gateway]) -> anyhow::Result<()> {
+        let Some(allocation) = &tenant.vpn.allocation else {
+            return Ok(());
+        };
+        let generation = tenant.vpn.generation;
+        let attempts = self.attempts.get(&tenant.id);
+        let failure = attempts.and_then(|attempts| attempts.failure.clone());
+        let gateway = gateways
+            .iter()
+            .find(|gateway| gateway.tenant == tenant.id && gateway.generation == generation)
+            .map_or_else(
+                || failure.map_or(GatewayState::Absent, GatewayState::Failed),
+                |gateway| gateway.state.clone(),
+            );
+        let steerable = self.steered.borrow().get(&allocation.port) == Some(&generation);
+        let observed = Observed { gateway, steerable };
+        let mut seen = tenant.clone();
+        let now = Timestamp::now();
+        seen.observe(&observed, now);
+        if seen.vpn == tenant.vpn {
+            return Ok(());
+        }
+        let change = Box::new(move |stored: &mut Tenant, _: &mut _| {
+            if stored.vpn.generation == generation {
+                stored.observe(&observed, now);
+            }
+            Ok(())
+        });
+        match self.registry.update(tenant.id, change).await {
+            Ok(after) => {
+                tracing::info!(tenant = %tenant.id, from = ?tenant.vpn.state, to = ?after.vpn.state);
+                Ok(())
+            }
+            // Deleted since it was listed.
+            Err(UpdateError::NotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

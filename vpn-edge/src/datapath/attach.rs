@@ -1,0 +1,303 @@
+//! Hooks: attached once, pinned, and from then on replaced in place.
+//!
+//! From Linux 6.6 every hook is a `bpf_link`. Before, tc programs are clsact
+//! filters under a priority and handle of ours, which stay on their device
+//! without a pin and are replaced under the same handle.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::mem;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program,
+};
+use aya::programs::xdp::{XdpLink, XdpLinkId};
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+};
+use vpn_edge_common::program;
+
+use super::{Datapath, DatapathError};
+
+/// Our place among clsact filters.
+const CLSACT_PRIORITY: u16 = 77;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 77);
+
+/// How packets from the uplink reach gateways of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// Native XDP, with tc behind it.
+    Xdp,
+    /// tc alone: the driver has no native XDP.
+    Tc,
+}
+
+/// A place where one of our programs is attached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    UplinkXdp(String),
+    UplinkTc(String),
+    /// On a gateway's host-side veth.
+    Gateway(String),
+}
+
+impl Hook {
+    fn pin(&self) -> String {
+        match self {
+            Self::UplinkXdp(interface) => format!("xdp-{interface}"),
+            Self::UplinkTc(interface) => format!("ingress-{interface}"),
+            Self::Gateway(interface) => format!("egress-{interface}"),
+        }
+    }
+}
+
+impl Datapath {
+    /// Attaches the ingress programs to `interface`, or replaces those that an
+    /// earlier process left there; no packet is lost over that.
+    ///
+    /// # Errors
+    ///
+    /// No such interface, another XDP program on it, or refused by the kernel.
+    pub fn attach_uplink(&mut self, interface: &str) -> Result<Rung, DatapathError> {
+        index_of(interface)?;
+        self.attach_tc(Hook::UplinkTc(interface.into()), program::INGRESS_TC, interface)?;
+        match self.attach_xdp(Hook::UplinkXdp(interface.into()), interface) {
+            Ok(()) => Ok(Rung::Xdp),
+            Err(DatapathError::Attach { source, .. }) if is(&source, libc::EOPNOTSUPP) => {
+                Ok(Rung::Tc)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Attaches the egress program to a gateway's host-side veth, or replaces
+    /// the one that an earlier process left there.
+    ///
+    /// # Errors
+    ///
+    /// No such interface, or refused by the kernel.
+    pub fn attach_gateway(&mut self, interface: &str) -> Result<(), DatapathError> {
+        index_of(interface)?;
+        self.attach_tc(Hook::Gateway(interface.into()), program::EGRESS, interface)
+    }
+
+    /// Detaches whatever is pinned and not in `wanted`, links of vanished
+    /// interfaces among it.
+    ///
+    /// # Errors
+    ///
+    /// When the pin folder cannot be read or a pin not removed.
+    pub fn prune(&mut self, wanted: &BTreeSet<Hook>) -> Result<(), DatapathError> {
+        let folder = self.folder.join("links");
+        let keep: BTreeSet<String> = wanted.iter().map(Hook::pin).collect();
+        let failed = |path: &Path, error: io::Error| DatapathError::Pin {
+            path: path.into(),
+            message: error.to_string(),
+        };
+        for entry in fs::read_dir(&folder).map_err(|error| failed(&folder, error))? {
+            let entry = entry.map_err(|error| failed(&folder, error))?;
+            if !keep.contains(entry.file_name().to_string_lossy().as_ref()) {
+                fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything off this node: hooks, pins and maps.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn remove(mut self, interfaces: &[Hook]) -> Result<(), DatapathError> {
+        self.prune(&BTreeSet::new())?;
+        for hook in interfaces {
+            let (interface, name) = match hook {
+                Hook::UplinkXdp(_) => continue,
+                Hook::UplinkTc(interface) => (interface, program::INGRESS_TC),
+                Hook::Gateway(interface) => (interface, program::EGRESS),
+            };
+            // Where tcx is in use there is no filter to find.
+            let _ = qdisc_detach_program(interface, TcAttachType::Ingress, name);
+        }
+        let folder = self.folder.clone();
+        drop(self);
+        fs::remove_dir_all(&folder).map_err(|error| DatapathError::Pin {
+            path: folder,
+            message: error.to_string(),
+        })
+    }
+
+    fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        let pin = self.folder.join("links").join(hook.pin());
+        let name = program::INGRESS;
+        if let Some(link) = pinned(&pin)? {
+            let link = XdpLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
+            match program_mut::<Xdp>(&mut self.ebpf, name).attach_to_link(link) {
+                Ok(_) => return Ok(()),
+                Err(error) if is(&error, libc::ENOLINK) => remove(&pin)?,
+                Err(source) => return Err(refused(name, interface, source)),
+            }
+        }
+        let id = xdp(&mut self.ebpf, name, interface)?;
+        let link = program_mut::<Xdp>(&mut self.ebpf, name)
+            .take_link(id)
+            .map_err(|source| refused(name, interface, source))?;
+        let link = FdLink::try_from(link).map_err(|_| DatapathError::NoLink {
+            name,
+            interface: interface.into(),
+        })?;
+        pin_link(link, &pin)
+    }
+
+    fn attach_tc(
+        &mut self,
+        hook: Hook,
+        name: &'static str,
+        interface: &str,
+    ) -> Result<(), DatapathError> {
+        let pin = self.folder.join("links").join(hook.pin());
+        let program = program_mut::<SchedClassifier>(&mut self.ebpf, name);
+        if let Some(link) = pinned(&pin)? {
+            let link =
+                SchedClassifierLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
+            match program.attach_to_link(link) {
+                Ok(_) => return Ok(()),
+                Err(error) if is(&error, libc::ENOLINK) => remove(&pin)?,
+                Err(source) => return Err(refused(name, interface, source)),
+            }
+        }
+        let ingress = TcAttachType::Ingress;
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = match program.attach_with_options(interface, ingress, first) {
+            Ok(id) => id,
+            Err(error) if is(&error, libc::EINVAL) => return clsact(program, name, interface),
+            Err(source) => return Err(refused(name, interface, source)),
+        };
+        let link = program
+            .take_link(id)
+            .map_err(|source| refused(name, interface, source))?;
+        let link = FdLink::try_from(link).map_err(|_| DatapathError::NoLink {
+            name,
+            interface: interface.into(),
+        })?;
+        pin_link(link, &pin)
+    }
+}
+
+/// Attaches an XDP program in driver mode and leaves the link with it.
+pub(super) fn xdp(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    interface: &str,
+) -> Result<XdpLinkId, DatapathError> {
+    program_mut::<Xdp>(ebpf, name)
+        .attach(interface, XdpMode::Driver)
+        .map_err(|source| {
+            if is(&source, libc::EBUSY) || is(&source, libc::EEXIST) {
+                DatapathError::Occupied(interface.into())
+            } else {
+                refused(name, interface, source)
+            }
+        })
+}
+
+/// tc before tcx: a clsact filter, replaced where an earlier process left one.
+fn clsact(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let failed = |source| refused(name, interface, source);
+    let ingress = TcAttachType::Ingress;
+    let (priority, handle) = (CLSACT_PRIORITY, CLSACT_HANDLE);
+    let ours = SchedClassifierLink::attached(interface, ingress, priority, handle, None)
+        .map_err(|_| DatapathError::NoInterface(interface.into()))?;
+    let id = match program.attach_to_link(ours) {
+        Ok(id) => id,
+        Err(_) => {
+            // It may be there already; if adding failed for another reason,
+            // so does attaching, which says why.
+            let _ = qdisc_add_clsact(interface);
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority,
+                handle,
+                classid: None,
+            });
+            program
+                .attach_with_options(interface, ingress, options)
+                .map_err(failed)?
+        }
+    };
+    let link = program.take_link(id).map_err(failed)?;
+    // The filter is to outlive this process; dropping the link takes it off.
+    mem::forget(link);
+    Ok(())
+}
+
+fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .expect("the object has its programs, each of its type")
+}
+
+fn index_of(interface: &str) -> Result<u32, DatapathError> {
+    nix::net::if_::if_nametoindex(interface)
+        .map_err(|_| DatapathError::NoInterface(interface.into()))
+}
+
+fn pinned(pin: &Path) -> Result<Option<FdLink>, DatapathError> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(unpinnable(pin, &error)),
+    }
+}
+
+fn pin_link(link: FdLink, pin: &Path) -> Result<(), DatapathError> {
+    link.pin(pin).map(drop).map_err(|error| DatapathError::Pin {
+        path: pin.into(),
+        message: error.to_string(),
+    })
+}
+
+fn unpinnable(pin: &Path, error: &LinkError) -> DatapathError {
+    DatapathError::Pin {
+        path: pin.into(),
+        message: error.to_string(),
+    }
+}
+
+fn remove(pin: &Path) -> Result<(), DatapathError> {
+    fs::remove_file(pin).map_err(|error| DatapathError::Pin {
+        path: pin.into(),
+        message: error.to_string(),
+    })
+}
+
+fn refused(name: &'static str, interface: &str, source: ProgramError) -> DatapathError {
+    DatapathError::Attach {
+        name,
+        interface: interface.into(),
+        source: Box::new(source),
+    }
+}
+
+fn is(error: &ProgramError, errno: i32) -> bool {
+    let io = match error {
+        ProgramError::SyscallError(error) => &error.io_error,
+        ProgramError::TcError(TcError::IoError(error)) => error,
+        ProgramError::IOError(error) => error,
+        _ => return false,
+    };
+    io.raw_os_error() == Some(errno)
+}

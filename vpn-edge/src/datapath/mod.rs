@@ -1,0 +1,181 @@
+//! The kernel side: programs loaded, attached and pinned, and typed maps.
+//!
+//! The only module that knows aya. Everything lives in bpffs under
+//! `<root>/v<schema>/`, so traffic goes on while no process runs, and a new
+//! process takes over programs and maps as they are.
+
+mod attach;
+mod maps;
+
+pub use attach::{Hook, Rung};
+pub use maps::{MapError, Maps, Reader};
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::ProgramError;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use vpn_edge_common::{Edge, SCHEMA, program};
+
+/// Where bpffs is mounted, and the folder in it.
+pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
+
+/// The eBPF object that this binary was built with.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VPN_EDGE_EBPF"));
+
+/// Why the datapath is not as asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error("{path} is no bpffs: mount one with `mount -t bpf bpf /sys/fs/bpf`")]
+    NoBpffs { path: PathBuf },
+    #[error("cannot prepare {path}: {source}")]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("cannot load the eBPF programs: {0}")]
+    Load(#[from] EbpfError),
+    #[error("the kernel refused program `{name}`: {source}")]
+    Refused {
+        name: &'static str,
+        source: Box<ProgramError>,
+    },
+    #[error("no interface `{0}`: name one of `ip link` with --uplink")]
+    NoInterface(String),
+    #[error(
+        "interface `{0}` has another XDP program: detach it (`ip link set dev {0} xdp off`, \
+         or stop the program that owns it), or name another uplink"
+    )]
+    Occupied(String),
+    #[error("the kernel attached `{name}` to `{interface}` without a link, which cannot be pinned: Linux 5.15 or newer is needed")]
+    NoLink {
+        name: &'static str,
+        interface: String,
+    },
+    #[error("cannot attach `{name}` to `{interface}`: {source}")]
+    Attach {
+        name: &'static str,
+        interface: String,
+        source: Box<ProgramError>,
+    },
+    #[error("cannot pin at {path}: {message}")]
+    Pin { path: PathBuf, message: String },
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Programs and maps of this binary, in the kernel and pinned.
+pub struct Datapath {
+    ebpf: Ebpf,
+    folder: PathBuf,
+    pub maps: Maps,
+}
+
+/// The folder for this binary's schema under `root`.
+#[must_use]
+pub fn folder(root: &Path) -> PathBuf {
+    root.join(format!("v{SCHEMA}"))
+}
+
+impl Datapath {
+    /// Loads the programs. Maps that are pinned under `root` already are taken
+    /// over with what they hold, others are made and pinned.
+    ///
+    /// # Errors
+    ///
+    /// When `root` is not on a bpffs, or the kernel refuses a program.
+    pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        let folder = folder(root);
+        for path in [folder.join("maps"), folder.join("links")] {
+            fs::create_dir_all(&path).map_err(|source| match source.kind() {
+                // sysfs has no room for folders of ours.
+                io::ErrorKind::PermissionDenied => DatapathError::NoBpffs { path: root.into() },
+                _ => DatapathError::Folder {
+                    path: path.clone(),
+                    source,
+                },
+            })?;
+            if !on_bpffs(&path) {
+                return Err(DatapathError::NoBpffs { path: root.into() });
+            }
+        }
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(folder.join("maps"))
+            .load(OBJECT)?;
+        load::<aya::programs::Xdp>(&mut ebpf, program::INGRESS)?;
+        load::<aya::programs::SchedClassifier>(&mut ebpf, program::INGRESS_TC)?;
+        load::<aya::programs::SchedClassifier>(&mut ebpf, program::EGRESS)?;
+        let maps = Maps::open(&folder.join("maps"))?;
+        Ok(Self { ebpf, folder, maps })
+    }
+
+    /// Says which node this is; replies leave by it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the map update.
+    pub fn set_edge(&mut self, edge: Edge) -> Result<(), DatapathError> {
+        if self.maps.edge()? != edge {
+            self.maps.set_edge(edge)?;
+        }
+        Ok(())
+    }
+
+    /// The eBPF object's programs, for test runs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// Program types that load without further words.
+trait Loadable: 'static {
+    fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Loadable for aya::programs::Xdp {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Loadable for aya::programs::SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+fn load<P: Loadable>(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError>
+where
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let refused = |source| DatapathError::Refused {
+        name,
+        source: Box::new(source),
+    };
+    let program = ebpf.program_mut(name).expect("the object has its programs");
+    let program: &mut P = program.try_into().map_err(refused)?;
+    program.load().map_err(refused)
+}
+
+/// Attaches the program that makes a gateway's own end of the veth take in
+/// redirected frames, in the namespace of the calling thread.
+///
+/// The program stays attached for as long as the returned link lives.
+///
+/// # Errors
+///
+/// When the kernel refuses it, or another XDP program is there.
+pub fn ready_gateway_end(interface: &str) -> Result<Ready, DatapathError> {
+    let mut ebpf = Ebpf::load(OBJECT)?;
+    load::<aya::programs::Xdp>(&mut ebpf, program::PASS)?;
+    attach::xdp(&mut ebpf, program::PASS, interface)?;
+    Ok(Ready { _ebpf: ebpf })
+}
+
+/// Holds the pass program on a gateway's end.
+pub struct Ready {
+    _ebpf: Ebpf,
+}
+
+fn on_bpffs(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}

@@ -1,0 +1,167 @@
+//! The WireGuard device: the kernel's, or a userspace one in this process.
+//!
+//! Both are configured through wireguard-control, so there is one code path
+//! from keys to device.
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use gotatun::device::uapi::UapiServer;
+use gotatun::device::{DefaultDeviceTransports, DeviceBuilder};
+use rtnetlink::{Handle, LinkUnspec, LinkWireguard};
+use wireguard_control::{Backend, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder};
+
+use super::GatewayConfig;
+use crate::netlink;
+
+/// A configured device that answers.
+pub enum Device {
+    Kernel,
+    Userspace(Box<gotatun::device::Device<DefaultDeviceTransports>>),
+}
+
+impl Device {
+    /// Makes and configures the device, brings it up, and reads it back.
+    pub async fn create(config: &GatewayConfig) -> Result<Self> {
+        let handle = netlink::connect()?;
+        remove_link(&handle, &config.interface).await?;
+        let link = LinkWireguard::new(&config.interface).build();
+        let device = match handle.link().add(link).execute().await {
+            Ok(()) => Self::Kernel,
+            Err(error) => {
+                tracing::info!("no kernel WireGuard ({error}): using the userspace one");
+                let uapi = UapiServer::default_unix_socket(&config.interface, None, None)
+                    .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+                let device = DeviceBuilder::new()
+                    .with_default_udp()
+                    .create_tun(&config.interface)?
+                    .with_uapi(uapi)
+                    .build()
+                    .await?;
+                Self::Userspace(Box::new(device))
+            }
+        };
+        device.configure(config).await?;
+        let index = netlink::index(&handle, &config.interface).await?;
+        let link = LinkUnspec::new_with_index(index).mtu(config.mtu).up().build();
+        handle.link().set(link).execute().await?;
+        let address = IpAddr::V4(config.address.addr());
+        handle
+            .address()
+            .add(index, address, config.address.prefix_len())
+            .replace()
+            .execute()
+            .await?;
+        device.check(config).await?;
+        Ok(device)
+    }
+
+    /// Which implementation it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace(_) => "userspace",
+        }
+    }
+
+    /// Resolves when the device has failed for good; the kernel's does not.
+    pub async fn failed(&mut self) {
+        match self {
+            Self::Kernel => std::future::pending().await,
+            Self::Userspace(device) => device.wait().await,
+        }
+    }
+
+    /// Takes the device down. Errors are logged: the namespace goes next.
+    pub async fn remove(self, config: &GatewayConfig) {
+        if let Self::Userspace(device) = self {
+            device.stop().await;
+            let _ = fs::remove_file(socket(&config.interface));
+        }
+        let removed = match netlink::connect() {
+            Ok(handle) => remove_link(&handle, &config.interface).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = removed {
+            tracing::warn!("cannot remove {}: {error:#}", config.interface);
+        }
+    }
+
+    fn backend(&self) -> Backend {
+        match self {
+            Self::Kernel => Backend::Kernel,
+            Self::Userspace(_) => Backend::Userspace,
+        }
+    }
+
+    async fn configure(&self, config: &GatewayConfig) -> Result<()> {
+        let name: InterfaceName = config.interface.parse()?;
+        let backend = self.backend();
+        let key = Key(*config.private_key.as_bytes());
+        let port = config.port;
+        // Key and port go first and alone: the userspace device takes a peer
+        // only once it has a key, and may still hold the port for a moment
+        // when it is told the same one again.
+        let identity = move || {
+            let update = || {
+                DeviceUpdate::new()
+                    .set_private_key(key.clone())
+                    .set_listen_port(port)
+                    .apply(&name, backend)
+            };
+            update().or_else(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                update()
+            })
+        };
+        tokio::task::spawn_blocking(identity)
+            .await?
+            .with_context(|| format!("cannot set key and port {port}"))?;
+
+        let name: InterfaceName = config.interface.parse()?;
+        let mut update = DeviceUpdate::new();
+        for peer in &config.peers {
+            let mut builder = PeerConfigBuilder::new(&Key(*peer.public_key.as_bytes()))
+                .replace_allowed_ips();
+            for network in &peer.allowed_ips {
+                builder = builder.add_allowed_ip(network.addr().into(), network.prefix_len());
+            }
+            update = update.add_peer(builder);
+        }
+        tokio::task::spawn_blocking(move || update.apply(&name, backend))
+            .await?
+            .context("cannot set peers")
+    }
+
+    /// Whether the device says of itself what it was told.
+    async fn check(&self, config: &GatewayConfig) -> Result<()> {
+        let name: InterfaceName = config.interface.parse()?;
+        let backend = self.backend();
+        let found =
+            tokio::task::spawn_blocking(move || wireguard_control::Device::get(&name, backend))
+                .await?
+                .context("the device does not answer")?;
+        let public = Key(*config.private_key.public().as_bytes());
+        ensure!(
+            found.listen_port == Some(config.port)
+                && found.public_key == Some(public)
+                && found.peers.len() == config.peers.len(),
+            "the device did not take its configuration"
+        );
+        Ok(())
+    }
+}
+
+/// The userspace device's configuration socket.
+pub fn socket(interface: &str) -> std::path::PathBuf {
+    format!("/var/run/wireguard/{interface}.sock").into()
+}
+
+async fn remove_link(handle: &Handle, name: &str) -> Result<()> {
+    match netlink::find(handle, name).await? {
+        Some(link) => Ok(handle.link().del(link.header.index).execute().await?),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,121 @@
+//! How a gateway says that it is there.
+//!
+//! A Unix socket. Whoever connects reads one JSON line at once and another with
+//! every change; the end of the stream is the end of the gateway, so no one has
+//! to poll. The kernel vouches for the process behind it.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::GatewayConfig;
+
+/// One line of the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub tenant: Uuid,
+    pub generation: u64,
+    pub port: u16,
+    #[serde(flatten)]
+    pub phase: Phase,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum Phase {
+    Starting,
+    /// WireGuard answers.
+    Ready {
+        /// `kernel` or `userspace`.
+        wireguard: String,
+    },
+    Failed { reason: String },
+}
+
+/// The gateway's side.
+pub(super) struct Reporter {
+    sender: watch::Sender<Status>,
+}
+
+impl Reporter {
+    /// Listens where `config` says and says `starting`.
+    pub fn bind(config: &GatewayConfig) -> io::Result<Self> {
+        let _ = fs::remove_file(&config.status);
+        let listener = UnixListener::bind(&config.status)?;
+        let (sender, receiver) = watch::channel(Status {
+            tenant: config.tenant,
+            generation: config.generation,
+            port: config.port,
+            phase: Phase::Starting,
+        });
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(tell(stream, receiver.clone()));
+            }
+        });
+        Ok(Self { sender })
+    }
+
+    pub fn ready(&self, wireguard: &str) {
+        let wireguard = wireguard.into();
+        self.sender
+            .send_modify(|status| status.phase = Phase::Ready { wireguard });
+    }
+
+    pub fn fail(&self, reason: String) {
+        self.sender
+            .send_modify(|status| status.phase = Phase::Failed { reason });
+    }
+}
+
+async fn tell(mut stream: UnixStream, mut status: watch::Receiver<Status>) -> io::Result<()> {
+    loop {
+        let mut line = serde_json::to_vec(&*status.borrow_and_update())?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        if status.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Connects to the gateway behind `socket`.
+///
+/// # Errors
+///
+/// When no gateway listens there.
+pub async fn subscribe(socket: &Path) -> io::Result<Subscription> {
+    let stream = UnixStream::connect(socket).await?;
+    Ok(Subscription {
+        lines: BufReader::new(stream).lines(),
+    })
+}
+
+/// The reader's side.
+pub struct Subscription {
+    lines: Lines<BufReader<UnixStream>>,
+}
+
+impl Subscription {
+    /// The next status; nothing when the gateway has ended.
+    pub async fn next(&mut self) -> Option<Status> {
+        let line = self.lines.next_line().await.ok()??;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+/// The process that listens on `socket`, if one does; also when it no longer
+/// answers, since the kernel knows.
+#[must_use]
+pub fn peer_pid(socket: &Path) -> Option<i32> {
+    let stream = StdUnixStream::connect(socket).ok()?;
+    Some(getsockopt(&stream, PeerCredentials).ok()?.pid())
+}

@@ -1,0 +1,81 @@
+//! The seam to whatever runs gateways: network namespaces here, pods there.
+
+pub mod netns;
+
+use std::net::Ipv4Addr;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::domain::GatewayState;
+use crate::wireguard::{PrivateKey, PublicKey};
+
+/// A gateway as it is to be.
+#[derive(Clone, Debug)]
+pub struct GatewaySpec {
+    pub tenant: Uuid,
+    pub generation: u64,
+    pub port: u16,
+    /// The tunnel's subnet: the gateway is `.1`, the client `.2`.
+    pub subnet: Ipv4Net,
+    pub private_key: PrivateKey,
+    pub client: PublicKey,
+    pub dns: Ipv4Addr,
+    /// What the tenant may reach.
+    pub networks: Vec<Ipv4Net>,
+}
+
+/// A gateway as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    pub tenant: Uuid,
+    pub generation: u64,
+    pub port: u16,
+    pub state: GatewayState,
+    /// Where to steer its packets, once it is ready.
+    pub location: Option<Location>,
+}
+
+/// Where a gateway of this node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Host-side end of the gateway's veth.
+    pub interface: String,
+    pub ifindex: u32,
+    pub host_mac: [u8; 6],
+    pub gateway_mac: [u8; 6],
+    pub address: Ipv4Addr,
+    /// The gateway's end takes in frames that XDP redirects.
+    pub takes_redirects: bool,
+}
+
+/// Makes, removes and finds gateways.
+#[async_trait]
+pub trait Gateways: Send + Sync + 'static {
+    /// Makes the gateway, in place of any other on its port. Returns once it
+    /// is started; [`Gateways::list`] says when it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started; what was made of it is removed.
+    async fn ensure(&self, spec: &GatewaySpec) -> anyhow::Result<()>;
+
+    /// Ends the gateway on `port`, if there is one, and removes all it had.
+    ///
+    /// # Errors
+    ///
+    /// When something of it is left.
+    async fn remove(&self, port: u16) -> anyhow::Result<()>;
+
+    /// Every gateway there is, wanted or not.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be told.
+    async fn list(&self) -> anyhow::Result<Vec<Gateway>>;
+
+    /// A counter that grows with every change of [`Gateways::list`].
+    fn changes(&self) -> watch::Receiver<u64>;
+}

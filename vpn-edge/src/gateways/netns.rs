@@ -1,0 +1,436 @@
+//! Gateways as processes in network namespaces of this machine.
+//!
+//! A gateway outlives the daemon that made it: its process has a session of its
+//! own, its namespace is mounted where `ip netns` looks, and its folder under
+//! the runtime directory says what it is. A new daemon finds all that again.
+//! Names and addresses follow from the port, which one gateway has at a time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{Gateway, GatewaySpec, Gateways, Location};
+use crate::domain::GatewayState;
+use crate::domain::subnet::{client_address, gateway_address};
+use crate::gateway::{GatewayConfig, Peer, Phase, peer_pid, subscribe};
+use crate::link;
+
+/// How long a gateway has to listen after it was started, and to end after it
+/// was told to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Overhead of WireGuard over IPv6, the larger of the two.
+const OVERHEAD: u32 = 80;
+
+/// Where and how gateways are made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Holds a folder a gateway, with its key: on a tmpfs, normally.
+    pub runtime: PathBuf,
+    /// Addresses for the gateways' links: the port is the offset into it.
+    pub range: Ipv4Net,
+    /// MTU of the links: the uplink's.
+    pub mtu: u32,
+}
+
+/// See [`Gateways`].
+pub struct NetnsGateways {
+    settings: Settings,
+    known: Arc<Mutex<BTreeMap<u16, Known>>>,
+    changes: watch::Sender<u64>,
+}
+
+struct Known {
+    gateway: Gateway,
+    watcher: JoinHandle<()>,
+}
+
+/// What belongs to the gateway of one port.
+struct Place {
+    port: u16,
+    folder: PathBuf,
+    namespace: PathBuf,
+    /// Host-side end of the veth.
+    link: String,
+    address: Ipv4Addr,
+}
+
+impl Place {
+    fn config(&self) -> PathBuf {
+        self.folder.join("config.json")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("status.sock")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// Unique on the machine, as userspace WireGuard's sockets share a folder.
+    fn wireguard(&self) -> String {
+        format!("wg{}", self.port)
+    }
+}
+
+impl NetnsGateways {
+    /// Finds the gateways that an earlier daemon left, and waits until each
+    /// has said how it is.
+    ///
+    /// # Errors
+    ///
+    /// When the runtime folder cannot be used, or the range is too small.
+    pub async fn adopt(settings: Settings) -> Result<Self> {
+        ensure!(
+            settings.range.prefix_len() <= 16,
+            "the gateway range {} is too small: it takes a /16 or larger",
+            settings.range
+        );
+        let folder = settings.runtime.join("gateways");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let gateways = Self {
+            settings,
+            known: Arc::default(),
+            changes: watch::Sender::new(0),
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if let Some(port) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                found.push(gateways.place(port));
+            }
+        }
+        let mut states = tokio::task::JoinSet::new();
+        for place in found {
+            let port = place.port;
+            match GatewayConfig::read(&place.config()) {
+                Ok(config) => {
+                    let mut gateway = Gateway {
+                        tenant: config.tenant,
+                        generation: config.generation,
+                        port,
+                        state: GatewayState::Starting,
+                        location: None,
+                    };
+                    let first = gateways.watch(place, gateway.clone(), None);
+                    states.spawn(async move { timeout(PATIENCE, first).await });
+                    gateway.state = GatewayState::Starting;
+                }
+                Err(error) => {
+                    tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
+                    gateways.remove(port).await?;
+                }
+            }
+        }
+        while states.join_next().await.is_some() {}
+        Ok(gateways)
+    }
+
+    fn place(&self, port: u16) -> Place {
+        let base = u32::from(self.settings.range.network());
+        let name = format!("vpn-edge-{port}");
+        Place {
+            port,
+            folder: self.settings.runtime.join("gateways").join(port.to_string()),
+            namespace: Path::new("/run/netns").join(&name),
+            link: name,
+            address: Ipv4Addr::from(base + u32::from(port)),
+        }
+    }
+
+    /// Follows a gateway's status. The returned future resolves with the first
+    /// that is final or tells that the gateway is gone.
+    fn watch(
+        &self,
+        place: Place,
+        gateway: Gateway,
+        child: Option<Child>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (settled, first) = tokio::sync::oneshot::channel();
+        let port = place.port;
+        let known = Arc::clone(&self.known);
+        let changes = self.changes.clone();
+        let record = move |state: GatewayState, location: Option<Location>| {
+            let mut known = known.lock().expect("no panic under this lock");
+            if let Some(entry) = known.get_mut(&port) {
+                entry.gateway.state = state;
+                entry.gateway.location = location;
+            }
+            changes.send_modify(|count| *count += 1);
+        };
+        let mut entries = self.known.lock().expect("no panic under this lock");
+        let watcher = tokio::spawn(follow(place, child, record, settled));
+        if let Some(old) = entries.insert(port, Known { gateway, watcher }) {
+            old.watcher.abort();
+        }
+        drop(entries);
+        self.changes.send_modify(|count| *count += 1);
+        async move {
+            let _ = first.await;
+        }
+    }
+
+    async fn create(&self, spec: &GatewaySpec, place: &Place) -> Result<Child> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&place.folder)?;
+        let prefix = spec.subnet.prefix_len();
+        let config = GatewayConfig {
+            tenant: spec.tenant,
+            generation: spec.generation,
+            port: spec.port,
+            interface: place.wireguard(),
+            link: link::GATEWAY_END.into(),
+            address: Ipv4Net::new(gateway_address(spec.subnet), prefix)?,
+            mtu: self.settings.mtu - OVERHEAD,
+            private_key: spec.private_key.clone(),
+            peers: vec![Peer {
+                public_key: spec.client,
+                allowed_ips: vec![client_address(spec.subnet).into()],
+            }],
+            dns: spec.dns,
+            networks: spec.networks.clone(),
+            status: place.socket(),
+        };
+        config.write(&place.config())?;
+        make_namespace(&place.namespace)
+            .with_context(|| format!("cannot make namespace {}", place.namespace.display()))?;
+        link::create(&place.link, &place.namespace, place.address, self.settings.mtu)
+            .await
+            .with_context(|| format!("cannot make link {}", place.link))?;
+        spawn(place)
+    }
+}
+
+#[async_trait]
+impl Gateways for NetnsGateways {
+    async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
+        let place = self.place(spec.port);
+        self.remove(spec.port).await?;
+        match self.create(spec, &place).await {
+            Ok(child) => {
+                let gateway = Gateway {
+                    tenant: spec.tenant,
+                    generation: spec.generation,
+                    port: spec.port,
+                    state: GatewayState::Starting,
+                    location: None,
+                };
+                drop(self.watch(place, gateway, Some(child)));
+                Ok(())
+            }
+            Err(error) => {
+                self.remove(spec.port).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn remove(&self, port: u16) -> Result<()> {
+        let place = self.place(port);
+        let known = self
+            .known
+            .lock()
+            .expect("no panic under this lock")
+            .remove(&port);
+        if let Some(known) = &known {
+            known.watcher.abort();
+            self.changes.send_modify(|count| *count += 1);
+        }
+        if let Some(pid) = peer_pid(&place.socket()) {
+            end(pid).await?;
+        }
+        link::remove(&place.link)
+            .await
+            .with_context(|| format!("cannot remove link {}", place.link))?;
+        remove_namespace(&place.namespace)
+            .with_context(|| format!("cannot remove namespace {}", place.namespace.display()))?;
+        let _ = fs::remove_file(crate::gateway::device::socket(&place.wireguard()));
+        match fs::remove_dir_all(&place.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", place.folder.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Gateway>> {
+        let known = self.known.lock().expect("no panic under this lock");
+        Ok(known.values().map(|known| known.gateway.clone()).collect())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// Reads a gateway's status until it is gone.
+async fn follow(
+    place: Place,
+    mut child: Option<Child>,
+    record: impl Fn(GatewayState, Option<Location>) + Send,
+    settled: tokio::sync::oneshot::Sender<()>,
+) {
+    let mut settled = Some(settled);
+    let started = std::time::Instant::now();
+    let mut failure = None;
+    let mut subscription = loop {
+        if let Ok(subscription) = subscribe(&place.socket()).await {
+            break Some(subscription);
+        }
+        let ended = match &mut child {
+            Some(child) => matches!(child.try_wait(), Ok(Some(_))),
+            None => true,
+        };
+        if ended || started.elapsed() > PATIENCE {
+            break None;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    if let Some(subscription) = &mut subscription {
+        while let Some(status) = subscription.next().await {
+            match status.phase {
+                Phase::Starting => continue,
+                Phase::Ready { .. } => match link::locate(&place.link, &place.namespace).await {
+                    Ok(location) => record(GatewayState::Ready, Some(location)),
+                    Err(error) => {
+                        record(GatewayState::Failed(format!("its link is gone: {error}")), None);
+                    }
+                },
+                Phase::Failed { reason } => {
+                    failure = Some(reason.clone());
+                    record(GatewayState::Failed(reason), None);
+                }
+            }
+            if let Some(settled) = settled.take() {
+                let _ = settled.send(());
+            }
+        }
+    }
+    let reason = failure.unwrap_or_else(|| {
+        let log = fs::read_to_string(place.log()).unwrap_or_default();
+        match log.lines().last() {
+            Some(line) => format!("the gateway ended: {line}"),
+            None => "the gateway ended".into(),
+        }
+    });
+    record(GatewayState::Failed(reason), None);
+    drop(settled);
+    if let Some(mut child) = child {
+        // The child is reaped here; an adopted gateway is not ours to reap.
+        let _ = child.wait().await;
+    }
+}
+
+/// Starts the gateway's process in its namespace, to outlive this one.
+fn spawn(place: &Place) -> Result<Child> {
+    let namespace = File::open(&place.namespace)?;
+    let log = File::create(place.log())?;
+    // Not current_exe(): the file there may be a newer build by now, or gone.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("vpn-edge")
+        .arg("gateway")
+        .arg("--config")
+        .arg(place.config())
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(false);
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            setsid()?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        });
+    }
+    command.spawn().context("cannot start the gateway's process")
+}
+
+/// Ends the process: SIGTERM, and SIGKILL if that is not enough.
+async fn end(pid: i32) -> Result<()> {
+    let pid = Pid::from_raw(pid);
+    for (signal, patience) in [(Signal::SIGTERM, PATIENCE / 2), (Signal::SIGKILL, PATIENCE)] {
+        if kill(pid, signal).is_err() {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        while started.elapsed() < patience {
+            if gone(pid) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    bail!("the gateway's process {pid} does not end")
+}
+
+/// Whether the process has ended, reaped or not.
+fn gone(pid: Pid) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the command, which is in parentheses.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
+/// A namespace mounted at `path`, as `ip netns` makes them.
+fn make_namespace(path: &Path) -> io::Result<()> {
+    let none: Option<&str> = None;
+    let folder = path.parent().expect("the path has a folder");
+    if !folder.exists() {
+        fs::create_dir_all(folder)?;
+        // A mount of its own, and shared, so that mounts made and taken off in
+        // it are seen by processes in other mount namespaces.
+        mount(Some(folder), folder, none, MsFlags::MS_BIND, none)?;
+        mount(none, folder, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none)?;
+    }
+    File::create(path)?;
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                mount(Some("/proc/thread-self/ns/net"), path, none, MsFlags::MS_BIND, none)?;
+                Ok(())
+            })
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the namespace's thread panicked")))
+    })
+}
+
+fn remove_namespace(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,3 @@
+//! What the operator's shell reads off the kernel, with or without a daemon.
+
+pub mod ports;

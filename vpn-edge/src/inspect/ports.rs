@@ -1,0 +1,336 @@
+//! `vpn-edge ports`: the port map as the kernel has it.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use uuid::Uuid;
+use vpn_edge_common::{Allocation, Counters, DropReason, mode, unmapped};
+
+use crate::datapath::{DEFAULT_ROOT, Reader};
+
+#[derive(Debug, clap::Args)]
+pub struct PortsArgs {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    output: Output,
+    /// Folder on bpffs where the agent pins.
+    #[arg(long, default_value = DEFAULT_ROOT, global = true)]
+    bpffs: PathBuf,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Every allocated port (the default).
+    List,
+    /// One port, with its drops by reason.
+    Show { port: u16 },
+    /// The list, again and again, with rates.
+    Watch {
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 1.0)]
+        interval: f64,
+        /// End after so many looks.
+        #[arg(long)]
+        count: Option<u64>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+/// One port, as shown. The JSON form is this, field by field.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Row {
+    port: u16,
+    tenant: Uuid,
+    generation: u64,
+    /// `closed`, `xdp` or `tc`.
+    mode: &'static str,
+    /// The gateway's address on this node; none while closed.
+    gateway: Option<std::net::Ipv4Addr>,
+    /// The host-side veth; none while closed, or when it has just gone.
+    interface: Option<String>,
+    ingress: Traffic,
+    egress: Traffic,
+    dropped: u64,
+    /// Dropped packets by reason, those that occurred.
+    drops: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+struct Traffic {
+    packets: u64,
+    bytes: u64,
+    /// Since the look before; none at the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_second: Option<u64>,
+}
+
+impl Traffic {
+    fn rate(&mut self, before: &Self, elapsed: Duration) {
+        let bits = self.bytes.saturating_sub(before.bytes) * 8;
+        self.bits_per_second = Some((bits as f64 / elapsed.as_secs_f64()) as u64);
+    }
+}
+
+/// Prints what was asked for.
+///
+/// # Errors
+///
+/// When nothing is pinned, or the port asked for is not allocated.
+pub fn run(args: &PortsArgs) -> Result<()> {
+    let reader = Reader::open(&args.bpffs)?;
+    match &args.command {
+        None | Some(Command::List) => {
+            let rows = rows(&reader)?;
+            print(&rows, args.output)
+        }
+        Some(Command::Show { port }) => {
+            let Some(allocation) = reader.allocation(*port)? else {
+                bail!("port {port} is not allocated; `vpn-edge ports` lists those that are");
+            };
+            show(&row(&reader, *port, &allocation)?, args.output)
+        }
+        Some(Command::Watch { interval, count }) => {
+            if !(0.05..=3600.0).contains(interval) {
+                bail!("--interval takes seconds from 0.05 to 3600");
+            }
+            let interval = Duration::from_secs_f64(*interval);
+            watch(&reader, interval, count.unwrap_or(u64::MAX), args.output)
+        }
+    }
+}
+
+fn watch(reader: &Reader, interval: Duration, count: u64, output: Output) -> Result<()> {
+    let mut before: Option<(Instant, Vec<Row>)> = None;
+    for look in 0..count {
+        if look > 0 {
+            std::thread::sleep(interval);
+        }
+        let now = Instant::now();
+        let mut rows = rows(reader)?;
+        if let Some((then, old)) = &before {
+            for row in &mut rows {
+                let same = |old: &&Row| old.port == row.port && old.tenant == row.tenant;
+                if let Some(old) = old.iter().find(same) {
+                    row.ingress.rate(&old.ingress, now - *then);
+                    row.egress.rate(&old.egress, now - *then);
+                }
+            }
+        }
+        let mut stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            // Home and clear to the end: no flicker, unlike a cleared screen.
+            write!(stdout, "\x1b[H\x1b[J")?;
+        }
+        print(&rows, output)?;
+        before = Some((now, rows));
+    }
+    Ok(())
+}
+
+fn rows(reader: &Reader) -> Result<Vec<Row>> {
+    let allocations = reader.allocations()?;
+    allocations
+        .iter()
+        .map(|(&port, allocation)| row(reader, port, allocation))
+        .collect()
+}
+
+fn row(reader: &Reader, port: u16, allocation: &Allocation) -> Result<Row> {
+    let counters = reader.counters(allocation.slot)?;
+    let name = nix::net::if_::if_indextoname(allocation.ifindex).ok();
+    let interface = name.and_then(|name| name.into_string().ok());
+    Ok(describe(port, allocation, &counters, interface))
+}
+
+fn describe(
+    port: u16,
+    allocation: &Allocation,
+    counters: &Counters,
+    interface: Option<String>,
+) -> Row {
+    let open = allocation.mode > mode::CLOSED;
+    let drops: BTreeMap<_, _> = DropReason::ALL
+        .into_iter()
+        .map(|reason| (reason.name(), counters.drops[reason as usize]))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    Row {
+        port,
+        tenant: Uuid::from_bytes(allocation.tenant),
+        generation: allocation.generation,
+        mode: match allocation.mode {
+            mode::CLOSED => "closed",
+            mode::XDP => "xdp",
+            mode::TC => "tc",
+            _ => "unknown",
+        },
+        gateway: open.then(|| unmapped(&allocation.gateway).into()),
+        interface: interface.filter(|_| open),
+        ingress: Traffic {
+            packets: counters.ingress_packets,
+            bytes: counters.ingress_bytes,
+            bits_per_second: None,
+        },
+        egress: Traffic {
+            packets: counters.egress_packets,
+            bytes: counters.egress_bytes,
+            bits_per_second: None,
+        },
+        dropped: drops.values().sum(),
+        drops,
+    }
+}
+
+fn print(rows: &[Row], output: Output) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match output {
+        Output::Json => writeln!(stdout, "{}", serde_json::to_string(rows)?)?,
+        Output::Table => writeln!(stdout, "{}", table(rows))?,
+    }
+    Ok(())
+}
+
+fn show(row: &Row, output: Output) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    if let Output::Json = output {
+        writeln!(stdout, "{}", serde_json::to_string(row)?)?;
+        return Ok(());
+    }
+    writeln!(stdout, "{}", table(std::slice::from_ref(row)))?;
+    for (reason, count) in &row.drops {
+        writeln!(stdout, "dropped {reason}: {count}")?;
+    }
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no port is allocated".into();
+    }
+    let rates = rows.iter().any(|row| row.ingress.bits_per_second.is_some());
+    let mut header = vec!["PORT", "TENANT", "MODE", "GATEWAY", "INTERFACE", "IN PKTS", "IN BYTES"];
+    if rates {
+        header.push("IN RATE");
+    }
+    header.extend(["OUT PKTS", "OUT BYTES"]);
+    if rates {
+        header.push("OUT RATE");
+    }
+    header.push("DROPPED");
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for row in rows {
+        let rate = |traffic: &Traffic| traffic.bits_per_second.map_or("-".into(), bits);
+        let mut cells = vec![
+            row.port.to_string(),
+            row.tenant.to_string(),
+            row.mode.to_string(),
+            row.gateway.map_or("-".into(), |gateway| gateway.to_string()),
+            row.interface.clone().unwrap_or("-".into()),
+            row.ingress.packets.to_string(),
+            row.ingress.bytes.to_string(),
+        ];
+        if rates {
+            cells.push(rate(&row.ingress));
+        }
+        cells.extend([row.egress.packets.to_string(), row.egress.bytes.to_string()]);
+        if rates {
+            cells.push(rate(&row.egress));
+        }
+        cells.push(row.dropped.to_string());
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(5) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+/// A rate for people: 12.3 Mbit/s.
+fn bits(per_second: u64) -> String {
+    let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    let mut value = per_second as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{per_second} {}", units[0])
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vpn_edge_common::mapped;
+
+    use super::*;
+
+    fn open() -> Row {
+        let allocation = Allocation {
+            mode: mode::XDP,
+            slot: 3,
+            ifindex: 12,
+            gateway: mapped([100, 64, 121, 25]),
+            tenant: *Uuid::from_u128(0x1234).as_bytes(),
+            generation: 2,
+            ..Allocation::default()
+        };
+        let mut counters = Counters {
+            ingress_packets: 1200,
+            ingress_bytes: 150_000,
+            egress_packets: 900,
+            egress_bytes: 1_000_000,
+            ..Counters::default()
+        };
+        counters.drops[DropReason::MessageType as usize] = 7;
+        describe(31_001, &allocation, &counters, Some("vpn-edge-31001".into()))
+    }
+
+    fn closed() -> Row {
+        let allocation = Allocation {
+            mode: mode::CLOSED,
+            ..Allocation::default()
+        };
+        describe(31_002, &allocation, &Counters::default(), Some("stale".into()))
+    }
+
+    #[test]
+    fn the_table_is_for_people() {
+        insta::assert_snapshot!(table(&[open(), closed()]));
+    }
+
+    #[test]
+    fn rates_have_columns_of_their_own() {
+        let mut row = open();
+        let before = open().ingress;
+        row.ingress.bytes += 1_250_000;
+        row.ingress.rate(&before, Duration::from_secs(1));
+        insta::assert_snapshot!(table(&[row]));
+    }
+
+    #[test]
+    fn json_has_every_field_and_reason() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&[open(), closed()]).unwrap());
+    }
+
+    #[test]
+    fn an_empty_map_is_said_to_be_empty() {
+        assert_eq!(table(&[]), "no port is allocated");
+    }
+}
