@@ -14,7 +14,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// without the library's source.
 const DEBIAN: &str = "/usr";
 
-struct Toolchain {
+pub struct Toolchain {
     cargo: OsString,
     rustc: OsString,
     debian: bool,
@@ -25,22 +25,25 @@ struct Toolchain {
 /// `target_dir` must not be the outer cargo's own, which is locked while its
 /// build scripts run.
 pub fn build(workspace_root: &Path, target_dir: &Path) -> Result<PathBuf, String> {
+    let mut cargo = cargo("build", workspace_root, target_dir)?;
+    let output = cargo
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", cargo.get_program().display()))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(format!(
+            "building the eBPF programs failed:\n{}",
+            stderr.trim_end()
+        ));
+    }
+    Ok(target_dir.join(TARGET).join("release"))
+}
+
+/// The nested cargo, about to build the programs or to check them (`verb`).
+pub fn cargo(verb: &str, workspace_root: &Path, target_dir: &Path) -> Result<Command, String> {
     let toolchain = toolchain()?;
     let linker = linker()?;
     let mut cargo = Command::new(&toolchain.cargo);
-    cargo
-        .args([
-            "build",
-            "--bins",
-            "--release",
-            "--target",
-            TARGET,
-            "-Zbuild-std=core",
-        ])
-        .arg("--manifest-path")
-        .arg(workspace_root.join("vpn-edge-ebpf/Cargo.toml"))
-        .arg("--target-dir")
-        .arg(target_dir);
     // What an outer cargo tells its build scripts or wrappers is not meant for
     // this build, and would rebuild it whenever the caller changes.
     for (name, _) in env::vars_os() {
@@ -54,22 +57,24 @@ pub fn build(workspace_root: &Path, target_dir: &Path) -> Result<PathBuf, String
             .env_remove("LD_LIBRARY_PATH");
     }
     cargo
+        .args([
+            verb,
+            "--bins",
+            "--release",
+            "--target",
+            TARGET,
+            "-Zbuild-std=core",
+        ])
+        .arg("--manifest-path")
+        .arg(workspace_root.join("vpn-edge-ebpf/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target_dir)
         .env("RUSTC", &toolchain.rustc)
         // build-std is unstable: allowed here, and for this process alone.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags());
-    let output = cargo
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", toolchain.cargo.display()))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(format!(
-            "building the eBPF programs failed:\n{}",
-            stderr.trim_end()
-        ));
-    }
-    Ok(target_dir.join(TARGET).join("release"))
+    Ok(cargo)
 }
 
 fn rustflags() -> String {
@@ -121,7 +126,7 @@ fn outer_cargo(name: &OsStr) -> bool {
 }
 
 /// The toolchain in use if it has the library's source, else Debian's.
-fn toolchain() -> Result<Toolchain, String> {
+pub fn toolchain() -> Result<Toolchain, String> {
     let own = Toolchain {
         cargo: env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
         rustc: env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
@@ -154,7 +159,7 @@ fn has_source(sysroot: &Path) -> bool {
 }
 
 /// bpf-linker, on PATH or where `cargo install` puts it.
-fn linker() -> Result<PathBuf, String> {
+pub fn linker() -> Result<PathBuf, String> {
     let path = env::var_os("PATH").unwrap_or_default();
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)

@@ -1,1 +1,61 @@
-fn main(){}
+//! The project's own commands: `cargo xtask --help`.
+
+mod bench;
+mod build_ebpf;
+mod demo;
+mod lint;
+mod programs;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use anyhow::Result;
+use clap::Parser;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about, disable_help_subcommand = true)]
+enum Xtask {
+    /// Install what building, the lab, the demo and the tests need
+    Setup,
+    /// Build the kernel's programs and list them
+    BuildEbpf,
+    /// Show the whole path on this machine: two tenants, two clients, a database behind each
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run every suite, or the ones named
+    #[command(after_help = test::suites())]
+    Test { names: Vec<String> },
+    /// Measure; writes target/bench.json
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        names: Vec<String>,
+    },
+    /// Check form, clippy, licences and the tree's own rules
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Xtask::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not by Debug, which adds a backtrace that helps nobody here.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Xtask) -> Result<()> {
+    match task {
+        Xtask::Setup => setup::ready(&setup::EVERYTHING),
+        Xtask::BuildEbpf => programs::build_and_list(),
+        Xtask::Demo { args } => demo::run(&args),
+        Xtask::Test { names } => test::run(&names),
+        Xtask::Bench { names } => bench::run(&names),
+        Xtask::Lint => lint::run(),
+    }
+}

@@ -1,0 +1,12 @@
+//! `cargo xtask demo`: readies the machine, builds, and hands over to the lab's demo.
+
+use crate::setup::{self, Need};
+use crate::workspace::{self, cargo};
+use anyhow::Result;
+
+pub fn run(args: &[String]) -> Result<()> {
+    setup::ready(&[Need::Build, Need::Bpf, Need::Lab, Need::Demo])?;
+    workspace::run(&mut cargo(["build", "--bin", "vpn-edge", "--bin", "demo"]))?;
+    let mut demo = cargo(["run", "--quiet", "--bin", "demo", "--"]);
+    workspace::run(demo.args(args))
+}

@@ -1,0 +1,149 @@
+//! `cargo xtask test`: the suites, each with what it needs.
+
+use crate::setup::{self, Need};
+use crate::workspace::{self, cargo};
+use anyhow::{Result, bail};
+use std::time::{Duration, Instant};
+
+struct Suite {
+    name: &'static str,
+    about: &'static str,
+    needs: &'static [Need],
+    /// Cargo's arguments, in turn. All select the whole workspace, so that one
+    /// set of features, and thus one build of the dependencies, serves all.
+    cargo: &'static [&'static [&'static str]],
+}
+
+const SUITES: &[Suite] = &[
+    Suite {
+        name: "unit",
+        about: "what needs no kernel: tests next to the code",
+        needs: &[Need::Build],
+        cargo: &[&["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]],
+    },
+    Suite {
+        name: "packets",
+        about: "packet tables through the kernel's own test run",
+        needs: &[Need::Build, Need::Bpf],
+        cargo: &[&["test", "--workspace", "--test", "packets"]],
+    },
+    Suite {
+        name: "lab",
+        about: "real binaries and real WireGuard in network namespaces",
+        needs: &[Need::Build, Need::Bpf, Need::Lab],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "lab"],
+        ],
+    },
+    Suite {
+        name: "kernels",
+        about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
+        needs: &[Need::Build, Need::Lab, Need::Kernels],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &[
+                "test",
+                "--workspace",
+                "--test",
+                "kernels",
+                "--",
+                "--nocapture",
+            ],
+        ],
+    },
+];
+
+enum Outcome {
+    Ok,
+    Failed(String),
+    Skipped(String),
+}
+
+/// The list for `--help` and for a name that is none.
+pub fn suites() -> String {
+    let mut list = "Suites:".to_owned();
+    for suite in SUITES {
+        list.push_str(&format!("\n  {:<9} {}", suite.name, suite.about));
+    }
+    list
+}
+
+pub fn run(names: &[String]) -> Result<()> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| SUITES.iter().all(|suite| suite.name != **name))
+    {
+        bail!("no suite is called '{unknown}'\n{}", suites());
+    }
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    let mut lines = Vec::new();
+    let mut failed = Vec::new();
+    for suite in SUITES {
+        if !names.is_empty() && !names.iter().any(|name| name == suite.name) {
+            continue;
+        }
+        eprintln!("suite {}: {}", suite.name, suite.about);
+        let started = Instant::now();
+        let outcome = suite.run();
+        lines.push(line(suite.name, &outcome, started.elapsed()));
+        match outcome {
+            Outcome::Ok => {}
+            Outcome::Skipped(_) if !ci => {}
+            Outcome::Failed(_) | Outcome::Skipped(_) => failed.push(suite.name),
+        }
+    }
+    println!("\n{}", lines.join("\n"));
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+impl Suite {
+    fn run(&self) -> Outcome {
+        if let Err(lack) = setup::ready(self.needs) {
+            return Outcome::Skipped(format!("{lack:#}"));
+        }
+        for args in self.cargo {
+            if let Err(error) = workspace::run(&mut cargo(*args)) {
+                return Outcome::Failed(format!("{error:#}"));
+            }
+        }
+        Outcome::Ok
+    }
+}
+
+fn line(name: &str, outcome: &Outcome, took: Duration) -> String {
+    let (word, reason) = match outcome {
+        Outcome::Ok => ("ok", None),
+        Outcome::Failed(reason) => ("FAILED", Some(reason)),
+        Outcome::Skipped(lack) => ("skipped", Some(lack)),
+    };
+    let seconds = took.as_secs_f64();
+    match reason {
+        None => format!("{name:<9} {word:<8} {seconds:>7.1} s"),
+        Some(reason) => format!("{name:<9} {word:<8} {seconds:>7.1} s  {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_suite_is_refused_with_the_list_of_suites() {
+        let error = run(&["nonsense".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("'nonsense'"), "{error}");
+        for suite in SUITES {
+            assert!(error.contains(suite.name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_skipped_suite_says_what_it_lacks() {
+        let lack = Outcome::Skipped("root is needed".to_owned());
+        let line = line("lab", &lack, Duration::from_millis(100));
+        assert_eq!(line, "lab       skipped      0.1 s  root is needed");
+    }
+}

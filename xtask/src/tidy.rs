@@ -1,0 +1,135 @@
+//! What must be absent from the tree, which no compiler checks.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+struct Rule {
+    /// Paths below the root that the rule covers, and those it spares.
+    within: &'static str,
+    except: &'static str,
+    words: &'static [&'static str],
+    why: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        within: "vpn-edge/src/domain",
+        except: "-",
+        words: &[
+            "tokio",
+            "async fn",
+            "aya::",
+            "kube::",
+            "std::fs",
+            "std::process",
+            "TcpStream",
+            "UdpSocket",
+        ],
+        why: "the domain decides and does no I/O",
+    },
+    Rule {
+        within: "vpn-edge/src",
+        except: "vpn-edge/src/datapath",
+        words: &["aya::"],
+        why: "datapath/ is the only place that knows aya",
+    },
+    Rule {
+        within: "",
+        except: "xtask/src/tidy.rs",
+        words: &["FIXME", "TODO", "XXX", "todo!(", "unimplemented!(", "dbg!("],
+        why: "finish it, or file an issue",
+    },
+];
+
+const LONGEST_FILE: usize = 600;
+
+pub fn check(root: &Path) -> Result<()> {
+    let mut found = Vec::new();
+    for file in sources(root)? {
+        let text = fs::read_to_string(root.join(&file))
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        found.extend(complaints(&file, &text));
+    }
+    if !found.is_empty() {
+        bail!("\n{}", found.join("\n"));
+    }
+    Ok(())
+}
+
+fn complaints(file: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let lines = text.lines().count();
+    if lines > LONGEST_FILE {
+        found.push(format!(
+            "{}: {lines} lines, more than {LONGEST_FILE}",
+            file.display()
+        ));
+    }
+    for rule in RULES {
+        if !file.starts_with(rule.within) || file.starts_with(rule.except) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            if let Some(word) = rule.words.iter().find(|word| line.contains(**word)) {
+                let (file, number) = (file.display(), number + 1);
+                found.push(format!("{file}:{number}: '{word}': {}", rule.why));
+            }
+        }
+    }
+    found
+}
+
+/// Every Rust file, by its path below the root.
+fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() {
+                if name != "target" && !name.starts_with('.') {
+                    folders.push(path);
+                }
+            } else if name.ends_with(".rs") {
+                files.push(path.strip_prefix(root)?.to_path_buf());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(file: &str, text: &str) -> Vec<String> {
+        complaints(Path::new(file), text)
+    }
+
+    #[test]
+    fn the_domain_may_do_no_io() {
+        assert_eq!(
+            check("vpn-edge/src/domain/plan.rs", "use tokio::time;").len(),
+            1
+        );
+        assert!(check("vpn-edge/src/agent/mod.rs", "use tokio::time;").is_empty());
+    }
+
+    #[test]
+    fn only_the_datapath_may_name_aya() {
+        assert_eq!(
+            check("vpn-edge/src/agent/mod.rs", "\nuse aya::Ebpf;"),
+            ["vpn-edge/src/agent/mod.rs:2: 'aya::': datapath/ is the only place that knows aya"]
+        );
+        assert!(check("vpn-edge/src/datapath/mod.rs", "use aya::Ebpf;").is_empty());
+    }
+
+    #[test]
+    fn a_file_stays_within_the_longest_length() {
+        assert!(check("a.rs", &"\n".repeat(LONGEST_FILE)).is_empty());
+        assert_eq!(check("a.rs", &"\n".repeat(LONGEST_FILE + 1)).len(), 1);
+    }
+}
