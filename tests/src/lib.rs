@@ -1,1 +1,3 @@
+//! What the suites and the demo share: a sandbox for programs, and the lab.
 
+pub mod sandbox;
