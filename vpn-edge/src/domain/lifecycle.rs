@@ -254,3 +254,6 @@ impl Tenant {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

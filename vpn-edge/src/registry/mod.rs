@@ -1,11 +1,15 @@
 //! Where tenants are kept: the seam between one machine's SQLite database and
 //! a cluster's resources.
 
+pub mod sqlite;
+
 use async_trait::async_trait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{PortPool, Tenant, VpnError};
+
+pub use sqlite::SqliteRegistry;
 
 /// A change to a stored tenant. It may run more than once, each time on the
 /// tenant and the pool as they then are, and only the last run counts.

@@ -1,0 +1,433 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use tempfile::TempDir;
+
+use super::*;
+use crate::domain::{GatewayState, Observed, Plan, VpnError};
+
+fn range(text: &str) -> PortRange {
+    text.parse().unwrap()
+}
+
+fn open(path: &Path) -> SqliteRegistry {
+    SqliteRegistry::open(path, range("30000-30019")).unwrap()
+}
+
+fn open_error(path: &Path) -> String {
+    match SqliteRegistry::open(path, range("30000-30019")) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn scratch() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    (dir, path)
+}
+
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+fn new_tenant(n: u128) -> Tenant {
+    // The namespace is made from the id's first digits.
+    let id = Uuid::from_u128(n << 96);
+    let mut tenant = Tenant::new(id, "acme".to_owned(), Plan::Business, now()).unwrap();
+    tenant.set_ready(true);
+    tenant
+        .set_networks(vec!["10.244.0.0/16".parse().unwrap()])
+        .unwrap();
+    tenant
+}
+
+async fn create(registry: &SqliteRegistry, n: u128) -> Uuid {
+    registry.create(new_tenant(n)).await.unwrap().id
+}
+
+fn enable() -> Change {
+    Box::new(|tenant, pool| tenant.enable(pool, Keys::generate(), now()))
+}
+
+fn disable() -> Change {
+    Box::new(|tenant, pool| tenant.disable(pool, now()))
+}
+
+fn serve() -> Change {
+    let observed = Observed {
+        gateway: GatewayState::Ready,
+        steerable: true,
+    };
+    Box::new(move |tenant, _| {
+        tenant.observe(&observed, now());
+        Ok(())
+    })
+}
+
+async fn enabled(registry: &SqliteRegistry, n: u128) -> Tenant {
+    let id = create(registry, n).await;
+    registry.update(id, enable()).await.unwrap();
+    registry.update(id, serve()).await.unwrap()
+}
+
+fn port(tenant: &Tenant) -> u16 {
+    tenant.vpn.allocation.as_ref().unwrap().port
+}
+
+/// Whether any file of the directory has these bytes.
+fn on_disk(dir: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let content = std::fs::read(entry.unwrap().path()).unwrap();
+        content.windows(bytes.len()).any(|window| window == bytes)
+    })
+}
+
+#[tokio::test]
+async fn a_tenant_is_stored_with_all_it_has() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let tenant = enabled(&registry, 7).await;
+    assert_eq!(registry.get(tenant.id).await.unwrap(), Some(tenant.clone()));
+    let plain = registry.create(new_tenant(3)).await.unwrap();
+    assert_eq!(registry.list().await.unwrap(), [plain, tenant], "by id");
+    assert_eq!(registry.get(Uuid::nil()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn reopening_keeps_tenants_ports_and_the_order_of_release() {
+    let (_dir, path) = scratch();
+    let three = range("30000-30002");
+    let registry = SqliteRegistry::open(&path, three).unwrap();
+    let mut tenants = Vec::new();
+    for n in 1..=3 {
+        tenants.push(enabled(&registry, n).await);
+    }
+    registry.update(tenants[2].id, disable()).await.unwrap();
+    registry.update(tenants[0].id, disable()).await.unwrap();
+    let before = registry.list().await.unwrap();
+    drop(registry);
+
+    let registry = SqliteRegistry::open(&path, three).unwrap();
+    assert_eq!(registry.list().await.unwrap(), before);
+    let first = registry.update(tenants[0].id, enable()).await.unwrap();
+    assert_eq!(port(&first), 30002, "released longest ago");
+    let third = registry.update(tenants[2].id, enable()).await.unwrap();
+    assert_eq!(port(&third), 30000);
+}
+
+#[tokio::test]
+async fn an_id_or_a_namespace_is_used_once() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let id = create(&registry, 1).await;
+    let error = registry.create(new_tenant(1)).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("id {id} is already used by another tenant")
+    );
+    let mut other = new_tenant(2);
+    other.set_namespace("tenant-00000001".to_owned()).unwrap();
+    let error = registry.create(other).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "namespace tenant-00000001 is already used by another tenant"
+    );
+    assert_eq!(registry.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn twenty_enables_at_once_get_twenty_ports() {
+    let (_dir, path) = scratch();
+    let registry = Arc::new(open(&path));
+    let mut ids = Vec::new();
+    for n in 1..=20 {
+        ids.push(create(&registry, n).await);
+    }
+    let tasks: Vec<_> = ids
+        .into_iter()
+        .map(|id| {
+            let registry = Arc::clone(&registry);
+            tokio::spawn(async move { port(&registry.update(id, enable()).await.unwrap()) })
+        })
+        .collect();
+    let mut ports = BTreeSet::new();
+    for task in tasks {
+        ports.insert(task.await.unwrap());
+    }
+    assert_eq!(ports, (30000..=30019).collect());
+}
+
+#[tokio::test]
+async fn a_dry_pool_refuses_and_recovers_with_the_port_that_was_freed() {
+    let (_dir, path) = scratch();
+    let registry = SqliteRegistry::open(&path, range("30000-30001")).unwrap();
+    let first = enabled(&registry, 1).await;
+    enabled(&registry, 2).await;
+    let third = create(&registry, 3).await;
+    let before = registry.get(third).await.unwrap().unwrap();
+    let refused = registry.update(third, enable()).await.unwrap_err();
+    assert!(matches!(
+        refused,
+        UpdateError::Refused(VpnError::NoPortsAvailable)
+    ));
+    assert_eq!(registry.get(third).await.unwrap().unwrap(), before);
+    registry.update(first.id, disable()).await.unwrap();
+    let third = registry.update(third, enable()).await.unwrap();
+    assert_eq!(port(&third), port(&first));
+}
+
+#[tokio::test]
+async fn only_what_changed_is_stored_and_noticed() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let changes = registry.changes();
+    let count = || *changes.borrow();
+    let tenant = registry.create(new_tenant(1)).await.unwrap();
+    assert_eq!((count(), tenant.version), (1, 1));
+    let same = registry.update(tenant.id, Box::new(|_, _| Ok(()))).await;
+    assert_eq!(same.unwrap(), tenant);
+    let refused = registry.update(tenant.id, disable()).await;
+    assert!(matches!(
+        refused,
+        Err(UpdateError::Refused(VpnError::NotEnabled))
+    ));
+    assert_eq!(count(), 1);
+    let tenant = registry.update(tenant.id, enable()).await.unwrap();
+    assert_eq!((count(), tenant.version), (2, 2));
+    assert!(registry.delete(tenant.id).await.unwrap());
+    assert_eq!(count(), 3);
+    assert!(!registry.delete(tenant.id).await.unwrap());
+    assert_eq!(count(), 3);
+    let gone = registry.update(tenant.id, enable()).await;
+    assert!(matches!(gone, Err(UpdateError::NotFound)));
+}
+
+#[tokio::test]
+async fn a_change_that_panics_leaves_everything_as_it_was() {
+    let (_dir, path) = scratch();
+    let registry = Arc::new(open(&path));
+    let id = create(&registry, 1).await;
+    let before = registry.get(id).await.unwrap();
+    let panicking = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move {
+            let change: Change = Box::new(|tenant, pool| {
+                tenant.enable(pool, Keys::generate(), now())?;
+                panic!("in the middle")
+            });
+            registry.update(id, change).await
+        }
+    });
+    assert!(panicking.await.unwrap_err().is_panic());
+    assert_eq!(registry.get(id).await.unwrap(), before);
+    let tenant = registry.update(id, enable()).await.unwrap();
+    assert_eq!(port(&tenant), 30000);
+}
+
+#[tokio::test]
+async fn a_tenant_that_comes_back_goes_on_with_its_generation() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let old = enabled(&registry, 1).await;
+    assert_eq!(old.vpn.generation, 1);
+    registry.delete(old.id).await.unwrap();
+    assert_eq!(create(&registry, 1).await, old.id);
+    let new = registry.update(old.id, enable()).await.unwrap();
+    assert_eq!(new.vpn.generation, 2);
+    assert_ne!(port(&new), port(&old), "the old port is reused last");
+}
+
+#[tokio::test]
+async fn removed_keys_are_in_no_file() {
+    const REMOVED: usize = 200;
+    let (dir, path) = scratch();
+    let registry = SqliteRegistry::open(&path, range("30000-30299")).unwrap();
+    // Enough tenants, of sizes that change, for pages to split and rows to move.
+    let resize = |n: usize| -> Change {
+        let networks: Vec<_> = (0..n as u32 * 37 % 65)
+            .map(|i| Ipv4Net::new((0x0a00_0000 + (i << 8)).into(), 24).unwrap())
+            .collect();
+        Box::new(move |tenant, _| {
+            tenant.set_networks(networks.clone()).unwrap();
+            Ok(())
+        })
+    };
+    let mut tenants: Vec<Tenant> = Vec::new();
+    for n in 0..300usize {
+        let id = create(&registry, (n as u128 * 7919) % 1000 + 1).await;
+        tenants.push(registry.update(id, enable()).await.unwrap());
+        registry
+            .update(tenants[n * 31 % tenants.len()].id, resize(n))
+            .await
+            .unwrap();
+    }
+    let keys: Vec<Keys> = tenants
+        .iter()
+        .map(|tenant| tenant.vpn.allocation.as_ref().unwrap().keys.clone())
+        .collect();
+    for keys in &keys {
+        assert!(on_disk(dir.path(), keys.server.as_bytes()));
+    }
+    let regenerate: fn() -> Change =
+        || Box::new(|tenant, _| tenant.regenerate(Keys::generate().unwrap(), now()));
+    let downgrade: fn() -> Change = || {
+        Box::new(|tenant, pool| {
+            tenant.set_plan(Plan::Team, pool, now());
+            Ok(())
+        })
+    };
+    for (n, tenant) in tenants.iter().enumerate().take(REMOVED) {
+        registry
+            .update(tenants[n + 50].id, resize(n))
+            .await
+            .unwrap();
+        registry.update(tenant.id, serve()).await.unwrap();
+        match n % 4 {
+            0 => drop(registry.update(tenant.id, disable()).await.unwrap()),
+            1 => drop(registry.update(tenant.id, regenerate()).await.unwrap()),
+            2 => drop(registry.update(tenant.id, downgrade()).await.unwrap()),
+            _ => assert!(registry.delete(tenant.id).await.unwrap()),
+        }
+        for key in [&keys[n].server, &keys[n].client] {
+            assert!(!on_disk(dir.path(), key.as_bytes()), "tenant {n}");
+        }
+    }
+    assert!(on_disk(dir.path(), keys[REMOVED].server.as_bytes()));
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_until_the_first_has_closed_the_file() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    assert_eq!(
+        open_error(&path),
+        format!(
+            "cannot open the registry: {}: it is in use by another vpn-edge; \
+             stop that one first, or name another file",
+            path.display()
+        )
+    );
+    drop(registry);
+    open(&path);
+}
+
+#[tokio::test]
+async fn a_row_deleted_by_hand_while_closed_frees_its_port() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let first = enabled(&registry, 1).await;
+    let second = enabled(&registry, 2).await;
+    drop(registry);
+    let by_hand = Connection::open(&path).unwrap();
+    by_hand
+        .execute("DELETE FROM tenant WHERE id = ?1", [first.id.to_string()])
+        .unwrap();
+    drop(by_hand);
+    let registry = open(&path);
+    assert_eq!(registry.list().await.unwrap(), [second]);
+    assert_eq!(port(&enabled(&registry, 3).await), port(&first));
+}
+
+#[tokio::test]
+async fn only_the_owner_may_read_the_files() {
+    let (dir, path) = scratch();
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let registry = open(&path);
+    enabled(&registry, 1).await;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode();
+        names.push(entry.file_name().into_string().unwrap());
+        assert_eq!(mode & 0o777, 0o600, "{names:?}");
+    }
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["registry.db", "registry.db-wal", "registry.db.lock"]
+    );
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let (_dir, path) = scratch();
+    drop(open(&path));
+    let by_hand = Connection::open(&path).unwrap();
+    by_hand.pragma_update(None, "user_version", 99).unwrap();
+    drop(by_hand);
+    assert_eq!(
+        open_error(&path),
+        format!(
+            "cannot open the registry: {}: it has schema 99 and this vpn-edge knows \
+             schemas up to 1; use the newer vpn-edge",
+            path.display()
+        )
+    );
+}
+
+#[test]
+fn a_file_of_something_else_is_refused_and_left_alone() {
+    let (_dir, path) = scratch();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE theirs (x)").unwrap();
+    drop(other);
+    assert!(open_error(&path).ends_with("it is a database of another program; name another file"));
+
+    std::fs::write(
+        &path,
+        "certainly no database, but long enough to have a header",
+    )
+    .unwrap();
+    assert!(open_error(&path).ends_with("file is not a database"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("certainly no database"));
+}
+
+#[test]
+fn a_missing_directory_is_named() {
+    let (dir, _) = scratch();
+    let path = dir.path().join("missing/registry.db");
+    let error = open_error(&path);
+    assert!(
+        error.contains("missing/registry.db.lock: No such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_database_itself_refuses_what_must_not_be() {
+    let (_dir, path) = scratch();
+    drop(open(&path));
+    let by_hand = Connection::open(&path).unwrap();
+    let insert = |id: u128, state: &str, port: Option<u16>| {
+        let key = port.map(|_| [1u8; 32]);
+        by_hand.execute(
+            &format!("INSERT INTO tenant ({COLUMNS}) VALUES (?1, 'acme', 'business', 1, ?1, '[]', ?2, 1, 't', NULL, ?3, ?4, ?4, ?5, 1)"),
+            (Uuid::from_u128(id).to_string(), state, port, key, port.map(|_| "t")),
+        )
+    };
+    insert(1, "enabled", Some(30000)).unwrap();
+    insert(2, "enabled", Some(30000)).expect_err("a port held twice");
+    insert(3, "disabled", Some(30001)).expect_err("keys while disabled");
+    insert(4, "enabled", None).expect_err("enabled without a port");
+    insert(5, "paused", None).expect_err("an unknown state");
+    insert(6, "disabled", None).unwrap();
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_stops_the_opening() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    create(&registry, 1).await;
+    drop(registry);
+    let by_hand = Connection::open(&path).unwrap();
+    by_hand
+        .execute("UPDATE tenant SET since = 'yesterday'", [])
+        .unwrap();
+    drop(by_hand);
+    let error = open_error(&path);
+    assert!(error.contains("registry.db: Conversion error"), "{error}");
+}
