@@ -2,6 +2,9 @@
 //! one machine. ARCHITECTURE.md tells how the parts fit.
 
 pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod client;
 pub mod controller;
 pub mod datapath;
 pub mod domain;
@@ -11,5 +14,6 @@ pub mod inspect;
 pub mod link;
 pub mod netlink;
 pub mod registry;
+pub mod standalone;
 pub mod telemetry;
 pub mod wireguard;

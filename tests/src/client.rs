@@ -1,0 +1,131 @@
+//! A tenant's laptop: stock tools on a node.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::node::Node;
+
+/// The tunnel's interface on every client.
+pub const INTERFACE: &str = "wg0";
+
+/// A client with a configuration, brought up step by step as `wg-quick` would,
+/// but without its needs: the guests of the kernel suite have no resolvconf.
+pub struct Client<'a> {
+    node: &'a Node,
+    file: PathBuf,
+}
+
+impl<'a> Client<'a> {
+    /// Brings the tunnel of `configuration` up on `node`, in place of any
+    /// other.
+    ///
+    /// # Errors
+    ///
+    /// When a tool refuses it.
+    pub fn up(node: &'a Node, configuration: &str) -> Result<Self> {
+        let client = Self {
+            node,
+            file: node.folder.join("wg0.conf"),
+        };
+        fs::write(&client.file, configuration)?;
+        client.down()?;
+        // The kernel's, or a stock userspace implementation.
+        node.sh(&format!(
+            "ip link add {INTERFACE} type wireguard 2>/dev/null || wireguard-go {INTERFACE} 2>/dev/null"
+        ))?;
+        let (interface, peer) = configuration
+            .split_once("[Peer]")
+            .context("the configuration has no peer")?;
+        let value = |section: &str, key: &str| {
+            section
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('='))
+                .map(|value| value.trim().to_owned())
+                .with_context(|| format!("the configuration has no {key}"))
+        };
+        // What `wg-quick strip` leaves.
+        let kept: String = configuration
+            .lines()
+            .filter(|line| !line.starts_with("Address") && !line.starts_with("DNS"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let stripped = node.folder.join("wg0.stripped");
+        fs::write(&stripped, kept)?;
+        let address = value(interface, "Address")?;
+        let routes = value(peer, "AllowedIPs")?;
+        node.sh(&format!(
+            "wg setconf {INTERFACE} {}
+             ip address add {address} dev {INTERFACE}
+             ip link set {INTERFACE} mtu 1420 up
+             for route in {}; do ip route add $route dev {INTERFACE}; done",
+            stripped.display(),
+            routes.replace(',', " ")
+        ))?;
+        Ok(client)
+    }
+
+    /// Takes the tunnel down, if it is up.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn down(&self) -> Result<()> {
+        self.node
+            .sh(&format!(
+                "ip link show {INTERFACE} >/dev/null 2>&1 || exit 0
+                 ip link del {INTERFACE}
+                 rm -f /run/wireguard/{INTERFACE}.sock"
+            ))
+            .map(drop)
+    }
+
+    /// Whether `address` answers a ping within a second.
+    #[must_use]
+    pub fn reaches(&self, address: &str) -> bool {
+        self.node
+            .sh(&format!("ping -n -c 1 -W 1 {address}"))
+            .is_ok()
+    }
+
+    /// Waits until `address` answers.
+    ///
+    /// # Errors
+    ///
+    /// When it has not after a while.
+    pub fn await_reach(&self, address: &str) -> Result<()> {
+        let start = Instant::now();
+        while !self.reaches(address) {
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!(
+                    "{} does not reach {address}\n{}",
+                    self.node.name,
+                    self.node.sh(&format!("wg show {INTERFACE}; ip route; ip neigh"))?
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Pings `address` for long enough to see that it is cut off: three
+    /// attempts without an answer, after at most a few that were under way.
+    ///
+    /// # Errors
+    ///
+    /// When it still answers.
+    pub fn await_cut(&self, address: &str) -> Result<()> {
+        let start = Instant::now();
+        let mut silent = 0;
+        while silent < 3 {
+            silent = if self.reaches(address) { 0 } else { silent + 1 };
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "{} still reaches {address}",
+                self.node.name
+            );
+        }
+        Ok(())
+    }
+}

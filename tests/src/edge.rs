@@ -1,0 +1,258 @@
+//! The edge node's daemon, and its API through its own client.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::node::{Node, Process, program};
+use crate::topology::{HOSTNAME, Side, Topology, Uplink};
+
+/// `vpn-edge standalone` on the edge node.
+pub struct Edge {
+    pub node: Node,
+    program: PathBuf,
+    token: String,
+    arguments: Vec<String>,
+    daemon: Option<Process>,
+}
+
+impl Edge {
+    /// Starts the daemon on the topology's edge and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up, with what it said.
+    pub fn start(topology: &Topology, uplink: Uplink, more: &[&str]) -> Result<Self> {
+        let node = topology.edge.clone();
+        let program = program("vpn-edge")?;
+        let tokens = node.folder.join("tokens");
+        let mut add = node.command(&program);
+        add.args(["token", "add", "--admin", "--file"]).arg(&tokens);
+        let token = stdout(node.output(add)?)?;
+        let database = node.folder.join("vpn-edge.db");
+        let arguments = [
+            "--uplink",
+            match uplink {
+                Uplink::Veth => "eth0",
+                Uplink::Bridge => "br0",
+            },
+            "--hostname",
+            HOSTNAME,
+            "--tokens",
+            &tokens.display().to_string(),
+            "--database",
+            &database.display().to_string(),
+        ];
+        let mut edge = Self {
+            node,
+            program,
+            token: token.trim().into(),
+            arguments: arguments
+                .into_iter()
+                .chain(more.iter().copied())
+                .map(Into::into)
+                .collect(),
+            daemon: None,
+        };
+        edge.restart()?;
+        Ok(edge)
+    }
+
+    /// Starts the daemon, which must not be running, and waits until its API
+    /// answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up, with what it said.
+    pub fn restart(&mut self) -> Result<()> {
+        let mut command = self.node.command(&self.program);
+        command.arg("standalone").args(&self.arguments);
+        let mut daemon = self.node.start("daemon", command)?;
+        let start = Instant::now();
+        while self.tenant(&["list"]).is_err() {
+            ensure!(daemon.running(), "the daemon ended:\n{}", daemon.log());
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "the daemon's API does not answer:\n{}",
+                daemon.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// A run of the daemon that is expected to end by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn second(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.node.command("timeout");
+        command
+            .arg("20")
+            .arg(&self.program)
+            .arg("standalone")
+            .args(&self.arguments)
+            .args(arguments);
+        self.node.output(command)
+    }
+
+    /// Runs another build of the daemon from the next start on.
+    pub fn upgrade(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Kills the daemon as a crash would.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait()?;
+        Ok(())
+    }
+
+    /// Ends the daemon as an operator would.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run, or ends badly.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        daemon.signal(Signal::SIGTERM)?;
+        let status = daemon.wait()?;
+        ensure!(status.success(), "the daemon ended with {status}:\n{}", daemon.log());
+        Ok(())
+    }
+
+    /// What the daemon printed so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Runs `vpn-edge` on the node.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn vpn_edge(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.node.command(&self.program);
+        command.args(arguments).env("VPN_EDGE_TOKEN", &self.token);
+        stdout(self.node.output(command)?)
+    }
+
+    /// Runs `vpn-edge tenant … -o json`.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn tenant(&self, arguments: &[&str]) -> Result<Value> {
+        let all = [&["tenant", "-o", "json"], arguments].concat();
+        let text = self.vpn_edge(&all)?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    /// A new tenant with VPN enabled, and its configuration.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails, with what it said.
+    pub fn enabled(&self, side: &Side) -> Result<Tenant> {
+        let created = self.tenant(&[
+            "create",
+            "--organisation",
+            side.organisation,
+            "--plan",
+            "business",
+            "--ready",
+            "--network",
+            side.network,
+        ])?;
+        let id = created["id"].as_str().context("no id")?.to_owned();
+        let status = self.tenant(&["enable", &id])?;
+        let port = status["port"].as_u64().context("no port")?;
+        Ok(Tenant {
+            configuration: self.configuration(&id)?,
+            port: u16::try_from(port)?,
+            id,
+        })
+    }
+
+    /// The tenant's configuration as it is now.
+    ///
+    /// # Errors
+    ///
+    /// When the API refuses it.
+    pub fn configuration(&self, id: &str) -> Result<String> {
+        self.vpn_edge(&["tenant", "config", id])
+    }
+
+    /// The port map, by port.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn ports(&self) -> Result<BTreeMap<u16, Value>> {
+        let text = self.vpn_edge(&["ports", "-o", "json"])?;
+        let rows: Vec<Value> = serde_json::from_str(&text)?;
+        rows.into_iter()
+            .map(|row| {
+                let port = row["port"].as_u64().context("no port")?;
+                Ok((u16::try_from(port)?, row))
+            })
+            .collect()
+    }
+
+    /// Waits until the port map is as `wanted` says.
+    ///
+    /// # Errors
+    ///
+    /// When it has not become so after a while.
+    pub fn await_ports(&self, wanted: impl Fn(&BTreeMap<u16, Value>) -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let ports = self.ports()?;
+            if wanted(&ports) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!("the port map stays {ports:#?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// An enabled tenant.
+pub struct Tenant {
+    pub id: String,
+    pub port: u16,
+    pub configuration: String,
+}
+
+/// What the command printed.
+///
+/// # Errors
+///
+/// When it failed, with what it said.
+pub fn stdout(output: Output) -> Result<String> {
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}

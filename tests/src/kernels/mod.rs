@@ -1,0 +1,8 @@
+//! Other kernels: Debian's packages, booted in an emulated machine.
+//!
+//! [`kernel`] finds, downloads and unpacks one, [`image`] packs what the guest
+//! needs of this machine, and [`guest`] boots both and reads the console.
+
+pub mod guest;
+mod image;
+mod kernel;

@@ -1,0 +1,45 @@
+//! The command line.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{client, gateway, inspect, standalone};
+
+/// A WireGuard edge: one port a tenant, steered by XDP.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole system on this machine.
+    Standalone(standalone::StandaloneArgs),
+    /// Be a tenant's gateway, in the namespace this starts in.
+    Gateway(gateway::GatewayArgs),
+    /// Show the port map as the kernel has it.
+    Ports(inspect::ports::PortsArgs),
+    /// Manage tenants and their VPN.
+    Tenant(client::TenantArgs),
+    /// Manage the API's tokens.
+    Token(client::TokenArgs),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from being done.
+    pub async fn run(self) -> Result<()> {
+        match self.command {
+            Command::Standalone(args) => standalone::run(args).await,
+            Command::Gateway(args) => gateway::run(args).await,
+            Command::Ports(args) => inspect::ports::run(&args),
+            Command::Tenant(args) => client::run(args).await,
+            Command::Token(args) => client::run_token(args),
+        }
+    }
+}
