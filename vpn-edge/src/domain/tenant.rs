@@ -90,21 +90,7 @@ impl Tenant {
     }
 
     pub fn set_networks(&mut self, networks: Vec<Ipv4Net>) -> Result<(), InvalidTenant> {
-        if networks.len() > MAX_NETWORKS {
-            return Err(InvalidTenant::TooManyNetworks(networks.len()));
-        }
-        let mut seen = BTreeSet::new();
-        for network in &networks {
-            if network.prefix_len() == 0 {
-                return Err(InvalidTenant::Everything(*network));
-            }
-            if network.trunc() != *network {
-                return Err(InvalidTenant::HostBits(*network, network.trunc()));
-            }
-            if !seen.insert(*network) {
-                return Err(InvalidTenant::NetworkTwice(*network));
-            }
-        }
+        check_networks(&networks)?;
         self.networks = networks;
         Ok(())
     }
@@ -123,6 +109,26 @@ pub fn check_organisation(organisation: &str) -> Result<(), InvalidTenant> {
     } else {
         Err(InvalidTenant::Organisation(organisation.to_owned()))
     }
+}
+
+/// Says whether `networks` can be a tenant's.
+pub fn check_networks(networks: &[Ipv4Net]) -> Result<(), InvalidTenant> {
+    if networks.len() > MAX_NETWORKS {
+        return Err(InvalidTenant::TooManyNetworks(networks.len()));
+    }
+    let mut seen = BTreeSet::new();
+    for network in networks {
+        if network.prefix_len() == 0 {
+            return Err(InvalidTenant::Everything(*network));
+        }
+        if network.trunc() != *network {
+            return Err(InvalidTenant::HostBits(*network, network.trunc()));
+        }
+        if !seen.insert(*network) {
+            return Err(InvalidTenant::NetworkTwice(*network));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,108 @@
+//! The API's JSON bodies, for the server and its client. No body has a secret.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::{Plan, State, Tenant};
+use crate::wireguard::PublicKey;
+
+/// `POST /v1/tenants`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTenant {
+    /// Random when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    pub organisation: String,
+    pub plan: Plan,
+    #[serde(default)]
+    pub ready: bool,
+    /// Made from the id when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default)]
+    pub networks: Vec<Ipv4Net>,
+}
+
+/// `PATCH /v1/tenants/{id}`: what is left out stays as it is.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchTenant {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<Ipv4Net>>,
+}
+
+/// A tenant.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct TenantBody {
+    pub id: Uuid,
+    pub organisation: String,
+    pub plan: Plan,
+    pub ready: bool,
+    pub namespace: String,
+    pub networks: Vec<Ipv4Net>,
+    pub vpn: TenantVpn,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct TenantVpn {
+    pub state: State,
+}
+
+/// `GET /v1/tenants`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct TenantList {
+    pub tenants: Vec<TenantBody>,
+}
+
+/// A tenant's VPN. Every state has every field; what there is none of is null.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct VpnStatus {
+    pub state: State,
+    /// `host:port`.
+    pub endpoint: Option<String>,
+    pub port: Option<u16>,
+    pub subnet: Option<Ipv4Net>,
+    pub client_address: Option<Ipv4Addr>,
+    pub server_public_key: Option<PublicKey>,
+    pub client_public_key: Option<PublicKey>,
+    /// When the keys were made, to the second.
+    pub created_at: Option<Timestamp>,
+    pub generation: u64,
+    /// When the state was entered, to the second.
+    pub since: Timestamp,
+    /// Why the VPN failed.
+    pub failure: Option<String>,
+}
+
+/// Any answer that is not a success.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub upgrade_required: bool,
+}
+
+impl From<&Tenant> for TenantBody {
+    fn from(tenant: &Tenant) -> TenantBody {
+        TenantBody {
+            id: tenant.id,
+            organisation: tenant.organisation.clone(),
+            plan: tenant.plan,
+            ready: tenant.ready,
+            namespace: tenant.namespace.clone(),
+            networks: tenant.networks.clone(),
+            vpn: TenantVpn {
+                state: tenant.vpn.state,
+            },
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Who calls, and what they may see.
+
+use axum::Json;
+use std::fmt;
+use std::marker::PhantomData;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header;
+use axum::http::request::Parts;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
+
+use super::Api;
+use super::error::ApiError;
+use crate::domain::{Tenant, VpnError};
+
+/// Whoever holds a known token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Of the platform: may do everything.
+    Admin,
+    /// Of one organisation: sees its tenants and works their VPN.
+    Member { organisation: String },
+}
+
+impl Caller {
+    /// Another organisation's tenant is not told from one that does not exist.
+    pub fn check_sees(&self, tenant: &Tenant) -> Result<(), VpnError> {
+        match self {
+            Caller::Member { organisation } if *organisation != tenant.organisation => {
+                Err(VpnError::TenantNotFound)
+            }
+            Caller::Admin | Caller::Member { .. } => Ok(()),
+        }
+    }
+
+    pub fn check_admin(&self) -> Result<(), ApiError> {
+        match self {
+            Caller::Admin => Ok(()),
+            Caller::Member { .. } => Err(ApiError::AdminOnly),
+        }
+    }
+}
+
+impl FromRequestParts<Api> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Caller, ApiError> {
+        let token = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            // RFC 7235, section 2.1: the scheme's case does not matter.
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
+            .ok_or(ApiError::Unauthorized(
+                "a bearer token is missing; send the header Authorization: Bearer <token>",
+            ))?
+            .1
+            .trim();
+        api.tokens.caller(token).ok_or(ApiError::Unauthorized(
+            "the token is not known; `vpn-edge token add` makes one",
+        ))
+    }
+}
+
+/// The tenant named in the path. What is no UUID names no tenant.
+pub struct TenantId(pub Uuid);
+
+impl FromRequestParts<Api> for TenantId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<TenantId, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, api)
+            .await
+            .map_err(|_| VpnError::TenantNotFound)?;
+        match Uuid::try_parse(&text) {
+            // Of the spellings of a UUID only the ordinary one.
+            Ok(id) if text.len() == 36 => Ok(TenantId(id)),
+            _ => Err(VpnError::TenantNotFound.into()),
+        }
+    }
+}
+
+/// Reads a JSON body; what is wrong with it is the error.
+///
+/// A function and not an argument of the handlers, so that a body is looked at
+/// after the caller.
+pub async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+    match Json::from_request(request, &()).await {
+        Ok(Json(Object(value))) => Ok(value),
+        Err(rejection) => Err(ApiError::status(rejection.status(), rejection.body_text())),
+    }
+}
+
+/// A `T` from a JSON object alone: derived structs take an array as well, field
+/// by field.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer
+            .deserialize_map(Fields(PhantomData))
+            .map(Object)
+    }
+}

@@ -1,0 +1,97 @@
+//! What the API answers when it does not do what was asked.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::body::ErrorBody;
+use crate::domain::VpnError;
+use crate::domain::tenant::InvalidTenant;
+use crate::registry::{RegistryError, UpdateError};
+
+#[derive(Debug)]
+pub enum ApiError {
+    Vpn(VpnError),
+    /// No token, or none that is known.
+    Unauthorized(&'static str),
+    /// The tenant is the caller's, the action is not.
+    AdminOnly,
+    Status(StatusCode, String),
+    /// The cause is in the log, and there only.
+    Internal,
+}
+
+impl ApiError {
+    pub fn status(status: StatusCode, message: String) -> ApiError {
+        ApiError::Status(status, message)
+    }
+
+    pub fn internal(cause: impl std::fmt::Display) -> ApiError {
+        tracing::error!(%cause, "a request failed");
+        ApiError::Internal
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let plain = |status: StatusCode, error: &str| {
+            let body = ErrorBody {
+                error: error.to_owned(),
+                upgrade_required: false,
+            };
+            (status, Json(body)).into_response()
+        };
+        match self {
+            ApiError::Vpn(error) => {
+                let status = StatusCode::from_u16(error.status())
+                    .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let json = [(header::CONTENT_TYPE, "application/json")];
+                (status, json, error.body()).into_response()
+            }
+            ApiError::Unauthorized(message) => {
+                let mut response = plain(StatusCode::UNAUTHORIZED, message);
+                let challenge = HeaderValue::from_static("Bearer");
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, challenge);
+                response
+            }
+            ApiError::AdminOnly => plain(StatusCode::FORBIDDEN, "admin only"),
+            ApiError::Status(status, message) => plain(status, &message),
+            ApiError::Internal => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
+        }
+    }
+}
+
+impl From<VpnError> for ApiError {
+    fn from(error: VpnError) -> ApiError {
+        ApiError::Vpn(error)
+    }
+}
+
+impl From<InvalidTenant> for ApiError {
+    fn from(error: InvalidTenant) -> ApiError {
+        ApiError::Status(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    }
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> ApiError {
+        match error {
+            RegistryError::AlreadyExists(_) => {
+                ApiError::Status(StatusCode::CONFLICT, error.to_string())
+            }
+            RegistryError::Open(_) | RegistryError::Storage(_) => ApiError::internal(error),
+        }
+    }
+}
+
+impl From<UpdateError> for ApiError {
+    fn from(error: UpdateError) -> ApiError {
+        match error {
+            UpdateError::NotFound => VpnError::TenantNotFound.into(),
+            UpdateError::Refused(error) => error.into(),
+            UpdateError::Registry(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The HTTP API, version 1: tenants, and the VPN of each.
+//!
+//! Every answer that is not a success has the JSON body `{"error": "…"}`.
+
+mod body;
+mod caller;
+mod error;
+mod tenants;
+mod tokens;
+mod vpn;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use ipnet::Ipv4Net;
+use tower_http::trace::TraceLayer;
+
+use crate::registry::Registry;
+
+pub use body::{
+    CreateTenant, ErrorBody, PatchTenant, TenantBody, TenantList, TenantVpn, VpnStatus,
+};
+pub use caller::Caller;
+use error::ApiError;
+pub use tokens::{TokenFileError, Tokens};
+
+/// Bytes that a request's body may have.
+const MAX_BODY: usize = 64 * 1024;
+
+/// How long a request may take, its body's arrival included.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the clients' configurations say beside the tenant's own.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The host of every endpoint.
+    pub hostname: String,
+    pub dns: Ipv4Addr,
+    /// What clients route into the tunnel.
+    pub allowed_ips: Vec<Ipv4Net>,
+    /// What no tunnel's subnet may overlap.
+    pub cluster_ranges: Vec<Ipv4Net>,
+}
+
+#[derive(Clone)]
+struct Api {
+    registry: Arc<dyn Registry>,
+    settings: Arc<Settings>,
+    tokens: Arc<Tokens>,
+}
+
+/// The API's routes, under `/v1`.
+pub fn router(registry: Arc<dyn Registry>, settings: Settings, tokens: Tokens) -> Router {
+    routes(registry, settings, tokens, REQUEST_DEADLINE)
+}
+
+fn routes(
+    registry: Arc<dyn Registry>,
+    settings: Settings,
+    tokens: Tokens,
+    deadline: Duration,
+) -> Router {
+    let api = Api {
+        registry,
+        settings: Arc::new(settings),
+        tokens: Arc::new(tokens),
+    };
+    Router::new()
+        .route("/v1/tenants", get(tenants::list).post(tenants::create))
+        .route(
+            "/v1/tenants/{id}",
+            get(tenants::show)
+                .patch(tenants::patch)
+                .delete(tenants::delete),
+        )
+        .route("/v1/tenants/{id}/vpn", get(vpn::status))
+        .route("/v1/tenants/{id}/vpn/enable", post(vpn::enable))
+        .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
+        .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
+        .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(move |request, next| {
+            within(deadline, request, next)
+        }))
+        .layer(TraceLayer::new_for_http())
+        .with_state(api)
+}
+
+async fn no_such_route(uri: Uri) -> ApiError {
+    let message = format!("there is nothing at {}", uri.path());
+    ApiError::status(StatusCode::NOT_FOUND, message)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} is not allowed on {}", uri.path());
+    ApiError::status(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+async fn within(deadline: Duration, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = format!("the request took longer than {deadline:?}");
+            ApiError::status(StatusCode::REQUEST_TIMEOUT, message).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,141 @@
+//! The API over real HTTP on the loopback interface.
+
+mod requests;
+mod roles;
+mod vpn;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::domain::{GatewayState, Observed};
+use crate::registry::SqliteRegistry;
+
+/// A running API with tokens of the admin and of two organisations.
+pub(crate) struct Server {
+    pub url: String,
+    pub registry: Arc<SqliteRegistry>,
+    pub admin: Zeroizing<String>,
+    pub acme: Zeroizing<String>,
+    pub rival: Zeroizing<String>,
+    client: reqwest::Client,
+    pub dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub async fn start() -> Server {
+        Server::with("30000-30099", REQUEST_DEADLINE).await
+    }
+
+    async fn with(ports: &str, deadline: Duration) -> Server {
+        // An error says that another test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("registry.db");
+        let registry = SqliteRegistry::open(&database, ports.parse().unwrap()).unwrap();
+        let registry = Arc::new(registry);
+        let file = dir.path().join("tokens");
+        let member = |organisation: &str| {
+            let organisation = organisation.to_owned();
+            Tokens::add(&file, &Caller::Member { organisation }).unwrap()
+        };
+        let (acme, rival) = (member("acme"), member("rival"));
+        let admin = Tokens::add(&file, &Caller::Admin).unwrap();
+        let tokens = Tokens::load(&file).unwrap();
+        let app = routes(registry.clone(), settings(), tokens, deadline);
+        let url = listen(app).await;
+        Server {
+            url,
+            registry,
+            admin,
+            acme,
+            rival,
+            client: reqwest::Client::new(),
+            dir,
+        }
+    }
+
+    fn request(&self, token: &str, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = format!("{}{path}", self.url);
+        self.client.request(method, url).bearer_auth(token)
+    }
+
+    async fn get(&self, token: &str, path: &str) -> (u16, String) {
+        answer(self.request(token, Method::GET, path)).await
+    }
+
+    async fn post(&self, token: &str, path: &str) -> (u16, String) {
+        answer(self.request(token, Method::POST, path)).await
+    }
+
+    async fn send(&self, token: &str, method: Method, path: &str, body: Value) -> (u16, String) {
+        answer(self.request(token, method, path).json(&body)).await
+    }
+
+    /// Creates a tenant as the admin and returns its path.
+    pub async fn tenant(&self, organisation: &str, plan: &str, ready: bool) -> String {
+        let body = json!({ "organisation": organisation, "plan": plan, "ready": ready });
+        let (status, text) = self
+            .send(&self.admin, Method::POST, "/v1/tenants", body)
+            .await;
+        assert_eq!(status, 201, "{text}");
+        format!("/v1/tenants/{}", value(&text)["id"].as_str().unwrap())
+    }
+
+    /// What the reconcile loop does when the gateway answers.
+    pub async fn observe(&self, path: &str, gateway: GatewayState) {
+        let id: Uuid = path.rsplit('/').next().unwrap().parse().unwrap();
+        let steerable = true;
+        let observed = Observed { gateway, steerable };
+        let change: crate::registry::Change = Box::new(move |tenant, _| {
+            // Long after the deadline, so that a failure counts at once.
+            let late = tenant.vpn.since + jiff::SignedDuration::from_secs(60);
+            tenant.observe(&observed, late);
+            Ok(())
+        });
+        self.registry.update(id, change).await.unwrap();
+    }
+
+    async fn enabled(&self) -> String {
+        let path = self.tenant("acme", "business", true).await;
+        let (status, _) = self.post(&self.acme, &format!("{path}/vpn/enable")).await;
+        assert_eq!(status, 202);
+        self.observe(&path, GatewayState::Ready).await;
+        path
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        hostname: "vpn.example.org".to_owned(),
+        dns: Ipv4Addr::new(10, 96, 0, 10),
+        allowed_ips: vec![
+            "10.96.0.0/12".parse().unwrap(),
+            "10.0.0.0/8".parse().unwrap(),
+        ],
+        cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+    }
+}
+
+/// Serves `app` on a free port and returns its URL.
+async fn listen(app: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    url
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> (u16, String) {
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+fn value(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn error(message: &str) -> String {
+    json!({ "error": message }).to_string()
+}

@@ -1,0 +1,132 @@
+//! `/v1/tenants/{id}/vpn`: the VPN's state, its actions and the client's
+//! configuration.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+
+use super::body::VpnStatus;
+use super::caller::{Caller, TenantId};
+use super::error::ApiError;
+use super::tenants::find;
+use super::{Api, Settings};
+use crate::domain::Tenant;
+use crate::domain::subnet::{client_address, tunnel_subnet};
+use crate::wireguard::{ClientConfig, Keys};
+
+type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
+
+pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+    let tenant = find(&api, &caller, id).await?;
+    answer(&api, StatusCode::OK, &tenant)
+}
+
+pub async fn enable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+    let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {
+        caller.check_sees(tenant)?;
+        tenant.enable(pool, Keys::generate(), Timestamp::now())
+    });
+    let tenant = api.registry.update(id, change).await?;
+    answer(&api, StatusCode::ACCEPTED, &tenant)
+}
+
+pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+    let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {
+        caller.check_sees(tenant)?;
+        tenant.disable(pool, Timestamp::now())
+    });
+    let tenant = api.registry.update(id, change).await?;
+    answer(&api, StatusCode::OK, &tenant)
+}
+
+pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+    // Without new keys the old ones stay in force, and the caller has to know.
+    let keys = Keys::generate().map_err(ApiError::internal)?;
+    let change = Box::new(move |tenant: &mut Tenant, _: &mut _| {
+        caller.check_sees(tenant)?;
+        tenant.regenerate(keys.clone(), Timestamp::now())
+    });
+    let tenant = api.registry.update(id, change).await?;
+    answer(&api, StatusCode::ACCEPTED, &tenant)
+}
+
+pub async fn config(
+    State(api): State<Api>,
+    caller: Caller,
+    TenantId(id): TenantId,
+) -> Result<Response, ApiError> {
+    let tenant = find(&api, &caller, id).await?;
+    let allocation = tenant.configuration()?;
+    let subnet = subnet(&api, &tenant)?;
+    let address = Ipv4Net::new(client_address(subnet), subnet.prefix_len());
+    let text = ClientConfig {
+        private_key: allocation.keys.client.clone(),
+        address: address.map_err(ApiError::internal)?,
+        dns: api.settings.dns,
+        server_public_key: allocation.keys.server.public(),
+        allowed_ips: api.settings.allowed_ips.clone(),
+        endpoint: endpoint(&api.settings, allocation.port),
+    }
+    .render();
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"{}\"", filename(&tenant)),
+        ),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    // The text is zeroed once it is sent.
+    Ok((headers, Body::from(Bytes::from_owner(text))).into_response())
+}
+
+/// `wg-quick` names the interface after the file, and the kernel takes 15
+/// characters (IFNAMSIZ less its end).
+fn filename(tenant: &Tenant) -> String {
+    let id = tenant.id.simple().to_string();
+    format!("vpn-{}.conf", &id[..8])
+}
+
+fn endpoint(settings: &Settings, port: u16) -> String {
+    format!("{}:{port}", settings.hostname)
+}
+
+fn subnet(api: &Api, tenant: &Tenant) -> Result<Ipv4Net, ApiError> {
+    tunnel_subnet(tenant.id, &api.settings.cluster_ranges).map_err(ApiError::internal)
+}
+
+fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
+    let vpn = &tenant.vpn;
+    let mut body = VpnStatus {
+        state: vpn.state,
+        endpoint: None,
+        port: None,
+        subnet: None,
+        client_address: None,
+        server_public_key: None,
+        client_public_key: None,
+        created_at: None,
+        generation: vpn.generation,
+        since: whole_second(vpn.since),
+        failure: vpn.failure.clone(),
+    };
+    if let Some(allocation) = &vpn.allocation {
+        let subnet = subnet(api, tenant)?;
+        body.endpoint = Some(endpoint(&api.settings, allocation.port));
+        body.port = Some(allocation.port);
+        body.subnet = Some(subnet);
+        body.client_address = Some(client_address(subnet));
+        body.server_public_key = Some(allocation.keys.server.public());
+        body.client_public_key = Some(allocation.keys.client.public());
+        body.created_at = Some(whole_second(allocation.created_at));
+    }
+    Ok((status, Json(body)))
+}
+
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

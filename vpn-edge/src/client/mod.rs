@@ -1,0 +1,353 @@
+//! The API's client on the command line: `vpn-edge tenant` and `vpn-edge token`.
+
+mod render;
+mod request;
+
+use std::fs::{OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+use reqwest::Method;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::api::{Caller, CreateTenant, PatchTenant, TenantBody, TenantList, Tokens, VpnStatus};
+use crate::domain::{Plan, State};
+use request::Client;
+
+/// How long `enable` and `regenerate` wait for the outcome.
+const WAIT_DEADLINE: Duration = Duration::from_secs(60);
+const WAIT_STEP: Duration = Duration::from_millis(250);
+
+/// `vpn-edge tenant`.
+#[derive(Debug, Args)]
+pub struct TenantArgs {
+    /// Where the API is.
+    #[arg(
+        long,
+        global = true,
+        env = "VPN_EDGE_SERVER",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    server: String,
+    /// The API token; as an argument it shows in the process list.
+    #[arg(
+        long,
+        global = true,
+        env = "VPN_EDGE_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    token: Option<Token>,
+    /// A file with the API token.
+    #[arg(long, global = true)]
+    token_file: Option<PathBuf>,
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: TenantCommand,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Clone)]
+struct Token(Zeroizing<String>);
+
+impl FromStr for Token {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Token, Self::Err> {
+        Ok(Token(Zeroizing::new(text.trim().to_owned())))
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Add a tenant.
+    Create {
+        #[arg(long)]
+        organisation: String,
+        /// developer, team, business or enterprise_cloud.
+        #[arg(long)]
+        plan: Plan,
+        /// The tenant's UUID [default: a random one].
+        #[arg(long)]
+        id: Option<Uuid>,
+        /// The tenant is provisioned: its VPN may be enabled.
+        #[arg(long)]
+        ready: bool,
+        /// A DNS label [default: tenant-, and the id's first eight digits].
+        #[arg(long)]
+        namespace: Option<String>,
+        /// A network that the tenant may reach; repeat it for more.
+        #[arg(long = "network", value_name = "NETWORK")]
+        networks: Vec<Ipv4Net>,
+    },
+    /// Show the tenants that the token may see.
+    List,
+    /// Show a tenant.
+    Show { id: Uuid },
+    /// Change a tenant; what is left out stays as it is.
+    Patch {
+        id: Uuid,
+        #[arg(long)]
+        plan: Option<Plan>,
+        #[arg(long, value_name = "true|false")]
+        ready: Option<bool>,
+        /// A network that the tenant may reach; repeat it for more. Replaces
+        /// them all.
+        #[arg(long = "network", value_name = "NETWORK")]
+        networks: Vec<Ipv4Net>,
+        /// The tenant may reach no network.
+        #[arg(long, conflicts_with = "networks")]
+        no_networks: bool,
+    },
+    /// Remove a tenant with its VPN.
+    Delete { id: Uuid },
+    /// Enable the VPN.
+    Enable {
+        id: Uuid,
+        /// Do not wait until the VPN is enabled or has failed.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Disable the VPN: disconnects its clients at once and removes its keys.
+    Disable { id: Uuid },
+    /// Replace the keys: the configuration in use stops working at once.
+    Regenerate {
+        id: Uuid,
+        /// Do not wait until the VPN is enabled or has failed.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Show the VPN's state.
+    Status { id: Uuid },
+    /// Get the client's WireGuard configuration.
+    Config {
+        id: Uuid,
+        /// A file to write it to, for its owner only [default: print it].
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+}
+
+/// `vpn-edge token`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    #[command(subcommand)]
+    command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token, add its hash to the token file, and print it once.
+    Add {
+        /// The token file; created when missing.
+        #[arg(long)]
+        file: PathBuf,
+        #[command(flatten)]
+        role: Role,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Role {
+    /// For the platform's admin.
+    #[arg(long)]
+    admin: bool,
+    /// For the members of this organisation.
+    #[arg(long)]
+    organisation: Option<String>,
+}
+
+/// Runs `vpn-edge tenant`, printing to standard output.
+pub async fn run(args: TenantArgs) -> Result<()> {
+    execute(args, &mut std::io::stdout().lock()).await
+}
+
+/// Runs `vpn-edge token`, printing to standard output.
+pub fn run_token(args: TokenArgs) -> Result<()> {
+    execute_token(args, &mut std::io::stdout().lock())
+}
+
+fn execute_token(args: TokenArgs, out: &mut dyn Write) -> Result<()> {
+    let TokenCommand::Add { file, role } = args.command;
+    let caller = match role.organisation {
+        Some(organisation) => Caller::Member { organisation },
+        None => Caller::Admin,
+    };
+    let token = Tokens::add(&file, &caller)?;
+    writeln!(out, "{}", token.as_str())?;
+    Ok(())
+}
+
+async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
+    let client = Client::new(&args.server, token(args.token, args.token_file.as_deref())?)?;
+    let tenant = |body: TenantBody, out: &mut dyn Write| match args.output {
+        Output::Table => Ok(write!(out, "{}", render::tenant(&body))?),
+        Output::Json => print_json(out, &body),
+    };
+    let status = |body: VpnStatus, out: &mut dyn Write| match args.output {
+        Output::Table => Ok(write!(out, "{}", render::status(&body))?),
+        Output::Json => print_json(out, &body),
+    };
+    match args.command {
+        TenantCommand::Create {
+            organisation,
+            plan,
+            id,
+            ready,
+            namespace,
+            networks,
+        } => {
+            let body = CreateTenant {
+                id,
+                organisation,
+                plan,
+                ready,
+                namespace,
+                networks,
+            };
+            let created = client
+                .json(Method::POST, "/v1/tenants", Some(&body))
+                .await?;
+            tenant(created, out)
+        }
+        TenantCommand::List => {
+            let list: TenantList = client.get("/v1/tenants").await?;
+            match args.output {
+                Output::Table => Ok(write!(out, "{}", render::tenants(&list.tenants))?),
+                Output::Json => print_json(out, &list),
+            }
+        }
+        TenantCommand::Show { id } => tenant(client.get(&path(id)).await?, out),
+        TenantCommand::Patch {
+            id,
+            plan,
+            ready,
+            networks,
+            no_networks,
+        } => {
+            let body = PatchTenant {
+                plan,
+                ready,
+                networks: (no_networks || !networks.is_empty()).then_some(networks),
+            };
+            let patched = client.json(Method::PATCH, &path(id), Some(&body)).await?;
+            tenant(patched, out)
+        }
+        TenantCommand::Delete { id } => {
+            client.send(Method::DELETE, &path(id), None::<&()>).await?;
+            Ok(())
+        }
+        TenantCommand::Enable { id, no_wait } => {
+            let body = act(&client, id, "enable", !no_wait).await?;
+            finish(body, |body| status(body, out))
+        }
+        TenantCommand::Regenerate { id, no_wait } => {
+            let body = act(&client, id, "regenerate", !no_wait).await?;
+            finish(body, |body| status(body, out))
+        }
+        TenantCommand::Disable { id } => status(act(&client, id, "disable", false).await?, out),
+        TenantCommand::Status { id } => status(client.get(&vpn(id)).await?, out),
+        TenantCommand::Config { id, out: file } => {
+            let text = client.text(&format!("{}/config", vpn(id))).await?;
+            match file {
+                Some(file) => write_private(&file, &text)
+                    .with_context(|| format!("cannot write {}", file.display())),
+                None => Ok(out.write_all(text.as_bytes())?),
+            }
+        }
+    }
+}
+
+fn token(token: Option<Token>, file: Option<&Path>) -> Result<Zeroizing<String>> {
+    match (token, file) {
+        (Some(Token(token)), _) => Ok(token),
+        (None, Some(file)) => {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read the token file {}", file.display()))?;
+            let text = Zeroizing::new(text);
+            Ok(Zeroizing::new(text.trim().to_owned()))
+        }
+        (None, None) => bail!(
+            "no token: set VPN_EDGE_TOKEN or name a file with --token-file \
+             (`vpn-edge token add` makes a token)"
+        ),
+    }
+}
+
+fn path(id: Uuid) -> String {
+    format!("/v1/tenants/{id}")
+}
+
+fn vpn(id: Uuid) -> String {
+    format!("/v1/tenants/{id}/vpn")
+}
+
+/// Asks for `action` and, if `wait`, stays until it came to something.
+async fn act(client: &Client, id: Uuid, action: &str, wait: bool) -> Result<VpnStatus> {
+    let url = format!("{}/{action}", vpn(id));
+    let mut body: VpnStatus = client.json(Method::POST, &url, None::<&()>).await?;
+    let deadline = Instant::now() + WAIT_DEADLINE;
+    while wait && body.state == State::Enabling {
+        if Instant::now() > deadline {
+            bail!(
+                "the VPN is still being enabled after {} s; look again with `vpn-edge tenant status {id}`",
+                WAIT_DEADLINE.as_secs()
+            );
+        }
+        sleep(WAIT_STEP).await;
+        body = client.get(&vpn(id)).await?;
+    }
+    Ok(body)
+}
+
+/// Prints the outcome; a VPN that failed is the command's failure too.
+fn finish(body: VpnStatus, print: impl FnOnce(VpnStatus) -> Result<()>) -> Result<()> {
+    let failure = body.failure.clone();
+    print(body)?;
+    match failure {
+        Some(reason) => bail!("the VPN failed: {reason}; enable it to try again, or disable it"),
+        None => Ok(()),
+    }
+}
+
+fn print_json(out: &mut dyn Write, body: &impl Serialize) -> Result<()> {
+    writeln!(out, "{}", serde_json::to_string_pretty(body)?)?;
+    Ok(())
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    // A file that was there keeps its mode otherwise.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests;

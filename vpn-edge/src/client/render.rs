@@ -1,0 +1,89 @@
+//! Tables for people.
+
+use std::fmt::Display;
+
+use comfy_table::Table;
+
+use crate::api::{TenantBody, VpnStatus};
+
+/// One line a tenant.
+pub fn tenants(tenants: &[TenantBody]) -> String {
+    let mut table = plain();
+    table.set_header(["ID", "ORGANISATION", "PLAN", "READY", "NAMESPACE", "VPN"]);
+    for tenant in tenants {
+        table.add_row([
+            tenant.id.to_string(),
+            tenant.organisation.clone(),
+            tenant.plan.to_string(),
+            yes_or_no(tenant.ready),
+            tenant.namespace.clone(),
+            tenant.vpn.state.as_str().to_owned(),
+        ]);
+    }
+    text(&table)
+}
+
+/// One line a property.
+pub fn tenant(tenant: &TenantBody) -> String {
+    let networks: Vec<String> = tenant.networks.iter().map(ToString::to_string).collect();
+    let mut table = plain();
+    table.add_rows([
+        ["id", &tenant.id.to_string()],
+        ["organisation", &tenant.organisation],
+        ["plan", tenant.plan.as_str()],
+        ["ready", &yes_or_no(tenant.ready)],
+        ["namespace", &tenant.namespace],
+        [
+            "networks",
+            &shown((!networks.is_empty()).then(|| networks.join(", "))),
+        ],
+        ["vpn", tenant.vpn.state.as_str()],
+    ]);
+    text(&table)
+}
+
+/// One line a property.
+pub fn status(status: &VpnStatus) -> String {
+    let mut table = plain();
+    table.add_rows([
+        ["state", status.state.as_str()],
+        ["since", &status.since.to_string()],
+        ["failure", &shown(status.failure.as_ref())],
+        ["endpoint", &shown(status.endpoint.as_ref())],
+        ["subnet", &shown(status.subnet)],
+        ["client address", &shown(status.client_address)],
+        ["server public key", &shown(status.server_public_key)],
+        ["client public key", &shown(status.client_public_key)],
+        ["keys made", &shown(status.created_at)],
+        ["generation", &status.generation.to_string()],
+    ]);
+    text(&table)
+}
+
+fn plain() -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table
+}
+
+/// Without the padding that the last column and the first would have.
+fn text(table: &Table) -> String {
+    table
+        .lines()
+        .map(|line| {
+            line.strip_prefix(' ')
+                .unwrap_or(&line)
+                .trim_end()
+                .to_owned()
+                + "\n"
+        })
+        .collect()
+}
+
+fn shown(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
