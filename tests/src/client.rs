@@ -98,7 +98,8 @@ impl<'a> Client<'a> {
     pub fn await_reach(&self, address: &str) -> Result<()> {
         let start = Instant::now();
         while !self.reaches(address) {
-            if start.elapsed() > Duration::from_secs(20) {
+            // A client takes 15 s to see that its gateway lost the session.
+            if start.elapsed() > Duration::from_secs(45) {
                 bail!(
                     "{} does not reach {address}\n{}",
                     self.node.name,
@@ -106,6 +107,35 @@ impl<'a> Client<'a> {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Pings `address` 1,000 times a second, `count` times, and meanwhile does
+    /// `work`.
+    ///
+    /// # Errors
+    ///
+    /// When an answer is missing, or `work` fails.
+    pub fn lose_nothing(
+        &self,
+        address: &str,
+        count: u32,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let mut command = self.node.command("ping");
+        command.args(["-n", "-q", "-i", "0.001", "-W", "2", "-c", &count.to_string(), address]);
+        let mut ping = self.node.start("ping", command)?;
+        work()?;
+        ensure!(
+            ping.running(),
+            "the pings ended before what was to happen meanwhile: send more"
+        );
+        ping.wait()?;
+        let log = ping.log();
+        ensure!(
+            log.contains(&format!("{count} packets transmitted, {count} received")),
+            "packets were lost: {log}"
+        );
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The edge node's daemon, and its API through its own client.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub struct Edge {
     pub node: Node,
     program: PathBuf,
     token: String,
-    arguments: Vec<String>,
+    arguments: BTreeMap<String, String>,
     daemon: Option<Process>,
 }
 
@@ -27,7 +27,7 @@ impl Edge {
     /// # Errors
     ///
     /// When it does not come up, with what it said.
-    pub fn start(topology: &Topology, uplink: Uplink, more: &[&str]) -> Result<Self> {
+    pub fn start(topology: &Topology, uplink: Uplink, more: &[(&str, &str)]) -> Result<Self> {
         let node = topology.edge.clone();
         let program = program("vpn-edge")?;
         let tokens = node.folder.join("tokens");
@@ -35,27 +35,25 @@ impl Edge {
         add.args(["token", "add", "--admin", "--file"]).arg(&tokens);
         let token = stdout(node.output(add)?)?;
         let database = node.folder.join("vpn-edge.db");
+        let interface = match uplink {
+            Uplink::Veth => "eth0",
+            Uplink::Bridge => "br0",
+        };
+        let (tokens, database) = (tokens.display().to_string(), database.display().to_string());
         let arguments = [
-            "--uplink",
-            match uplink {
-                Uplink::Veth => "eth0",
-                Uplink::Bridge => "br0",
-            },
-            "--hostname",
-            HOSTNAME,
-            "--tokens",
-            &tokens.display().to_string(),
-            "--database",
-            &database.display().to_string(),
+            ("--uplink", interface),
+            ("--hostname", HOSTNAME),
+            ("--tokens", &tokens),
+            ("--database", &database),
         ];
         let mut edge = Self {
             node,
             program,
             token: token.trim().into(),
             arguments: arguments
-                .into_iter()
-                .chain(more.iter().copied())
-                .map(Into::into)
+                .iter()
+                .chain(more)
+                .map(|&(name, value)| (name.into(), value.into()))
                 .collect(),
             daemon: None,
         };
@@ -71,7 +69,7 @@ impl Edge {
     /// When it does not come up, with what it said.
     pub fn restart(&mut self) -> Result<()> {
         let mut command = self.node.command(&self.program);
-        command.arg("standalone").args(&self.arguments);
+        command.arg("standalone").args(flat(&self.arguments));
         let mut daemon = self.node.start("daemon", command)?;
         let start = Instant::now();
         while self.tenant(&["list"]).is_err() {
@@ -87,25 +85,37 @@ impl Edge {
         Ok(())
     }
 
-    /// A run of the daemon that is expected to end by itself.
+    /// What the daemon says when it is started with some arguments `changed`
+    /// and refuses to.
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
-    pub fn second(&self, arguments: &[&str]) -> Result<Output> {
+    /// When it does start, or ends otherwise.
+    pub fn refused(&self, changed: &[(&str, &str)]) -> Result<String> {
+        let mut arguments = self.arguments.clone();
+        arguments.extend(changed.iter().map(|&(name, value)| (name.into(), value.into())));
         let mut command = self.node.command("timeout");
         command
             .arg("20")
             .arg(&self.program)
             .arg("standalone")
-            .args(&self.arguments)
-            .args(arguments);
-        self.node.output(command)
+            .args(flat(&arguments));
+        let output = self.node.output(command)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
+        Ok(said)
     }
 
-    /// Runs another build of the daemon from the next start on.
-    pub fn upgrade(&mut self, program: PathBuf) {
-        self.program = program;
+    /// The program under test.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The admin's token.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// Kills the daemon as a crash would.
@@ -199,6 +209,25 @@ impl Edge {
         self.vpn_edge(&["tenant", "config", id])
     }
 
+    /// Waits until the tenant's VPN is in `state`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not after a while.
+    pub fn await_state(&self, id: &str, state: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let status = self.tenant(&["status", id])?;
+            if status["state"] == state {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(40) {
+                bail!("not {state}: {status}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// The port map, by port.
     ///
     /// # Errors
@@ -233,6 +262,10 @@ impl Edge {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+fn flat(arguments: &BTreeMap<String, String>) -> impl Iterator<Item = &String> {
+    arguments.iter().flat_map(|(name, value)| [name, value])
 }
 
 /// An enabled tenant.

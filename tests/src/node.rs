@@ -16,6 +16,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -231,6 +232,22 @@ impl Node {
         Ok(stdout.trim().to_owned())
     }
 
+    /// Runs the script again and again until it succeeds.
+    ///
+    /// # Errors
+    ///
+    /// When it has not after a while, with what it said last.
+    pub fn await_sh(&self, script: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match self.sh(script) {
+                Ok(_) => return Ok(()),
+                Err(error) if start.elapsed() > Duration::from_secs(20) => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Starts a command that goes on. Its output goes to a file that the
     /// node's folder keeps.
     ///
@@ -249,7 +266,7 @@ impl Node {
         })
     }
 
-    /// Runs `work` on a thread that is in the node's network namespace.
+    /// Runs `work` on a thread that is in the node: its network, its mounts.
     ///
     /// # Errors
     ///
@@ -258,9 +275,11 @@ impl Node {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> thread::JoinHandle<Result<T>> {
-        let network = Arc::clone(&self.network);
+        let (network, mounts) = (Arc::clone(&self.network), Arc::clone(&self.mounts));
         thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS)?;
             setns(&*network, CloneFlags::CLONE_NEWNET)?;
+            setns(&*mounts, CloneFlags::CLONE_NEWNS)?;
             work()
         })
     }
