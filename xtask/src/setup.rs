@@ -160,7 +160,10 @@ fn library_source() -> Result<()> {
     let mut rustup = Command::new("rustup");
     rustup.args(["component", "add", "rust-src"]);
     if let Err(error) = step("adding rust-src", rustup) {
-        eprintln!("{error:#}\nfalling back on Debian's compiler");
+        eprintln!("{error:#}");
+    }
+    if build_ebpf::toolchain().is_err() {
+        eprintln!("rustup brought no rust-src: falling back on Debian's compiler");
         install(&DEBIAN_RUST)?;
     }
     build_ebpf::toolchain()
