@@ -16,3 +16,5 @@ pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
 pub use plan::Plan;
 pub use port_pool::{PortPool, PortRange};
 pub use tenant::Tenant;
+
+pub use crate::wireguard::Keys;

@@ -241,7 +241,7 @@ async fn a_tenant_that_comes_back_goes_on_with_its_generation() {
 
 #[tokio::test]
 async fn removed_keys_are_in_no_file() {
-    const REMOVED: usize = 200;
+    const REMOVED: usize = 60;
     let (dir, path) = scratch();
     let registry = SqliteRegistry::open(&path, range("30000-30299")).unwrap();
     // Enough tenants, of sizes that change, for pages to split and rows to move.
@@ -255,7 +255,7 @@ async fn removed_keys_are_in_no_file() {
         })
     };
     let mut tenants: Vec<Tenant> = Vec::new();
-    for n in 0..300usize {
+    for n in 0..150usize {
         let id = create(&registry, (n as u128 * 7919) % 1000 + 1).await;
         tenants.push(registry.update(id, enable()).await.unwrap());
         registry
