@@ -7,6 +7,7 @@
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+pub mod bench;
 pub mod wire;
 
 /// Version of the layout below. The pin directory is named after it, so that

@@ -20,6 +20,27 @@ pub struct Toolchain {
     debian: bool,
 }
 
+/// For a build script in `<workspace>/<package>`: builds the programs, makes
+/// cargo run the script again when they change, and says where they lie.
+pub fn from_build_script() -> Result<PathBuf, String> {
+    let variable = |name| env::var_os(name).ok_or(format!("cargo does not set {name}"));
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let root = package.parent().ok_or("the package lies in no workspace")?;
+    for source in [
+        "vpn-edge-ebpf",
+        "vpn-edge-common",
+        "xtask/src/build_ebpf.rs",
+        "Cargo.lock",
+    ] {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    // OUT_DIR is <target>/<profile>/build/<package>/out. One folder serves all
+    // profiles: the programs have but one, and core takes a while.
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let target = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?;
+    build(root, &target.join("ebpf"))
+}
+
 /// Builds every program of vpn-edge-ebpf, and says in which folder they lie.
 ///
 /// `target_dir` must not be the outer cargo's own, which is locked while its
