@@ -263,6 +263,22 @@ fn a_killed_gateway_is_made_again_and_the_client_finds_it() -> Result<()> {
 }
 
 #[test]
+fn networks_given_and_taken_act_at_once_and_keep_the_session() -> Result<()> {
+    let (topology, edge) = start()?;
+    let tenant = edge.enabled(&A)?;
+    let client = Client::up(&topology.client_a, &tenant.configuration)?;
+    client.await_reach(A.server)?;
+    let before = gateways(&edge)?;
+    edge.tenant(&["patch", &tenant.id, "--network", A.network, "--network", B.network])?;
+    client.await_reach(B.server)?;
+    edge.tenant(&["patch", &tenant.id, "--network", B.network])?;
+    client.await_cut(A.server)?;
+    ensure!(client.reaches(B.server));
+    ensure!(gateways(&edge)? == before, "the gateway was restarted");
+    Ok(())
+}
+
+#[test]
 fn bulk_transfers_run_both_ways_over_xdp() -> Result<()> {
     let (topology, edge) = start()?;
     bulk(&topology, &edge, "xdp")
@@ -442,6 +458,33 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     says(&edge, &[("--bpffs", "/run/nonesuch")], "mount one with")?;
     edge.restart()
 }
+
+#[test]
+fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
+    let (topology, mut edge) = start()?;
+    let before = edge.node.sh(LEFT)?;
+    let tenant = edge.enabled(&A)?;
+    let client = Client::up(&topology.client_a, &tenant.configuration)?;
+    client.await_reach(A.server)?;
+    edge.stop()?;
+    ensure!(client.reaches(A.server), "traffic goes on without the daemon");
+    edge.vpn_edge(&["teardown", "--uplink", "eth0"])?;
+    client.await_cut(A.server)?;
+    let left = edge.node.sh(LEFT)?;
+    ensure!(left == "eth0\neth1\nlo", "left: {left}, before the first tenant: {before}");
+    ensure!(program_id(&edge.node).is_err(), "the program is still attached");
+    edge.restart()?;
+    edge.await_state(&tenant.id, "enabled")?;
+    client.await_reach(A.server)
+}
+
+/// Interfaces, namespaces, pins, filters, gateways and their sockets.
+const LEFT: &str = "
+    ls /sys/class/net
+    ls /run/netns /run/vpn-edge/gateways /run/wireguard | grep -v ^/ | grep . || true
+    find /sys/fs/bpf/vpn-edge -type f
+    tc filter show dev eth0 ingress
+    pgrep -a vpn-edge || true";
 
 fn allocations() -> Result<Array<MapData, Allocation>> {
     let data = MapData::from_pin("/sys/fs/bpf/vpn-edge/v1/maps/ALLOCATIONS")?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{client, gateway, inspect, standalone};
+use crate::{client, gateway, inspect, standalone, teardown};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ pub struct Cli {
 enum Command {
     /// Run the whole system on this machine.
     Standalone(standalone::StandaloneArgs),
+    /// Take off this machine what `standalone` leaves there when it ends.
+    Teardown(teardown::TeardownArgs),
     /// Be a tenant's gateway, in the namespace this starts in.
     Gateway(gateway::GatewayArgs),
     /// Show the port map as the kernel has it.
@@ -36,6 +38,7 @@ impl Cli {
     pub async fn run(self) -> Result<()> {
         match self.command {
             Command::Standalone(args) => standalone::run(args).await,
+            Command::Teardown(args) => teardown::run(args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),
             Command::Tenant(args) => client::run(args).await,

@@ -15,5 +15,6 @@ pub mod link;
 pub mod netlink;
 pub mod registry;
 pub mod standalone;
+pub mod teardown;
 pub mod telemetry;
 pub mod wireguard;

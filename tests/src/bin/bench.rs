@@ -5,6 +5,7 @@
 //! machines, nanoseconds do not.
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -101,7 +102,9 @@ fn main() -> Result<()> {
         .collect();
     // A first round warms caches and branch predictors, and is not kept.
     for round in 0..=ROUNDS {
-        eprint!("\rround {round} of {ROUNDS}");
+        if std::io::stderr().is_terminal() {
+            eprint!("\rround {round} of {ROUNDS} ");
+        }
         for (subject, kept) in &mut samples {
             let baseline = SUBJECTS
                 .iter()
@@ -114,7 +117,6 @@ fn main() -> Result<()> {
             }
         }
     }
-    eprintln!();
     let figures: Vec<Figure> = samples.iter().map(|(subject, kept)| figure(subject, kept)).collect();
     print(&figures);
     let path = target().join("bench.json");

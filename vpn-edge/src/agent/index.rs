@@ -92,6 +92,7 @@ mod tests {
             tenant: tenant.id,
             generation: tenant.vpn.generation,
             port: PORT,
+            networks: Vec::new(),
             state: GatewayState::Ready,
             location: Some(Location {
                 interface: "vpn-edge-31001".into(),

@@ -108,30 +108,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes everything off this node: hooks, pins and maps.
-    ///
-    /// # Errors
-    ///
-    /// When a pin cannot be removed.
-    pub fn remove(mut self, interfaces: &[Hook]) -> Result<(), DatapathError> {
-        self.prune(&BTreeSet::new())?;
-        for hook in interfaces {
-            let (interface, name) = match hook {
-                Hook::UplinkXdp(_) => continue,
-                Hook::UplinkTc(interface) => (interface, program::INGRESS_TC),
-                Hook::Gateway(interface) => (interface, program::EGRESS),
-            };
-            // Where tcx is in use there is no filter to find.
-            let _ = qdisc_detach_program(interface, TcAttachType::Ingress, name);
-        }
-        let folder = self.folder.clone();
-        drop(self);
-        fs::remove_dir_all(&folder).map_err(|error| DatapathError::Pin {
-            path: folder,
-            message: error.to_string(),
-        })
-    }
-
     fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
         let pin = self.folder.join("links").join(hook.pin());
         let name = program::INGRESS;
@@ -139,7 +115,7 @@ impl Datapath {
             let link = XdpLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
             match program_mut::<Xdp>(&mut self.ebpf, name).attach_to_link(link) {
                 Ok(_) => return Ok(()),
-                Err(error) if is(&error, libc::ENOLINK) => remove(&pin)?,
+                Err(error) if is(&error, libc::ENOLINK) => unpin(&pin)?,
                 Err(source) => return Err(refused(name, interface, source)),
             }
         }
@@ -167,7 +143,7 @@ impl Datapath {
                 SchedClassifierLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
             match program.attach_to_link(link) {
                 Ok(_) => return Ok(()),
-                Err(error) if is(&error, libc::ENOLINK) => remove(&pin)?,
+                Err(error) if is(&error, libc::ENOLINK) => unpin(&pin)?,
                 Err(source) => return Err(refused(name, interface, source)),
             }
         }
@@ -186,6 +162,29 @@ impl Datapath {
             interface: interface.into(),
         })?;
         pin_link(link, &pin)
+    }
+}
+
+/// Takes everything off this node that is pinned under `root`, and clsact
+/// filters off `interfaces`: hooks, programs and maps.
+///
+/// # Errors
+///
+/// When a pin cannot be removed.
+pub fn remove(root: &Path, interfaces: &[String]) -> Result<(), DatapathError> {
+    for interface in interfaces {
+        for name in [program::INGRESS_TC, program::EGRESS] {
+            // Where tcx is in use there is no such filter to find.
+            let _ = qdisc_detach_program(interface, TcAttachType::Ingress, name);
+        }
+    }
+    let folder = super::folder(root);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
+            path: folder,
+            message: error.to_string(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -277,7 +276,7 @@ fn unpinnable(pin: &Path, error: &LinkError) -> DatapathError {
     }
 }
 
-fn remove(pin: &Path) -> Result<(), DatapathError> {
+fn unpin(pin: &Path) -> Result<(), DatapathError> {
     fs::remove_file(pin).map_err(|error| DatapathError::Pin {
         path: pin.into(),
         message: error.to_string(),

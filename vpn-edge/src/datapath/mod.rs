@@ -7,7 +7,7 @@
 mod attach;
 mod maps;
 
-pub use attach::{Hook, Rung};
+pub use attach::{Hook, Rung, remove};
 pub use maps::{MapError, Maps, Reader};
 
 use std::fs;

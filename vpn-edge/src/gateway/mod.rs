@@ -1,13 +1,13 @@
 //! `vpn-edge gateway`: the process inside a tenant's network namespace or pod.
 //!
-//! A gateway is made once, from one configuration, and never changed: new keys
-//! mean a new gateway. It sets up WireGuard (the kernel's, or else its own
+//! A gateway is made once and keeps its keys for life: new keys mean a new
+//! gateway. Only what its tenant may reach can change meanwhile. It sets up WireGuard (the kernel's, or else its own
 //! userspace implementation) and NAT, answers on its status socket, and takes
 //! its device with it when it is told to end.
 
 mod config;
 pub mod device;
-mod nat;
+pub mod nat;
 mod status;
 
 pub use config::{GatewayConfig, Peer};

@@ -41,6 +41,9 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 
 /// The rule set.
 ///
+/// What comes out of the tunnel is held to the networks packet by packet, not
+/// once a connection: a network that is taken away is out of reach at once.
+///
 /// NAT keeps clear of the gateway's own port: a client's packet that left with
 /// it as its source would be taken for WireGuard traffic by the edge.
 fn rules(config: &GatewayConfig) -> String {
@@ -77,7 +80,7 @@ table inet vpn-edge {{
   chain forward {{
     type filter hook forward priority filter; policy drop;
     tcp flags syn tcp option maxseg size set rt mtu
-    ct state established,related accept
+    iifname \"{link}\" ct state established,related accept
     iifname != \"{interface}\" drop
     ip saddr != {tunnel} drop
     ip daddr {dns} udp dport 53 accept
@@ -91,4 +94,45 @@ table inet vpn-edge {{
 }}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::wireguard::PrivateKey;
+
+    fn config(port: u16) -> GatewayConfig {
+        GatewayConfig {
+            tenant: Uuid::nil(),
+            generation: 1,
+            port,
+            interface: "wg31001".into(),
+            link: "eth0".into(),
+            address: "10.42.128.1/24".parse().unwrap(),
+            mtu: 1420,
+            private_key: PrivateKey::from_bytes([7; 32]),
+            peers: Vec::new(),
+            dns: [10, 96, 0, 10].into(),
+            networks: vec!["10.97.1.0/24".parse().unwrap(), "10.98.0.0/16".parse().unwrap()],
+            status: "/run/status.sock".into(),
+        }
+    }
+
+    #[test]
+    fn a_tenant_reaches_dns_and_its_networks_and_nothing_else() {
+        insta::assert_snapshot!(rules(&config(31_001)));
+    }
+
+    #[test]
+    fn nat_never_takes_the_gateways_own_port() {
+        for port in [1024, 31_001, 32_767, 32_768, 40_000, 65_535] {
+            let rules = rules(&config(port));
+            let range = rules.split("masquerade to :").nth(1).unwrap();
+            let (first, last) = range.split_whitespace().next().unwrap().split_once('-').unwrap();
+            let range = first.parse::<u16>().unwrap()..=last.parse().unwrap();
+            assert!(!range.contains(&port), "{port} {range:?}");
+        }
+    }
 }

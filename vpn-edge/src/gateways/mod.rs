@@ -33,6 +33,8 @@ pub struct Gateway {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
+    /// What it lets its tenant reach.
+    pub networks: Vec<Ipv4Net>,
     pub state: GatewayState,
     /// Where to steer its packets, once it is ready.
     pub location: Option<Location>,
@@ -54,8 +56,10 @@ pub struct Location {
 /// Makes, removes and finds gateways.
 #[async_trait]
 pub trait Gateways: Send + Sync + 'static {
-    /// Makes the gateway, in place of any other on its port. Returns once it
-    /// is started; [`Gateways::list`] says when it is ready.
+    /// Makes the gateway, in place of any other on its port. One of the same
+    /// generation that is ready stays, with its sessions, and is only told
+    /// which networks it may reach. Returns once the gateway is started;
+    /// [`Gateways::list`] says when it is ready.
     ///
     /// # Errors
     ///

@@ -29,12 +29,16 @@ use tokio::time::{sleep, timeout};
 use super::{Gateway, GatewaySpec, Gateways, Location};
 use crate::domain::GatewayState;
 use crate::domain::subnet::{client_address, gateway_address};
-use crate::gateway::{GatewayConfig, Peer, Phase, peer_pid, subscribe};
-use crate::link;
+use crate::gateway::{GatewayConfig, Peer, Phase, nat, peer_pid, subscribe};
+use crate::{link, netlink};
 
 /// How long a gateway has to listen after it was started, and to end after it
 /// was told to.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a gateway's link is looked at again: someone may have taken the
+/// program off its end, or the link down.
+const RELOCATE: Duration = Duration::from_secs(5);
 
 /// Overhead of WireGuard over IPv6, the larger of the two.
 const OVERHEAD: u32 = 80;
@@ -48,6 +52,18 @@ pub struct Settings {
     pub range: Ipv4Net,
     /// MTU of the links: the uplink's.
     pub mtu: u32,
+}
+
+impl Settings {
+    /// Enough to find and remove gateways, but not to make them.
+    #[must_use]
+    pub fn for_removal(runtime: PathBuf) -> Self {
+        Self {
+            runtime,
+            range: Ipv4Net::default(),
+            mtu: 0,
+        }
+    }
 }
 
 /// See [`Gateways`].
@@ -127,16 +143,16 @@ impl NetnsGateways {
             let port = place.port;
             match GatewayConfig::read(&place.config()) {
                 Ok(config) => {
-                    let mut gateway = Gateway {
+                    let gateway = Gateway {
                         tenant: config.tenant,
                         generation: config.generation,
                         port,
+                        networks: config.networks,
                         state: GatewayState::Starting,
                         location: None,
                     };
-                    let first = gateways.watch(place, gateway.clone(), None);
+                    let first = gateways.watch(place, gateway, None);
                     states.spawn(async move { timeout(PATIENCE, first).await });
-                    gateway.state = GatewayState::Starting;
                 }
                 Err(error) => {
                     tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
@@ -156,7 +172,7 @@ impl NetnsGateways {
             folder: self.settings.runtime.join("gateways").join(port.to_string()),
             namespace: Path::new("/run/netns").join(&name),
             link: name,
-            address: Ipv4Addr::from(base + u32::from(port)),
+            address: Ipv4Addr::from(base.wrapping_add(u32::from(port))),
         }
     }
 
@@ -174,11 +190,14 @@ impl NetnsGateways {
         let changes = self.changes.clone();
         let record = move |state: GatewayState, location: Option<Location>| {
             let mut known = known.lock().expect("no panic under this lock");
-            if let Some(entry) = known.get_mut(&port) {
+            let Some(entry) = known.get_mut(&port) else {
+                return;
+            };
+            if entry.gateway.state != state || entry.gateway.location != location {
                 entry.gateway.state = state;
                 entry.gateway.location = location;
+                changes.send_modify(|count| *count += 1);
             }
-            changes.send_modify(|count| *count += 1);
         };
         let mut entries = self.known.lock().expect("no panic under this lock");
         let watcher = tokio::spawn(follow(place, child, record, settled));
@@ -190,6 +209,33 @@ impl NetnsGateways {
         async move {
             let _ = first.await;
         }
+    }
+
+    /// Whether the gateway of `spec`'s keys is there and ready.
+    fn serves(&self, spec: &GatewaySpec) -> bool {
+        let known = self.known.lock().expect("no panic under this lock");
+        known.get(&spec.port).is_some_and(|known| {
+            known.gateway.tenant == spec.tenant
+                && known.gateway.generation == spec.generation
+                && known.gateway.state == GatewayState::Ready
+        })
+    }
+
+    async fn tell_networks(&self, spec: &GatewaySpec, place: &Place) -> Result<()> {
+        let mut config = GatewayConfig::read(&place.config())?;
+        config.networks.clone_from(&spec.networks);
+        config.write(&place.config())?;
+        netlink::inside(&place.namespace, move || async move {
+            nat::apply(&config).await.map_err(io::Error::other)
+        })
+        .await?;
+        let mut known = self.known.lock().expect("no panic under this lock");
+        if let Some(known) = known.get_mut(&spec.port) {
+            known.gateway.networks.clone_from(&spec.networks);
+        }
+        drop(known);
+        self.changes.send_modify(|count| *count += 1);
+        Ok(())
     }
 
     async fn create(&self, spec: &GatewaySpec, place: &Place) -> Result<Child> {
@@ -229,6 +275,9 @@ impl NetnsGateways {
 impl Gateways for NetnsGateways {
     async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
         let place = self.place(spec.port);
+        if self.serves(spec) {
+            return self.tell_networks(spec, &place).await;
+        }
         self.remove(spec.port).await?;
         match self.create(spec, &place).await {
             Ok(child) => {
@@ -236,6 +285,7 @@ impl Gateways for NetnsGateways {
                     tenant: spec.tenant,
                     generation: spec.generation,
                     port: spec.port,
+                    networks: spec.networks.clone(),
                     state: GatewayState::Starting,
                     location: None,
                 };
@@ -311,18 +361,27 @@ async fn follow(
         sleep(Duration::from_millis(5)).await;
     };
     if let Some(subscription) = &mut subscription {
-        while let Some(status) = subscription.next().await {
-            match status.phase {
-                Phase::Starting => continue,
-                Phase::Ready { .. } => match link::locate(&place.link, &place.namespace).await {
+        let mut ready = false;
+        loop {
+            match timeout(RELOCATE, subscription.next()).await {
+                Ok(None) => break,
+                Ok(Some(status)) => match status.phase {
+                    Phase::Starting => continue,
+                    Phase::Ready { .. } => ready = true,
+                    Phase::Failed { reason } => {
+                        ready = false;
+                        failure = Some(reason.clone());
+                        record(GatewayState::Failed(reason), None);
+                    }
+                },
+                Err(_) => {}
+            }
+            if ready {
+                match link::locate(&place.link, &place.namespace).await {
                     Ok(location) => record(GatewayState::Ready, Some(location)),
                     Err(error) => {
                         record(GatewayState::Failed(format!("its link is gone: {error}")), None);
                     }
-                },
-                Phase::Failed { reason } => {
-                    failure = Some(reason.clone());
-                    record(GatewayState::Failed(reason), None);
                 }
             }
             if let Some(settled) = settled.take() {

@@ -1,0 +1,39 @@
+//! `vpn-edge teardown`: takes off the machine what `standalone` leaves there.
+//!
+//! Tenants and keys stay in the database: the next start brings all back.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::datapath;
+use crate::gateways::Gateways;
+use crate::gateways::netns::{NetnsGateways, Settings};
+
+#[derive(Debug, clap::Args)]
+pub struct TeardownArgs {
+    /// The daemon's --uplink.
+    #[arg(long)]
+    uplink: String,
+    /// The daemon's --runtime.
+    #[arg(long, default_value = "/run/vpn-edge")]
+    runtime: PathBuf,
+    /// The daemon's --bpffs.
+    #[arg(long, default_value = datapath::DEFAULT_ROOT)]
+    bpffs: PathBuf,
+}
+
+/// Detaches programs, ends gateways, and removes pins and runtime files. The
+/// daemon must be stopped first, as it would put them back.
+///
+/// # Errors
+///
+/// When something cannot be removed.
+pub async fn run(args: TeardownArgs) -> Result<()> {
+    datapath::remove(&args.bpffs, &[args.uplink])?;
+    let gateways = NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?;
+    for gateway in gateways.list().await? {
+        gateways.remove(gateway.port).await?;
+    }
+    Ok(())
+}
