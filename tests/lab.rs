@@ -442,7 +442,12 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
         ensure!(said.contains(expected), "expected `{expected}`, got `{said}`");
         Ok(())
     };
-    says(&edge, &[("--listen", "127.0.0.1:8081")], "in use by another vpn-edge")?;
+    let elsewhere = ("--listen", "127.0.0.1:8081");
+    says(&edge, &[elsewhere], "in use by another vpn-edge")?;
+    let other = edge.node.folder.join("other.db").display().to_string();
+    says(&edge, &[elsewhere, ("--database", &other)], "another vpn-edge runs gateways")?;
+    let refused = edge.vpn_edge(&["teardown", "--uplink", "eth0"]).unwrap_err().to_string();
+    ensure!(refused.contains("another vpn-edge runs gateways"), "{refused}");
     edge.stop()?;
 
     let occupied = topology
@@ -456,6 +461,9 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     says(&edge, &[("--gateway-range", "100.64.0.0/24")], "takes a /16 or larger")?;
     says(&edge, &[("--tokens", "/nonesuch")], "/nonesuch")?;
     says(&edge, &[("--bpffs", "/run/nonesuch")], "mount one with")?;
+    edge.node.sh("echo 0 > /proc/sys/net/ipv4/ip_forward")?;
+    says(&edge, &[], "sysctl -w net.ipv4.ip_forward=1")?;
+    edge.node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
     edge.restart()
 }
 

@@ -81,6 +81,13 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "`vpn-edge standalone` sets up interfaces and eBPF programs: run it as root"
     );
+    // Switching it on is the node's business: firewalls may count on it.
+    let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
+    ensure!(
+        forwarding.trim() == "1",
+        "this node does not forward, so gateways would reach nothing: \
+         run `sysctl -w net.ipv4.ip_forward=1`"
+    );
     let tokens = Tokens::load(&args.tokens)?;
     let uplink = Uplink::find(&args.uplink, args.address).await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
@@ -88,15 +95,15 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
 
-    let mut datapath = Datapath::open(&args.bpffs)?;
-    datapath.set_edge(uplink.edge())?;
-    let agent = Agent::attach(datapath, &args.uplink)?;
     let gateways = NetnsGateways::adopt(netns::Settings {
         runtime: args.runtime,
         range: args.gateway_range,
         mtu: uplink.mtu,
     })
     .await?;
+    let mut datapath = Datapath::open(&args.bpffs)?;
+    datapath.set_edge(uplink.edge())?;
+    let agent = Agent::attach(datapath, &args.uplink)?;
     let gateways = Arc::new(gateways);
 
     let settings = controller::Settings {
@@ -113,9 +120,11 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     };
     let router = api::router(registry.clone(), settings, tokens);
     tracing::info!(listen = %args.listen, uplink = %args.uplink, address = %uplink.address, "ready");
+    let agent = tokio::spawn(agent.run(registry, gateways));
+    let controller = tokio::spawn(controller.run());
     tokio::select! {
-        () = agent.run(registry, gateways) => bail!("the agent ended"),
-        () = controller.run() => bail!("the controller ended"),
+        ended = agent => bail!("the agent ended: {ended:?}"),
+        ended = controller => bail!("the controller ended: {ended:?}"),
         ended = axum::serve(listener, router).into_future() => ended.context("the API ended")?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -23,15 +23,14 @@ pub struct TeardownArgs {
     bpffs: PathBuf,
 }
 
-/// Detaches programs, ends gateways, and removes pins and runtime files. The
-/// daemon must be stopped first, as it would put them back.
+/// Detaches programs, ends gateways, and removes pins and runtime files.
 ///
 /// # Errors
 ///
-/// When something cannot be removed.
+/// When the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
-    datapath::remove(&args.bpffs, &[args.uplink])?;
     let gateways = NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?;
+    datapath::remove(&args.bpffs, &[args.uplink])?;
     for gateway in gateways.list().await? {
         gateways.remove(gateway.port).await?;
     }

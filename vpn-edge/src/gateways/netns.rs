@@ -71,6 +71,8 @@ pub struct NetnsGateways {
     settings: Settings,
     known: Arc<Mutex<BTreeMap<u16, Known>>>,
     changes: watch::Sender<u64>,
+    /// Held for life: two daemons would take each other's gateways for orphans.
+    _lock: File,
 }
 
 struct Known {
@@ -113,7 +115,8 @@ impl NetnsGateways {
     ///
     /// # Errors
     ///
-    /// When the runtime folder cannot be used, or the range is too small.
+    /// When the runtime folder cannot be used or another daemon uses it, or the
+    /// range is too small.
     pub async fn adopt(settings: Settings) -> Result<Self> {
         ensure!(
             settings.range.prefix_len() <= 16,
@@ -126,8 +129,14 @@ impl NetnsGateways {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = File::create(settings.runtime.join("lock"))?;
+        lock.try_lock().with_context(|| {
+            let folder = settings.runtime.display();
+            format!("another vpn-edge runs gateways in {folder}: stop it first")
+        })?;
         let gateways = Self {
             settings,
+            _lock: lock,
             known: Arc::default(),
             changes: watch::Sender::new(0),
         };
