@@ -120,16 +120,20 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     };
     let router = api::router(registry.clone(), settings, tokens);
     tracing::info!(listen = %args.listen, uplink = %args.uplink, address = %uplink.address, "ready");
-    let agent = tokio::spawn(agent.run(registry, gateways));
-    let controller = tokio::spawn(controller.run());
+    let mut agent = tokio::spawn(agent.run(registry, gateways));
+    let mut controller = tokio::spawn(controller.run());
     tokio::select! {
-        ended = agent => bail!("the agent ended: {ended:?}"),
-        ended = controller => bail!("the controller ended: {ended:?}"),
+        ended = &mut agent => bail!("the agent ended: {ended:?}"),
+        ended = &mut controller => bail!("the controller ended: {ended:?}"),
         ended = axum::serve(listener, router).into_future() => ended.context("the API ended")?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("ending; gateways and traffic go on");
+    // What they are in the middle of ends before the runtime does.
+    agent.abort();
+    controller.abort();
+    let _ = tokio::join!(agent, controller);
     Ok(())
 }
 

@@ -28,8 +28,9 @@ const RESYNC: Duration = Duration::from_secs(5);
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What the edge steers by now: generation by port.
-pub type Steered = BTreeMap<u16, u64>;
+/// What the edge steers by now: generation by port. Nothing before the agent
+/// has looked.
+pub type Steered = Option<BTreeMap<u16, u64>>;
 
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {
@@ -139,15 +140,15 @@ impl Agent {
             }
         }
         self.unhook(&desired)?;
-        let steered = observed
+        let steered: BTreeMap<u16, u64> = observed
             .iter()
             .filter(|(_, allocation)| allocation.mode > mode::CLOSED)
             .map(|(&port, allocation)| (port, allocation.generation))
             .collect();
         self.observed = Some(observed);
         self.steered.send_if_modified(|now| {
-            let changed = *now != steered;
-            *now = steered;
+            let changed = now.as_ref() != Some(&steered);
+            *now = Some(steered);
             changed
         });
         Ok(())

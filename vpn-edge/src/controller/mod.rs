@@ -209,7 +209,15 @@ impl Controller {
                 || failure.map_or(GatewayState::Absent, GatewayState::Failed),
                 |gateway| gateway.state.clone(),
             );
-        let steerable = self.steered.borrow().get(&allocation.port) == Some(&generation);
+        // Before the agent has looked, what an earlier one made of it holds.
+        let Some(steerable) = self
+            .steered
+            .borrow()
+            .as_ref()
+            .map(|steered| steered.get(&allocation.port) == Some(&generation))
+        else {
+            return Ok(());
+        };
         let observed = Observed { gateway, steerable };
         let mut seen = tenant.clone();
         let now = Timestamp::now();
