@@ -6,6 +6,9 @@ mod build_ebpf;
 
 fn main() -> Result<(), String> {
     let programs = build_ebpf::from_build_script()?;
-    println!("cargo::rustc-env=BENCH_EBPF={}", programs.join("bench").display());
+    println!(
+        "cargo::rustc-env=BENCH_EBPF={}",
+        programs.join("bench").display()
+    );
     Ok(())
 }

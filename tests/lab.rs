@@ -73,11 +73,19 @@ fn disabling_cuts_the_client_off_and_clears_port_and_keys() -> Result<()> {
     edge.tenant(&["disable", &a.id])?;
     client_a.await_cut(A.server)?;
     edge.await_ports(|ports| ports.keys().eq([&b.port]))?;
-    ensure!(client_b.reaches(B.server), "the other tenant is cut off too");
+    ensure!(
+        client_b.reaches(B.server),
+        "the other tenant is cut off too"
+    );
     let refused = edge.configuration(&a.id).unwrap_err().to_string();
     ensure!(refused.contains("VPN is not enabled"), "{refused}");
-    let left = edge.node.sh("ls /run/netns /run/vpn-edge/gateways; ip -br link")?;
-    ensure!(!left.contains(&a.port.to_string()), "the gateway left something: {left}");
+    let left = edge
+        .node
+        .sh("ls /run/netns /run/vpn-edge/gateways; ip -br link")?;
+    ensure!(
+        !left.contains(&a.port.to_string()),
+        "the gateway left something: {left}"
+    );
     // A new life is a new one: other keys, whatever the port.
     edge.tenant(&["enable", &a.id])?;
     let again = edge.configuration(&a.id)?;
@@ -96,10 +104,16 @@ fn regenerating_kills_the_old_configuration_and_keeps_port_and_address() -> Resu
     let new = edge.configuration(&tenant.id)?;
     client.await_cut(A.server)?;
     for key in ["Endpoint", "Address", "AllowedIPs", "DNS"] {
-        ensure!(line(&new, key) == line(&tenant.configuration, key), "{key} changed");
+        ensure!(
+            line(&new, key) == line(&tenant.configuration, key),
+            "{key} changed"
+        );
     }
     for key in ["PrivateKey", "PublicKey"] {
-        ensure!(line(&new, key) != line(&tenant.configuration, key), "{key} stayed");
+        ensure!(
+            line(&new, key) != line(&tenant.configuration, key),
+            "{key} stayed"
+        );
     }
     Client::up(&topology.client_a, &new)?.await_reach(A.server)?;
     // Brought up anew, the old one gets no further.
@@ -114,7 +128,8 @@ fn twenty_enables_at_once_get_twenty_ports_and_the_dry_pool_recovers() -> Result
     let create = |number: usize| -> Result<String> {
         let organisation = format!("organisation-{number}");
         let plan = ["--plan", "enterprise_cloud", "--ready"];
-        let tenant = edge.tenant(&[&["create", "--organisation", &organisation], &plan[..]].concat())?;
+        let tenant =
+            edge.tenant(&[&["create", "--organisation", &organisation], &plan[..]].concat())?;
         Ok(tenant["id"].as_str().context("no id")?.to_owned())
     };
     let ids = (0..21).map(create).collect::<Result<Vec<_>>>()?;
@@ -128,7 +143,9 @@ fn twenty_enables_at_once_get_twenty_ports_and_the_dry_pool_recovers() -> Result
         edge.program().display()
     ))?;
     let port = |id: &String| -> Result<u64> {
-        edge.tenant(&["status", id])?["port"].as_u64().context("no port")
+        edge.tenant(&["status", id])?["port"]
+            .as_u64()
+            .context("no port")
     };
     let ports = first.iter().map(port).collect::<Result<BTreeSet<u64>>>()?;
     ensure!(ports == (31_000..31_020).collect(), "{ports:?}");
@@ -154,21 +171,42 @@ fn killing_and_restarting_the_daemon_loses_no_packet_and_changes_nothing() -> Re
     let tenant = edge.enabled(&A)?;
     let client = Client::up(&topology.client_a, &tenant.configuration)?;
     client.await_reach(A.server)?;
-    let before = (gateways(&edge)?, map_of(&edge.node)?, program_id(&edge.node)?);
+    let before = (
+        gateways(&edge)?,
+        map_of(&edge.node)?,
+        program_id(&edge.node)?,
+    );
 
     client.lose_nothing(A.server, 5_000, || {
         edge.kill()?;
         std::thread::sleep(Duration::from_millis(500));
         let down = edge.ports()?;
-        ensure!(down.keys().eq([&tenant.port]), "`ports` while the daemon is down: {down:?}");
+        ensure!(
+            down.keys().eq([&tenant.port]),
+            "`ports` while the daemon is down: {down:?}"
+        );
         edge.restart()
     })?;
-    ensure!(!edge.log().contains("Enabled to=Enabling"), "{}", edge.log());
-    let after = (gateways(&edge)?, map_of(&edge.node)?, program_id(&edge.node)?);
-    ensure!(before.0 == after.0, "a gateway was restarted: {before:?} {after:?}");
+    ensure!(
+        !edge.log().contains("Enabled to=Enabling"),
+        "{}",
+        edge.log()
+    );
+    let after = (
+        gateways(&edge)?,
+        map_of(&edge.node)?,
+        program_id(&edge.node)?,
+    );
+    ensure!(
+        before.0 == after.0,
+        "a gateway was restarted: {before:?} {after:?}"
+    );
     ensure!(before.1 == after.1, "the map changed: {before:?} {after:?}");
     ensure!(before.2 != after.2, "the old program still runs");
-    ensure!(edge.configuration(&tenant.id)? == tenant.configuration, "keys or port changed");
+    ensure!(
+        edge.configuration(&tenant.id)? == tenant.configuration,
+        "keys or port changed"
+    );
 
     // An orderly end does as much.
     client.lose_nothing(A.server, 5_000, || {
@@ -188,7 +226,10 @@ fn new_programs_replace_the_running_ones_without_losing_a_packet() -> Result<()>
             let before = program_id(&edge.node)?;
             edge.stop()?;
             edge.restart()?;
-            ensure!(program_id(&edge.node)? != before, "the old program still runs");
+            ensure!(
+                program_id(&edge.node)? != before,
+                "the old program still runs"
+            );
         }
         Ok(())
     })
@@ -206,11 +247,15 @@ fn a_tenant_deleted_while_the_daemon_was_down_is_gone_after_its_start() -> Resul
         edge.node.folder.join("vpn-edge.db").display(),
         a.id
     ))?;
-    ensure!(client.reaches(A.server), "traffic goes on while the daemon is down");
+    ensure!(
+        client.reaches(A.server),
+        "traffic goes on while the daemon is down"
+    );
     edge.restart()?;
     edge.await_ports(|ports| ports.keys().eq([&b.port]))?;
     client.await_cut(A.server)?;
-    edge.node.await_sh(&format!("! test -e /run/netns/vpn-edge-{}", a.port))
+    edge.node
+        .await_sh(&format!("! test -e /run/netns/vpn-edge-{}", a.port))
 }
 
 #[test]
@@ -258,7 +303,10 @@ fn a_killed_gateway_is_made_again_and_the_client_finds_it() -> Result<()> {
     edge.await_state(&tenant.id, "enabled")?;
     client.await_reach(A.server)?;
     ensure!(gateways(&edge)? != before, "the gateway was made again");
-    ensure!(edge.configuration(&tenant.id)? == tenant.configuration, "keys or port changed");
+    ensure!(
+        edge.configuration(&tenant.id)? == tenant.configuration,
+        "keys or port changed"
+    );
     Ok(())
 }
 
@@ -269,7 +317,14 @@ fn networks_given_and_taken_act_at_once_and_keep_the_session() -> Result<()> {
     let client = Client::up(&topology.client_a, &tenant.configuration)?;
     client.await_reach(A.server)?;
     let before = gateways(&edge)?;
-    edge.tenant(&["patch", &tenant.id, "--network", A.network, "--network", B.network])?;
+    edge.tenant(&[
+        "patch",
+        &tenant.id,
+        "--network",
+        A.network,
+        "--network",
+        B.network,
+    ])?;
     client.await_reach(B.server)?;
     edge.tenant(&["patch", &tenant.id, "--network", B.network])?;
     client.await_cut(A.server)?;
@@ -301,7 +356,9 @@ fn bulk(topology: &Topology, edge: &Edge, rung: &str) -> Result<()> {
         let mut server = topology.cluster.command("timeout");
         server.args(["40", "iperf3", "-s", "-1", "-B", A.server]);
         let server = topology.cluster.start("iperf3", server)?;
-        topology.cluster.await_sh(&format!("ss -ltn | grep -q {}:5201", A.server))?;
+        topology
+            .cluster
+            .await_sh(&format!("ss -ltn | grep -q {}:5201", A.server))?;
         let report = topology.client_a.sh(&format!(
             "timeout 40 iperf3 -c {} -t 4 -i 1 -J {direction}",
             A.server
@@ -338,7 +395,12 @@ fn checksum_errors(snmp: &str) -> Vec<(String, u64)> {
         .collect();
     lines
         .chunks_exact(2)
-        .flat_map(|pair| pair[0].iter().zip(&pair[1]).map(move |both| (pair[0][0], both)))
+        .flat_map(|pair| {
+            pair[0]
+                .iter()
+                .zip(&pair[1])
+                .map(move |both| (pair[0][0], both))
+        })
         .filter(|(_, (name, _))| **name == "InCsumErrors")
         .filter_map(|(protocol, (_, value))| Some((protocol.to_owned(), value.parse().ok()?)))
         .filter(|(_, value)| *value > 0)
@@ -434,20 +496,36 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     ports.arg("ports");
     let refused = topology.edge.output(ports)?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(!refused.status.success() && said.contains("nothing is pinned"), "{said}");
+    ensure!(
+        !refused.status.success() && said.contains("nothing is pinned"),
+        "{said}"
+    );
 
     let mut edge = Edge::start(&topology, Uplink::Veth, &[])?;
     let says = |edge: &Edge, changed: &[(&str, &str)], expected: &str| -> Result<()> {
         let said = edge.refused(changed)?;
-        ensure!(said.contains(expected), "expected `{expected}`, got `{said}`");
+        ensure!(
+            said.contains(expected),
+            "expected `{expected}`, got `{said}`"
+        );
         Ok(())
     };
     let elsewhere = ("--listen", "127.0.0.1:8081");
     says(&edge, &[elsewhere], "in use by another vpn-edge")?;
     let other = edge.node.folder.join("other.db").display().to_string();
-    says(&edge, &[elsewhere, ("--database", &other)], "another vpn-edge runs gateways")?;
-    let refused = edge.vpn_edge(&["teardown", "--uplink", "eth0"]).unwrap_err().to_string();
-    ensure!(refused.contains("another vpn-edge runs gateways"), "{refused}");
+    says(
+        &edge,
+        &[elsewhere, ("--database", &other)],
+        "another vpn-edge runs gateways",
+    )?;
+    let refused = edge
+        .vpn_edge(&["teardown", "--uplink", "eth0"])
+        .unwrap_err()
+        .to_string();
+    ensure!(
+        refused.contains("another vpn-edge runs gateways"),
+        "{refused}"
+    );
     edge.stop()?;
 
     let occupied = topology
@@ -456,9 +534,21 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     let program = occupied.join().expect("the thread does not panic")?;
     says(&edge, &[("--uplink", "eth1")], "has another XDP program")?;
     drop(program);
-    says(&edge, &[("--uplink", "nonesuch")], "no interface `nonesuch`")?;
-    says(&edge, &[("--address", "203.0.113.77")], "203.0.113.77 is on no interface")?;
-    says(&edge, &[("--gateway-range", "100.64.0.0/24")], "takes a /16 or larger")?;
+    says(
+        &edge,
+        &[("--uplink", "nonesuch")],
+        "no interface `nonesuch`",
+    )?;
+    says(
+        &edge,
+        &[("--address", "203.0.113.77")],
+        "203.0.113.77 is on no interface",
+    )?;
+    says(
+        &edge,
+        &[("--gateway-range", "100.64.0.0/24")],
+        "takes a /16 or larger",
+    )?;
     says(&edge, &[("--tokens", "/nonesuch")], "/nonesuch")?;
     says(&edge, &[("--bpffs", "/run/nonesuch")], "mount one with")?;
     edge.node.sh("echo 0 > /proc/sys/net/ipv4/ip_forward")?;
@@ -475,12 +565,21 @@ fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
     let client = Client::up(&topology.client_a, &tenant.configuration)?;
     client.await_reach(A.server)?;
     edge.stop()?;
-    ensure!(client.reaches(A.server), "traffic goes on without the daemon");
+    ensure!(
+        client.reaches(A.server),
+        "traffic goes on without the daemon"
+    );
     edge.vpn_edge(&["teardown", "--uplink", "eth0"])?;
     client.await_cut(A.server)?;
     let left = edge.node.sh(LEFT)?;
-    ensure!(left == "eth0\neth1\nlo", "left: {left}, before the first tenant: {before}");
-    ensure!(program_id(&edge.node).is_err(), "the program is still attached");
+    ensure!(
+        left == "eth0\neth1\nlo",
+        "left: {left}, before the first tenant: {before}"
+    );
+    ensure!(
+        program_id(&edge.node).is_err(),
+        "the program is still attached"
+    );
     edge.restart()?;
     edge.await_state(&tenant.id, "enabled")?;
     client.await_reach(A.server)

@@ -189,7 +189,10 @@ fn cases() -> Vec<Case> {
     let good = Packet::to(PORT, data());
     let mut cases = vec![
         steers("transport data", &good),
-        steers("a keepalive, the shortest message", &Packet::to(PORT, message(4, 32))),
+        steers(
+            "a keepalive, the shortest message",
+            &Packet::to(PORT, message(4, 32)),
+        ),
         steers("data of an odd length", &Packet::to(PORT, message(4, 1439))),
         steers("an initiation", &Packet::to(PORT, message(1, 148))),
         steers("a response", &Packet::to(PORT, message(2, 92))),
@@ -200,7 +203,9 @@ fn cases() -> Vec<Case> {
         ),
         steers(
             "a VLAN tag",
-            &good.clone().with(|packet| packet.tags = vec![(0x8100, 100)]),
+            &good
+                .clone()
+                .with(|packet| packet.tags = vec![(0x8100, 100)]),
         ),
         steers(
             "two VLAN tags",
@@ -214,7 +219,10 @@ fn cases() -> Vec<Case> {
                 .with(|packet| packet.tags = vec![(0x88a8, 7), (0x8100, 8), (0x8100, 9)])
                 .bytes(),
         ),
-        passes("a port that is not allocated", Packet::to(UNKNOWN_PORT, data()).bytes()),
+        passes(
+            "a port that is not allocated",
+            Packet::to(UNKNOWN_PORT, data()).bytes(),
+        ),
         passes("port zero", Packet::to(0, data()).bytes()),
         passes(
             "another address",
@@ -228,21 +236,40 @@ fn cases() -> Vec<Case> {
                 .with(|packet| packet.destination = Ipv4Addr::BROADCAST)
                 .bytes(),
         ),
-        passes("TCP to the same port", good.clone().with(|packet| packet.protocol = 6).bytes()),
+        passes(
+            "TCP to the same port",
+            good.clone().with(|packet| packet.protocol = 6).bytes(),
+        ),
         passes(
             "a later fragment, which has no ports",
-            good.clone().with(|packet| packet.fragment_offset = 10).bytes(),
+            good.clone()
+                .with(|packet| packet.fragment_offset = 10)
+                .bytes(),
         ),
         passes("ARP", patched(&good, 12, &[0x08, 0x06])),
         passes("IPv6", patched(&good, 12, &[0x86, 0xdd])),
-        passes("an IP version that is not four", patched(&good, 14, &[0x65])),
-        passes("an IP header length below the least", patched(&good, 14, &[0x44])),
+        passes(
+            "an IP version that is not four",
+            patched(&good, 14, &[0x65]),
+        ),
+        passes(
+            "an IP header length below the least",
+            patched(&good, 14, &[0x44]),
+        ),
         passes("cut before the ports", cut(&good, 14 + 20 + 3)),
         passes("cut in the IP header", cut(&good, 14 + 19)),
         passes("an Ethernet header and no more", cut(&good, 14)),
         drops("cut after the ports", Truncated, cut(&good, 14 + 20 + 4)),
-        drops("cut in the message", Truncated, cut(&good, 14 + 20 + 8 + 127)),
-        drops("cut before the shortest message ends", Truncated, cut(&good, 14 + 20 + 8 + 31)),
+        drops(
+            "cut in the message",
+            Truncated,
+            cut(&good, 14 + 20 + 8 + 127),
+        ),
+        drops(
+            "cut before the shortest message ends",
+            Truncated,
+            cut(&good, 14 + 20 + 8 + 31),
+        ),
         drops(
             "a UDP length beyond the IP packet",
             Truncated,
@@ -258,17 +285,29 @@ fn cases() -> Vec<Case> {
             Truncated,
             patched(&good, 14 + 2, &157_u16.to_be_bytes()),
         ),
-        drops("an empty datagram", Truncated, Packet::to(PORT, vec![]).bytes()),
-        drops("four bytes", Truncated, Packet::to(PORT, message(4, 4)).bytes()),
+        drops(
+            "an empty datagram",
+            Truncated,
+            Packet::to(PORT, vec![]).bytes(),
+        ),
+        drops(
+            "four bytes",
+            Truncated,
+            Packet::to(PORT, message(4, 4)).bytes(),
+        ),
         drops(
             "IP options",
             IpOptions,
-            good.clone().with(|packet| packet.options = vec![1; 4]).bytes(),
+            good.clone()
+                .with(|packet| packet.options = vec![1; 4])
+                .bytes(),
         ),
         drops(
             "as many IP options as there can be",
             IpOptions,
-            good.clone().with(|packet| packet.options = vec![1; 40]).bytes(),
+            good.clone()
+                .with(|packet| packet.options = vec![1; 40])
+                .bytes(),
         ),
         passes(
             "IP options before a port that is not allocated",
@@ -279,16 +318,50 @@ fn cases() -> Vec<Case> {
         drops(
             "a first fragment",
             Fragment,
-            good.clone().with(|packet| packet.more_fragments = true).bytes(),
+            good.clone()
+                .with(|packet| packet.more_fragments = true)
+                .bytes(),
         ),
-        drops("type zero", MessageType, Packet::to(PORT, message(0, 128)).bytes()),
-        drops("type five", MessageType, Packet::to(PORT, message(5, 128)).bytes()),
-        drops("no WireGuard at all", MessageType, Packet::to(PORT, vec![b'A'; 64]).bytes()),
-        drops("an initiation too short", MessageLength, Packet::to(PORT, message(1, 147)).bytes()),
-        drops("an initiation too long", MessageLength, Packet::to(PORT, message(1, 149)).bytes()),
-        drops("a response too long", MessageLength, Packet::to(PORT, message(2, 148)).bytes()),
-        drops("a cookie reply too short", MessageLength, Packet::to(PORT, message(3, 63)).bytes()),
-        drops("a port whose gateway is not there", NoGateway, Packet::to(CLOSED_PORT, data()).bytes()),
+        drops(
+            "type zero",
+            MessageType,
+            Packet::to(PORT, message(0, 128)).bytes(),
+        ),
+        drops(
+            "type five",
+            MessageType,
+            Packet::to(PORT, message(5, 128)).bytes(),
+        ),
+        drops(
+            "no WireGuard at all",
+            MessageType,
+            Packet::to(PORT, vec![b'A'; 64]).bytes(),
+        ),
+        drops(
+            "an initiation too short",
+            MessageLength,
+            Packet::to(PORT, message(1, 147)).bytes(),
+        ),
+        drops(
+            "an initiation too long",
+            MessageLength,
+            Packet::to(PORT, message(1, 149)).bytes(),
+        ),
+        drops(
+            "a response too long",
+            MessageLength,
+            Packet::to(PORT, message(2, 148)).bytes(),
+        ),
+        drops(
+            "a cookie reply too short",
+            MessageLength,
+            Packet::to(PORT, message(3, 63)).bytes(),
+        ),
+        drops(
+            "a port whose gateway is not there",
+            NoGateway,
+            Packet::to(CLOSED_PORT, data()).bytes(),
+        ),
     ];
     for at in 1..4 {
         let mut bent = data();
@@ -361,8 +434,13 @@ impl Lab {
     }
 
     fn tc(&mut self, name: &str, packet: &[u8]) -> (i32, Vec<u8>) {
-        let program: &SchedClassifier =
-            self.datapath.ebpf().program(name).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self
+            .datapath
+            .ebpf()
+            .program(name)
+            .unwrap()
+            .try_into()
+            .unwrap();
         let (verdict, out) = test_run(program, packet);
         (verdict as i32, out)
     }
@@ -421,13 +499,21 @@ fn check(shortest: usize, run: impl Fn(&mut Lab, &[u8]) -> (Verdict, Vec<u8>)) {
             }
         }
         let steered = u64::from(case.verdict == Verdict::Steer);
-        assert_eq!(now.ingress_packets - counted.ingress_packets, steered, "{what}");
+        assert_eq!(
+            now.ingress_packets - counted.ingress_packets,
+            steered,
+            "{what}"
+        );
         match case.verdict {
             Verdict::Steer => {
                 assert_eq!(out, case.out, "{what}");
                 // The frame less its Ethernet header and padding.
                 let ip = u16::from_be_bytes([out[16], out[17]]);
-                assert_eq!(now.ingress_bytes - counted.ingress_bytes, u64::from(ip), "{what}");
+                assert_eq!(
+                    now.ingress_bytes - counted.ingress_bytes,
+                    u64::from(ip),
+                    "{what}"
+                );
             }
             Verdict::Pass => assert_eq!(out, case.packet, "{what}: left untouched"),
             Verdict::Drop(_) => {}
@@ -481,7 +567,10 @@ fn a_port_on_the_tc_rung_passes_xdp_uncounted_and_is_steered_by_tc() {
     let packet = Packet::to(TC_PORT, data());
     assert_eq!(lab.xdp(&packet.bytes()), (2, packet.bytes()));
     assert_eq!(lab.datapath.maps.counters(SLOT).unwrap().ingress_packets, 0);
-    assert_eq!(lab.tc(program::INGRESS_TC, &packet.bytes()), (7, packet.steered()));
+    assert_eq!(
+        lab.tc(program::INGRESS_TC, &packet.bytes()),
+        (7, packet.steered())
+    );
     assert_eq!(lab.datapath.maps.counters(SLOT).unwrap().ingress_packets, 1);
 }
 
@@ -505,11 +594,35 @@ fn egress_puts_the_nodes_address_back() {
     let restored = reply.clone().with(|packet| packet.source = NODE);
     let bare = |packet: &Packet| packet.clone().with(|packet| packet.udp_checksum = false);
     let passing: [(&str, Vec<u8>); 6] = [
-        ("to the node itself", reply.clone().with(|packet| packet.destination = NODE).bytes()),
-        ("from another port", reply.clone().with(|packet| packet.ports.0 = UNKNOWN_PORT).bytes()),
-        ("from a closed port", reply.clone().with(|packet| packet.ports.0 = CLOSED_PORT).bytes()),
-        ("from another address", reply.clone().with(|packet| packet.source = CLIENT).bytes()),
-        ("no UDP", reply.clone().with(|packet| packet.protocol = 6).bytes()),
+        (
+            "to the node itself",
+            reply
+                .clone()
+                .with(|packet| packet.destination = NODE)
+                .bytes(),
+        ),
+        (
+            "from another port",
+            reply
+                .clone()
+                .with(|packet| packet.ports.0 = UNKNOWN_PORT)
+                .bytes(),
+        ),
+        (
+            "from a closed port",
+            reply
+                .clone()
+                .with(|packet| packet.ports.0 = CLOSED_PORT)
+                .bytes(),
+        ),
+        (
+            "from another address",
+            reply.clone().with(|packet| packet.source = CLIENT).bytes(),
+        ),
+        (
+            "no UDP",
+            reply.clone().with(|packet| packet.protocol = 6).bytes(),
+        ),
         ("cut before the ports", cut(&reply, 37)),
     ];
 
@@ -517,7 +630,11 @@ fn egress_puts_the_nodes_address_back() {
     let (verdict, out) = lab.tc(program::EGRESS, &reply.bytes());
     assert_eq!((verdict, out), (7, restored.bytes()), "a reply");
     let (verdict, out) = lab.tc(program::EGRESS, &bare(&reply).bytes());
-    assert_eq!((verdict, out), (7, bare(&restored).bytes()), "without UDP checksum");
+    assert_eq!(
+        (verdict, out),
+        (7, bare(&restored).bytes()),
+        "without UDP checksum"
+    );
     let counted = lab.datapath.maps.counters(SLOT).unwrap();
     assert_eq!(counted.egress_packets, 2);
     assert_eq!(counted.egress_bytes, 2 * (20 + 8 + 128));
@@ -541,7 +658,10 @@ fn egress_lets_no_gateway_speak_for_another() {
         ports: (PORT, 51_820),
         ..Packet::to(PORT, data())
     };
-    assert_eq!(lab.tc(program::EGRESS, &forged.bytes()), (-1, forged.bytes()));
+    assert_eq!(
+        lab.tc(program::EGRESS, &forged.bytes()),
+        (-1, forged.bytes())
+    );
 }
 
 #[test]
@@ -556,8 +676,15 @@ fn the_expected_packets_are_what_an_independent_parser_takes_for_valid() {
             };
             let header = ip.header().to_header();
             assert_eq!(header.header_checksum, header.calc_header_checksum());
-            let expected = udp.to_header().calc_checksum_ipv4(&header, udp.payload()).unwrap();
-            assert!([0, expected].contains(&udp.checksum()), "{}", case.description);
+            let expected = udp
+                .to_header()
+                .calc_checksum_ipv4(&header, udp.payload())
+                .unwrap();
+            assert!(
+                [0, expected].contains(&udp.checksum()),
+                "{}",
+                case.description
+            );
         }
     }
 }

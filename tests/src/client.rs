@@ -103,7 +103,8 @@ impl<'a> Client<'a> {
                 bail!(
                     "{} does not reach {address}\n{}",
                     self.node.name,
-                    self.node.sh(&format!("wg show {INTERFACE}; ip route; ip neigh"))?
+                    self.node
+                        .sh(&format!("wg show {INTERFACE}; ip route; ip neigh"))?
                 );
             }
         }
@@ -123,7 +124,17 @@ impl<'a> Client<'a> {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let mut command = self.node.command("ping");
-        command.args(["-n", "-q", "-i", "0.001", "-W", "2", "-c", &count.to_string(), address]);
+        command.args([
+            "-n",
+            "-q",
+            "-i",
+            "0.001",
+            "-W",
+            "2",
+            "-c",
+            &count.to_string(),
+            address,
+        ]);
         let mut ping = self.node.start("ping", command)?;
         work()?;
         ensure!(

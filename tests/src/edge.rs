@@ -93,7 +93,11 @@ impl Edge {
     /// When it does start, or ends otherwise.
     pub fn refused(&self, changed: &[(&str, &str)]) -> Result<String> {
         let mut arguments = self.arguments.clone();
-        arguments.extend(changed.iter().map(|&(name, value)| (name.into(), value.into())));
+        arguments.extend(
+            changed
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into())),
+        );
         let mut command = self.node.command("timeout");
         command
             .arg("20")
@@ -139,7 +143,11 @@ impl Edge {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
         daemon.signal(Signal::SIGTERM)?;
         let status = daemon.wait()?;
-        ensure!(status.success(), "the daemon ended with {status}:\n{}", daemon.log());
+        ensure!(
+            status.success(),
+            "the daemon ended with {status}:\n{}",
+            daemon.log()
+        );
         Ok(())
     }
 

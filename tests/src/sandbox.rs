@@ -27,8 +27,14 @@ impl Sandbox {
             .context("cannot make namespaces: run as root")?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(none, "/", none, private, none)?;
-        mount(Some("bpf"), folder.path(), Some("bpf"), MsFlags::empty(), none)
-            .context("cannot mount a bpffs")?;
+        mount(
+            Some("bpf"),
+            folder.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            none,
+        )
+        .context("cannot mount a bpffs")?;
         Ok(Self { folder })
     }
 

@@ -82,8 +82,14 @@ impl Topology {
         edge.link("eth1", &cluster, "eth0")?;
 
         let address = |node: &Node, script: &str| node.sh(script).map(drop);
-        address(&client_a, "ip addr add 192.0.2.2/30 dev eth0; ip route add default via 192.0.2.1")?;
-        address(&client_b, "ip addr add 192.0.2.6/30 dev eth0; ip route add default via 192.0.2.5")?;
+        address(
+            &client_a,
+            "ip addr add 192.0.2.2/30 dev eth0; ip route add default via 192.0.2.1",
+        )?;
+        address(
+            &client_b,
+            "ip addr add 192.0.2.6/30 dev eth0; ip route add default via 192.0.2.5",
+        )?;
         address(
             &router,
             "ip addr add 192.0.2.1/30 dev client-a

@@ -66,7 +66,10 @@ mod tests {
             let (updated, afresh) = (replace(of(old), old, new), of(new));
             // One's complement has two zeros, and they mean the same.
             let same = updated == afresh || (updated | afresh == 0xffff && updated & afresh == 0);
-            assert!(same, "{rest:#x} {old:#x} {new:#x}: {updated:#x} {afresh:#x}");
+            assert!(
+                same,
+                "{rest:#x} {old:#x} {new:#x}: {updated:#x} {afresh:#x}"
+            );
         }
     }
 

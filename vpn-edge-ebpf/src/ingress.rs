@@ -78,7 +78,11 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
 #[inline(always)]
 pub fn frame(ctx: &TcContext) -> Frame<'_> {
     if ctx.data() + HEADERS as usize > ctx.data_end() {
-        let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+        let wanted = if ctx.len() < HEADERS {
+            ctx.len()
+        } else {
+            HEADERS
+        };
         // A failure leaves the data as it is, and the parser judges that.
         let _ = ctx.pull_data(wanted);
     }

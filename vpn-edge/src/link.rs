@@ -30,18 +30,18 @@ const NODE: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// # Errors
 ///
 /// When the kernel refuses a step.
-pub async fn create(
-    name: &str,
-    namespace: &Path,
-    address: Ipv4Addr,
-    mtu: u32,
-) -> io::Result<()> {
+pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -> io::Result<()> {
     let handle = connect()?;
     // The pair is born on the node, so the far end needs a name of its own
     // until it is moved.
     let far = format!("{name}~");
     let veth = LinkVeth::new(name, &far).mtu(mtu).build();
-    handle.link().add(veth).execute().await.map_err(io::Error::other)?;
+    handle
+        .link()
+        .add(veth)
+        .execute()
+        .await
+        .map_err(io::Error::other)?;
     let near = mac(&handle, name).await?;
     let (far_index, far_mac) = mac(&handle, &far).await?;
     let target = File::open(namespace)?;
@@ -50,7 +50,12 @@ pub async fn create(
         .name(GATEWAY_END)
         .mtu(mtu)
         .build();
-    handle.link().set(moved).execute().await.map_err(io::Error::other)?;
+    handle
+        .link()
+        .set(moved)
+        .execute()
+        .await
+        .map_err(io::Error::other)?;
 
     let node_mac = near.1;
     netlink::inside(namespace, move || async move {
@@ -66,7 +71,12 @@ pub async fn create(
             .output_interface(index)
             .onlink()
             .build();
-        handle.route().add(default).execute().await.map_err(io::Error::other)
+        handle
+            .route()
+            .add(default)
+            .execute()
+            .await
+            .map_err(io::Error::other)
     })
     .await?;
 
@@ -81,7 +91,12 @@ pub async fn create(
         .output_interface(near.0)
         .scope(RouteScope::Link)
         .build();
-    handle.route().add(route).execute().await.map_err(io::Error::other)
+    handle
+        .route()
+        .add(route)
+        .execute()
+        .await
+        .map_err(io::Error::other)
 }
 
 /// Removes the link, if it is there.
@@ -175,15 +190,15 @@ fn has_native_xdp(link: &LinkMessage) -> bool {
 
 async fn up(handle: &Handle, index: u32) -> io::Result<()> {
     let up = LinkUnspec::new_with_index(index).up().build();
-    handle.link().set(up).execute().await.map_err(io::Error::other)
+    handle
+        .link()
+        .set(up)
+        .execute()
+        .await
+        .map_err(io::Error::other)
 }
 
-async fn neighbour(
-    handle: &Handle,
-    index: u32,
-    address: Ipv4Addr,
-    mac: [u8; 6],
-) -> io::Result<()> {
+async fn neighbour(handle: &Handle, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
     handle
         .neighbours()
         .add(index, IpAddr::V4(address))

@@ -55,29 +55,24 @@ pub async fn index(handle: &Handle, name: &str) -> io::Result<u32> {
 /// # Errors
 ///
 /// When the namespace cannot be entered, or what `work` returns.
-pub async fn inside<T, F>(
-    path: &Path,
-    work: impl FnOnce() -> F + Send + 'static,
-) -> io::Result<T>
+pub async fn inside<T, F>(path: &Path, work: impl FnOnce() -> F + Send + 'static) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
     T: Send + 'static,
 {
     let namespace = File::open(path)?;
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    thread::Builder::new()
-        .name("netns".into())
-        .spawn(move || {
-            let outcome = setns(namespace, CloneFlags::CLONE_NEWNET)
-                .map_err(io::Error::from)
-                .and_then(|()| {
-                    tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build()
-                })
-                .and_then(|runtime| runtime.block_on(work()));
-            let _ = sender.send(outcome);
-        })?;
+    thread::Builder::new().name("netns".into()).spawn(move || {
+        let outcome = setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(io::Error::from)
+            .and_then(|()| {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+            })
+            .and_then(|runtime| runtime.block_on(work()));
+        let _ = sender.send(outcome);
+    })?;
     receiver
         .await
         .unwrap_or_else(|_| Err(io::Error::other("the namespace's thread ended early")))

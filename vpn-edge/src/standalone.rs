@@ -23,8 +23,8 @@ use crate::controller::{self, Controller};
 use crate::datapath::{self, Datapath};
 use crate::domain::PortRange;
 use crate::gateways::netns::{self, NetnsGateways};
-use crate::registry::SqliteRegistry;
 use crate::netlink;
+use crate::registry::SqliteRegistry;
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {
@@ -56,7 +56,11 @@ pub struct StandaloneArgs {
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12,10.0.0.0/8")]
     allowed_ips: Vec<Ipv4Net>,
     /// Networks that no tunnel may overlap.
-    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12,10.244.0.0/16")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.96.0.0/12,10.244.0.0/16"
+    )]
     cluster_ranges: Vec<Ipv4Net>,
     /// Addresses for gateways on this machine: a /16 that nothing else uses.
     #[arg(long, default_value = "100.64.0.0/16")]
@@ -148,9 +152,9 @@ struct Uplink {
 impl Uplink {
     async fn find(name: &str, address: Option<Ipv4Addr>) -> Result<Self> {
         let handle = netlink::connect()?;
-        let link = netlink::find(&handle, name)
-            .await?
-            .with_context(|| format!("no interface `{name}`: name one of `ip link` with --uplink"))?;
+        let link = netlink::find(&handle, name).await?.with_context(|| {
+            format!("no interface `{name}`: name one of `ip link` with --uplink")
+        })?;
         let mut own = Vec::new();
         let mut addresses = handle.address().get().execute();
         while let Some(message) = addresses.try_next().await? {
@@ -168,13 +172,18 @@ impl Uplink {
         let Some(&(index, address)) = found else {
             match address {
                 Some(address) => bail!("{address} is on no interface: name one of `ip address`"),
-                None => bail!("`{name}` has no IPv4 address: give it one, or name it with --address"),
+                None => {
+                    bail!("`{name}` has no IPv4 address: give it one, or name it with --address")
+                }
             }
         };
-        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        });
+        let mtu = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            });
         Ok(Self {
             address,
             index,

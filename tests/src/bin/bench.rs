@@ -34,7 +34,12 @@ const PORT: u16 = 31_001;
 const NODE: [u8; 4] = [198, 51, 100, 2];
 const CLIENT: [u8; 4] = [203, 0, 113, 9];
 const GATEWAY: [u8; 4] = [100, 64, 121, 25];
-const MACS: [[u8; 6]; 4] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 4]];
+const MACS: [[u8; 6]; 4] = [
+    [2, 0, 0, 0, 0, 1],
+    [2, 0, 0, 0, 0, 2],
+    [2, 0, 0, 0, 0, 3],
+    [2, 0, 0, 0, 0, 4],
+];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BENCH_EBPF"));
 
@@ -68,29 +73,79 @@ enum Kind {
 }
 
 const SUBJECTS: &[Subject] = &[
-    Subject { name: "program/empty", baseline: "program/empty", kind: Kind::Program("empty", data) },
-    Subject { name: "program/redirect", baseline: "program/empty", kind: Kind::Program("redirect", data) },
-    Subject { name: "program/data", baseline: "program/empty", kind: Kind::Program("ingress", data) },
-    Subject { name: "program/initiation", baseline: "program/empty", kind: Kind::Program("ingress", initiation) },
-    Subject { name: "program/malformed", baseline: "program/empty", kind: Kind::Program("ingress", malformed) },
-    Subject { name: "program/unknown-port", baseline: "program/empty", kind: Kind::Program("ingress", unknown_port) },
-    Subject { name: "program/tcp", baseline: "program/empty", kind: Kind::Program("ingress", tcp) },
-    Subject { name: "path/redirect", baseline: "path/redirect", kind: Kind::Path("redirect", 1) },
-    Subject { name: "path/steered", baseline: "path/redirect", kind: Kind::Path("ingress", 1) },
-    Subject { name: "path/redirect-256-flows", baseline: "path/redirect-256-flows", kind: Kind::Path("redirect", 256) },
-    Subject { name: "path/steered-256-flows", baseline: "path/redirect-256-flows", kind: Kind::Path("ingress", 256) },
+    Subject {
+        name: "program/empty",
+        baseline: "program/empty",
+        kind: Kind::Program("empty", data),
+    },
+    Subject {
+        name: "program/redirect",
+        baseline: "program/empty",
+        kind: Kind::Program("redirect", data),
+    },
+    Subject {
+        name: "program/data",
+        baseline: "program/empty",
+        kind: Kind::Program("ingress", data),
+    },
+    Subject {
+        name: "program/initiation",
+        baseline: "program/empty",
+        kind: Kind::Program("ingress", initiation),
+    },
+    Subject {
+        name: "program/malformed",
+        baseline: "program/empty",
+        kind: Kind::Program("ingress", malformed),
+    },
+    Subject {
+        name: "program/unknown-port",
+        baseline: "program/empty",
+        kind: Kind::Program("ingress", unknown_port),
+    },
+    Subject {
+        name: "program/tcp",
+        baseline: "program/empty",
+        kind: Kind::Program("ingress", tcp),
+    },
+    Subject {
+        name: "path/redirect",
+        baseline: "path/redirect",
+        kind: Kind::Path("redirect", 1),
+    },
+    Subject {
+        name: "path/steered",
+        baseline: "path/redirect",
+        kind: Kind::Path("ingress", 1),
+    },
+    Subject {
+        name: "path/redirect-256-flows",
+        baseline: "path/redirect-256-flows",
+        kind: Kind::Path("redirect", 256),
+    },
+    Subject {
+        name: "path/steered-256-flows",
+        baseline: "path/redirect-256-flows",
+        kind: Kind::Path("ingress", 256),
+    },
 ];
 
 fn main() -> Result<()> {
     let names: Vec<String> = std::env::args().skip(1).collect();
     for name in &names {
-        if !SUBJECTS.iter().any(|subject| subject.name.starts_with(name.as_str())) {
+        if !SUBJECTS
+            .iter()
+            .any(|subject| subject.name.starts_with(name.as_str()))
+        {
             let known: Vec<&str> = SUBJECTS.iter().map(|subject| subject.name).collect();
             bail!("no benchmark `{name}`; there are {}", known.join(", "));
         }
     }
     let wanted = |subject: &&Subject| {
-        names.is_empty() || names.iter().any(|name| subject.name.starts_with(name.as_str()))
+        names.is_empty()
+            || names
+                .iter()
+                .any(|name| subject.name.starts_with(name.as_str()))
     };
     let wanted: Vec<&Subject> = SUBJECTS.iter().filter(wanted).collect();
 
@@ -117,7 +172,10 @@ fn main() -> Result<()> {
             }
         }
     }
-    let figures: Vec<Figure> = samples.iter().map(|(subject, kept)| figure(subject, kept)).collect();
+    let figures: Vec<Figure> = samples
+        .iter()
+        .map(|(subject, kept)| figure(subject, kept))
+        .collect();
     print(&figures);
     let path = target().join("bench.json");
     fs::write(&path, serde_json::to_string_pretty(&figures)?)?;

@@ -67,7 +67,10 @@ mod programs {
         packet.write::<0, 42>(template.headers);
         let port = u16::from_be_bytes([template.headers[34], template.headers[35]]);
         packet.write_u16::<34>(port.wrapping_add(flow));
-        let (old, new) = (u32::from(port.to_be()), u32::from(port.wrapping_add(flow).to_be()));
+        let (old, new) = (
+            u32::from(port.to_be()),
+            u32::from(port.wrapping_add(flow).to_be()),
+        );
         let sum = packet.u16::<40>().to_be();
         packet.write_u16::<40>(u16::from_be(checksum::replace_udp(sum, old, new)));
         Some(XDP_TX)

@@ -165,11 +165,15 @@ mod tests {
         apply(&mut observed, &diff(&BTreeMap::new(), &before).unwrap());
         let rotated = BTreeMap::from([(31_000, entry(1, 2, true))]);
         let steps = diff(&observed, &rotated).unwrap();
-        assert!(matches!(steps[..], [Step::Set(31_000, new)] if new.slot == observed[&31_000].slot));
+        assert!(
+            matches!(steps[..], [Step::Set(31_000, new)] if new.slot == observed[&31_000].slot)
+        );
         let another = BTreeMap::from([(31_000, entry(2, 1, true))]);
         let steps = diff(&observed, &another).unwrap();
-        assert!(matches!(steps[..], [Step::ResetCounters(new), Step::Set(31_000, _)]
-            if new != observed[&31_000].slot));
+        assert!(
+            matches!(steps[..], [Step::ResetCounters(new), Step::Set(31_000, _)]
+            if new != observed[&31_000].slot)
+        );
     }
 
     #[test]

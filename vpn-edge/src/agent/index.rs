@@ -145,7 +145,10 @@ mod tests {
         let mut starting = right.clone();
         starting.state = GatewayState::Starting;
         for gateways in [vec![], vec![old], vec![foreign], vec![starting]] {
-            assert_eq!(located(std::slice::from_ref(&tenant), gateways), Some(false));
+            assert_eq!(
+                located(std::slice::from_ref(&tenant), gateways),
+                Some(false)
+            );
         }
     }
 

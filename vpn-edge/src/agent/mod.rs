@@ -88,7 +88,9 @@ impl Agent {
             };
             let retry = outcome.is_err();
             if let Err(error) = outcome {
-                tracing::error!("cannot bring the edge in step, traffic goes on as it was: {error:#}");
+                tracing::error!(
+                    "cannot bring the edge in step, traffic goes on as it was: {error:#}"
+                );
                 self.observed = None;
             }
             tokio::select! {
@@ -160,7 +162,8 @@ impl Agent {
                 continue;
             }
             self.datapath.attach_gateway(&location.interface)?;
-            self.hooked.insert(location.interface.clone(), location.ifindex);
+            self.hooked
+                .insert(location.interface.clone(), location.ifindex);
         }
         Ok(())
     }
@@ -170,7 +173,8 @@ impl Agent {
             .values()
             .filter_map(|entry| Some(entry.location.as_ref()?.interface.clone()))
             .collect();
-        self.hooked.retain(|interface, _| gateways.contains(interface));
+        self.hooked
+            .retain(|interface, _| gateways.contains(interface));
         let mut wanted: BTreeSet<Hook> = gateways.into_iter().map(Hook::Gateway).collect();
         wanted.insert(Hook::UplinkXdp(self.uplink.clone()));
         wanted.insert(Hook::UplinkTc(self.uplink.clone()));

@@ -28,7 +28,10 @@ pub fn plan<'a>(tenants: &'a [Tenant], gateways: &[Gateway]) -> Vec<Action<'a>> 
             gateway.tenant == tenant.id
                 && gateway.generation == tenant.vpn.generation
                 && gateway.networks == tenant.networks
-                && !matches!(gateway.state, GatewayState::Failed(_) | GatewayState::Absent)
+                && !matches!(
+                    gateway.state,
+                    GatewayState::Failed(_) | GatewayState::Absent
+                )
         })
     };
     let served: BTreeMap<u16, &Gateway> = gateways
@@ -112,7 +115,10 @@ mod tests {
         let mut foreign = gateway(&tenant, GatewayState::Ready);
         foreign.tenant = Uuid::from_u128(2);
         for gateway in [failed, old, foreign] {
-            assert_eq!(steps(std::slice::from_ref(&tenant), &[gateway]), ["ensure 1"]);
+            assert_eq!(
+                steps(std::slice::from_ref(&tenant), &[gateway]),
+                ["ensure 1"]
+            );
         }
     }
 
@@ -120,7 +126,9 @@ mod tests {
     fn a_gateway_that_reaches_other_networks_is_told_the_new_ones() {
         let mut tenant = tenant(1, 31_001);
         let gateway = gateway(&tenant, GatewayState::Ready);
-        tenant.set_networks(vec!["10.97.1.0/24".parse().unwrap()]).unwrap();
+        tenant
+            .set_networks(vec!["10.97.1.0/24".parse().unwrap()])
+            .unwrap();
         assert_eq!(steps(&[tenant], &[gateway]), ["ensure 1"]);
     }
 

@@ -17,9 +17,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::xdp::{XdpLink, XdpLinkId};
-use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
-};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use vpn_edge_common::program;
 
 use super::{Datapath, DatapathError};
@@ -65,7 +63,11 @@ impl Datapath {
     /// No such interface, another XDP program on it, or refused by the kernel.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<Rung, DatapathError> {
         index_of(interface)?;
-        self.attach_tc(Hook::UplinkTc(interface.into()), program::INGRESS_TC, interface)?;
+        self.attach_tc(
+            Hook::UplinkTc(interface.into()),
+            program::INGRESS_TC,
+            interface,
+        )?;
         match self.attach_xdp(Hook::UplinkXdp(interface.into()), interface) {
             Ok(()) => Ok(Rung::Xdp),
             Err(DatapathError::Attach { source, .. }) if is(&source, libc::EOPNOTSUPP) => {

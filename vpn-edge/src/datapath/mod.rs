@@ -45,7 +45,9 @@ pub enum DatapathError {
          or stop the program that owns it), or name another uplink"
     )]
     Occupied(String),
-    #[error("the kernel attached `{name}` to `{interface}` without a link, which cannot be pinned: Linux 5.15 or newer is needed")]
+    #[error(
+        "the kernel attached `{name}` to `{interface}` without a link, which cannot be pinned: Linux 5.15 or newer is needed"
+    )]
     NoLink {
         name: &'static str,
         interface: String,

@@ -45,7 +45,10 @@ impl Device {
         };
         device.configure(config).await?;
         let index = netlink::index(&handle, &config.interface).await?;
-        let link = LinkUnspec::new_with_index(index).mtu(config.mtu).up().build();
+        let link = LinkUnspec::new_with_index(index)
+            .mtu(config.mtu)
+            .up()
+            .build();
         handle.link().set(link).execute().await?;
         let address = IpAddr::V4(config.address.addr());
         handle
@@ -123,8 +126,8 @@ impl Device {
         let name: InterfaceName = config.interface.parse()?;
         let mut update = DeviceUpdate::new();
         for peer in &config.peers {
-            let mut builder = PeerConfigBuilder::new(&Key(*peer.public_key.as_bytes()))
-                .replace_allowed_ips();
+            let mut builder =
+                PeerConfigBuilder::new(&Key(*peer.public_key.as_bytes())).replace_allowed_ips();
             for network in &peer.allowed_ips {
                 builder = builder.add_allowed_ip(network.addr().into(), network.prefix_len());
             }

@@ -64,7 +64,10 @@ fn rules(config: &GatewayConfig) -> String {
     };
     let mut reach = String::new();
     for network in networks {
-        let _ = writeln!(reach, "    iifname \"{interface}\" ip daddr {network} accept");
+        let _ = writeln!(
+            reach,
+            "    iifname \"{interface}\" ip daddr {network} accept"
+        );
     }
     format!(
         "table inet vpn-edge
@@ -115,7 +118,10 @@ mod tests {
             private_key: PrivateKey::from_bytes([7; 32]),
             peers: Vec::new(),
             dns: [10, 96, 0, 10].into(),
-            networks: vec!["10.97.1.0/24".parse().unwrap(), "10.98.0.0/16".parse().unwrap()],
+            networks: vec![
+                "10.97.1.0/24".parse().unwrap(),
+                "10.98.0.0/16".parse().unwrap(),
+            ],
             status: "/run/status.sock".into(),
         }
     }
@@ -130,7 +136,12 @@ mod tests {
         for port in [1024, 31_001, 32_767, 32_768, 40_000, 65_535] {
             let rules = rules(&config(port));
             let range = rules.split("masquerade to :").nth(1).unwrap();
-            let (first, last) = range.split_whitespace().next().unwrap().split_once('-').unwrap();
+            let (first, last) = range
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .split_once('-')
+                .unwrap();
             let range = first.parse::<u16>().unwrap()..=last.parse().unwrap();
             assert!(!range.contains(&port), "{port} {range:?}");
         }

@@ -37,7 +37,9 @@ pub enum Phase {
         /// `kernel` or `userspace`.
         wireguard: String,
     },
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 /// The gateway's side.

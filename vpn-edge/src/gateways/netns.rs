@@ -143,7 +143,11 @@ impl NetnsGateways {
         let mut found = Vec::new();
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
-            if let Some(port) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            if let Some(port) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
                 found.push(gateways.place(port));
             }
         }
@@ -178,7 +182,11 @@ impl NetnsGateways {
         let name = format!("vpn-edge-{port}");
         Place {
             port,
-            folder: self.settings.runtime.join("gateways").join(port.to_string()),
+            folder: self
+                .settings
+                .runtime
+                .join("gateways")
+                .join(port.to_string()),
             namespace: Path::new("/run/netns").join(&name),
             link: name,
             address: Ipv4Addr::from(base.wrapping_add(u32::from(port))),
@@ -273,9 +281,14 @@ impl NetnsGateways {
         config.write(&place.config())?;
         make_namespace(&place.namespace)
             .with_context(|| format!("cannot make namespace {}", place.namespace.display()))?;
-        link::create(&place.link, &place.namespace, place.address, self.settings.mtu)
-            .await
-            .with_context(|| format!("cannot make link {}", place.link))?;
+        link::create(
+            &place.link,
+            &place.namespace,
+            place.address,
+            self.settings.mtu,
+        )
+        .await
+        .with_context(|| format!("cannot make link {}", place.link))?;
         spawn(place)
     }
 }
@@ -389,7 +402,10 @@ async fn follow(
                 match link::locate(&place.link, &place.namespace).await {
                     Ok(location) => record(GatewayState::Ready, Some(location)),
                     Err(error) => {
-                        record(GatewayState::Failed(format!("its link is gone: {error}")), None);
+                        record(
+                            GatewayState::Failed(format!("its link is gone: {error}")),
+                            None,
+                        );
                     }
                 }
             }
@@ -436,7 +452,9 @@ fn spawn(place: &Place) -> Result<Child> {
             Ok(())
         });
     }
-    command.spawn().context("cannot start the gateway's process")
+    command
+        .spawn()
+        .context("cannot start the gateway's process")
 }
 
 /// Ends the process: SIGTERM, and SIGKILL if that is not enough.
@@ -477,14 +495,26 @@ fn make_namespace(path: &Path) -> io::Result<()> {
         // A mount of its own, and shared, so that mounts made and taken off in
         // it are seen by processes in other mount namespaces.
         mount(Some(folder), folder, none, MsFlags::MS_BIND, none)?;
-        mount(none, folder, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none)?;
+        mount(
+            none,
+            folder,
+            none,
+            MsFlags::MS_SHARED | MsFlags::MS_REC,
+            none,
+        )?;
     }
     File::create(path)?;
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET)?;
-                mount(Some("/proc/thread-self/ns/net"), path, none, MsFlags::MS_BIND, none)?;
+                mount(
+                    Some("/proc/thread-self/ns/net"),
+                    path,
+                    none,
+                    MsFlags::MS_BIND,
+                    none,
+                )?;
                 Ok(())
             })
             .join()

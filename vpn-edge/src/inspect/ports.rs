@@ -221,7 +221,15 @@ fn table(rows: &[Row]) -> String {
         return "no port is allocated".into();
     }
     let rates = rows.iter().any(|row| row.ingress.bits_per_second.is_some());
-    let mut header = vec!["PORT", "TENANT", "MODE", "GATEWAY", "INTERFACE", "IN PKTS", "IN BYTES"];
+    let mut header = vec![
+        "PORT",
+        "TENANT",
+        "MODE",
+        "GATEWAY",
+        "INTERFACE",
+        "IN PKTS",
+        "IN BYTES",
+    ];
     if rates {
         header.push("IN RATE");
     }
@@ -238,7 +246,8 @@ fn table(rows: &[Row]) -> String {
             row.port.to_string(),
             row.tenant.to_string(),
             row.mode.to_string(),
-            row.gateway.map_or("-".into(), |gateway| gateway.to_string()),
+            row.gateway
+                .map_or("-".into(), |gateway| gateway.to_string()),
             row.interface.clone().unwrap_or("-".into()),
             row.ingress.packets.to_string(),
             row.ingress.bytes.to_string(),
@@ -299,7 +308,12 @@ mod tests {
             ..Counters::default()
         };
         counters.drops[DropReason::MessageType as usize] = 7;
-        describe(31_001, &allocation, &counters, Some("vpn-edge-31001".into()))
+        describe(
+            31_001,
+            &allocation,
+            &counters,
+            Some("vpn-edge-31001".into()),
+        )
     }
 
     fn closed() -> Row {
@@ -307,7 +321,12 @@ mod tests {
             mode: mode::CLOSED,
             ..Allocation::default()
         };
-        describe(31_002, &allocation, &Counters::default(), Some("stale".into()))
+        describe(
+            31_002,
+            &allocation,
+            &Counters::default(),
+            Some("stale".into()),
+        )
     }
 
     #[test]
