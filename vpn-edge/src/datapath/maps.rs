@@ -9,7 +9,7 @@ use vpn_edge_common::{Allocation, Counters, Edge, map, mode};
 /// Why a map cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    #[error("nothing is pinned at {0}: no agent has run on this machine since it started")]
+    #[error("nothing is pinned at {0}: start `vpn-edge standalone`, or name its folder with --bpffs")]
     NotPinned(PathBuf),
     #[error("cannot open the map pinned at {path}: {source}")]
     Open {
@@ -182,7 +182,7 @@ impl Maps {
 fn pinned(folder: &Path, name: &'static str) -> Result<MapData, MapError> {
     let path = folder.join(name);
     if !path.exists() {
-        return Err(MapError::NotPinned(path));
+        return Err(MapError::NotPinned(folder.into()));
     }
     MapData::from_pin(&path).map_err(|source| MapError::Open { path, source })
 }
