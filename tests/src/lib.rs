@@ -2,6 +2,9 @@
 
 pub mod client;
 pub mod edge;
+pub mod laptop;
+pub mod names;
 pub mod node;
+pub mod postgres;
 pub mod sandbox;
 pub mod topology;

@@ -24,18 +24,27 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Mounts of the lab as a whole: its own view of processes.
-const LAB: &str = "
+/// The lab's first process: mounts a view of the lab's processes, and takes
+/// the lab down when the pipe closes. A terminal's Ctrl-C reaches it too, and
+/// must not end it before that. `kill` spares only the first process: nothing
+/// else may run this.
+const LAB: &str = r#"
+test $$ = 1
+trap '' INT HUP TERM
 mount --make-rprivate /
 mount -t proc proc /proc
 echo ready
 cat
-";
+kill -s KILL -- -1 || true
+rm -rf "$1"
+"#;
 
 /// Mounts of one node: runtime files, pins and names of its own.
 const NODE: &str = r#"
 mount -t tmpfs run /run
 mkdir -p /run/netns /run/lock /run/wireguard /run/resolvconf /run/postgresql
+# Where /etc/resolv.conf may point to.
+mkdir -p /run/systemd/resolve /run/NetworkManager
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf
 touch /etc/hosts /etc/resolv.conf
@@ -71,7 +80,8 @@ impl Lab {
         let folder = tempfile::Builder::new().prefix("vpn-edge-lab-").tempdir()?;
         let mut command = Command::new("sh");
         command
-            .args(["-ec", LAB])
+            .args(["-ec", LAB, "lab"])
+            .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let fork = move || {
