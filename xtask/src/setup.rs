@@ -55,6 +55,7 @@ impl Need {
             Self::Demo => &["postgresql", "postgresql-client"],
             Self::Kernels => &[
                 "busybox-static",
+                "ca-certificates",
                 "cpio",
                 "kmod",
                 "qemu-system-x86",

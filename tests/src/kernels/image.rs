@@ -13,9 +13,11 @@ use tempfile::TempDir;
 use super::kernel::{Kernel, output};
 
 /// Programs of this machine that the guest has too. The rest of a shell's
-/// vocabulary is busybox's.
+/// vocabulary is busybox's; but its `cat` dies of a closed output even when it
+/// has nothing to write, and a lab's first process is one.
 const TOOLS: &[&str] = &[
     "bash",
+    "cat",
     "conntrack",
     "ethtool",
     "ip",
@@ -27,8 +29,10 @@ const TOOLS: &[&str] = &[
     "nsenter",
     "ping",
     "sh",
+    "sleep",
     "tc",
     "tcpdump",
+    "timeout",
     "umount",
     "unshare",
     "wg",
@@ -63,6 +67,8 @@ const MODULES: &[&str] = &[
     "veth",
     "wireguard",
 ];
+
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Prints what each of `/commands/*` said and how it ended, and powers off.
 const INIT: &str = r#"#!/busybox/busybox sh
@@ -123,6 +129,8 @@ pub fn pack(
         // Numbered, as the init runs them in the order of their names.
         root.write(&format!("commands/{number}-{name}"), script)?;
     }
+    // The API's client loads them before it knows whether it will need them.
+    root.copy(Path::new(CERTIFICATES), CERTIFICATES)?;
     root.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")?;
     root.write("etc/group", "root:x:0:\n")?;
     root.write("etc/hosts", "127.0.0.1 localhost\n")?;
