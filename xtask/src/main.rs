@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask --help`.
 
 mod bench;
+#[allow(dead_code, reason = "build scripts use the rest")]
 mod build_ebpf;
 mod demo;
 mod lint;
