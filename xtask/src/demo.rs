@@ -5,7 +5,7 @@ use crate::workspace::{self, cargo};
 use anyhow::Result;
 
 pub fn run(args: &[String]) -> Result<()> {
-    setup::ready(&[Need::Build, Need::Bpf, Need::Lab, Need::Demo])?;
+    setup::ready(&[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Demo])?;
     workspace::run(&mut cargo(["build", "--bin", "vpn-edge", "--bin", "demo"]))?;
     let mut demo = cargo(["run", "--quiet", "--bin", "demo", "--"]);
     workspace::run(demo.args(args))

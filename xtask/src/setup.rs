@@ -22,6 +22,8 @@ pub enum Need {
     Bpf,
     /// To build hosts of network namespaces and send traffic between them.
     Lab,
+    /// To run WireGuard in user space.
+    Tun,
     /// To show a database behind a gateway.
     Demo,
     /// To boot other kernels.
@@ -30,13 +32,13 @@ pub enum Need {
     Lint,
 }
 
-pub const EVERYTHING: [Need; 5] = [Need::Build, Need::Bpf, Need::Lab, Need::Demo, Need::Kernels];
+pub const EVERYTHING: [Need; 6] = [Need::Build, Need::Bpf, Need::Lab, Need::Demo, Need::Kernels];
 
 impl Need {
     /// Debian's packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Build | Self::Bpf | Self::Lint => &[],
+            Self::Build | Self::Bpf | Self::Tun | Self::Lint => &[],
             Self::Lab => &[
                 "conntrack",
                 "curl",
@@ -73,23 +75,27 @@ const CARGO_DENY: &str = "0.20.2";
 
 /// Returns once the machine has all that is needed; the error says what it lacks.
 pub fn ready(needs: &[Need]) -> Result<()> {
+    // What cannot be installed comes first: nothing is, for a suite that could
+    // not run anyway.
+    for need in needs {
+        match need {
+            Need::Bpf => loads_programs()?,
+            Need::Tun => has_tun()?,
+            Need::Build | Need::Lab | Need::Demo | Need::Kernels | Need::Lint => {}
+        }
+    }
     let packages: Vec<&str> = needs
         .iter()
         .flat_map(|need| need.packages())
         .copied()
         .collect();
     install(&packages)?;
-    for need in needs {
-        match need {
-            Need::Build => {
-                library_source()?;
-                bpf_linker()?;
-            }
-            Need::Bpf => loads_programs()?,
-            Need::Lab => has_tun()?,
-            Need::Lint => lint_tools()?,
-            Need::Demo | Need::Kernels => {}
-        }
+    if needs.contains(&Need::Build) {
+        library_source()?;
+        bpf_linker()?;
+    }
+    if needs.contains(&Need::Lint) {
+        lint_tools()?;
     }
     Ok(())
 }

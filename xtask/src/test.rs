@@ -30,7 +30,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "lab",
         about: "real binaries and real WireGuard in network namespaces",
-        needs: &[Need::Build, Need::Bpf, Need::Lab],
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "lab"],
