@@ -32,7 +32,14 @@ pub enum Need {
     Lint,
 }
 
-pub const EVERYTHING: [Need; 6] = [Need::Build, Need::Bpf, Need::Lab, Need::Demo, Need::Kernels];
+pub const EVERYTHING: [Need; 6] = [
+    Need::Build,
+    Need::Bpf,
+    Need::Lab,
+    Need::Tun,
+    Need::Demo,
+    Need::Kernels,
+];
 
 impl Need {
     /// Debian's packages.
