@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, TestRunOptions, Xdp};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, UdpHeader};
 use lab::sandbox::Sandbox;
 use vpn_edge::datapath::Datapath;
-use vpn_edge_common::{Allocation, DropReason, Edge, mapped, mode, program};
+use vpn_edge_common::{Allocation, DropReason, Edge, frame_addresses, mapped, mode, program};
 
 const PORT: u16 = 31_001;
 const CLOSED_PORT: u16 = 31_002;
@@ -399,8 +399,7 @@ impl Lab {
             slot: SLOT,
             // The interface that test runs come in by, lo.
             ifindex: 1,
-            gateway_mac: GATEWAY_MAC,
-            host_mac: HOST_MAC,
+            frame: frame_addresses(GATEWAY_MAC, HOST_MAC),
             gateway: mapped(GATEWAY.octets()),
             ..Allocation::default()
         };

@@ -59,6 +59,19 @@ pub const fn unmapped(address: &Address) -> [u8; 4] {
     [address[12], address[13], address[14], address[15]]
 }
 
+/// The first twelve bytes of a frame to `destination` from `source`, as words
+/// of the same memory, so that they are written with three stores.
+#[must_use]
+pub const fn frame_addresses(destination: [u8; 6], source: [u8; 6]) -> [u32; 3] {
+    let [a, b, c, d, e, f] = destination;
+    let [g, h, i, j, k, l] = source;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+    ]
+}
+
 /// What the edge does with a port's packets.
 pub mod mode {
     /// Not allocated: the kernel gets the packet. Zero, as in an unset entry.
@@ -85,10 +98,8 @@ pub struct Allocation {
     pub slot: u16,
     /// Host-side veth of the gateway.
     pub ifindex: u32,
-    /// MAC address of the gateway's end of the veth.
-    pub gateway_mac: [u8; 6],
-    /// MAC address of the host's end of the veth.
-    pub host_mac: [u8; 6],
+    /// Destination and source of the frames: see [`frame_addresses`].
+    pub frame: [u32; 3],
     pub pad2: [u8; 4],
     pub gateway: Address,
     /// The tenant's UUID, for whoever reads the map.

@@ -108,6 +108,14 @@ impl<const N: usize> View<'_, N> {
         unsafe { *((self.start + AT) as *mut [u8; LENGTH]) = bytes };
     }
 
+    /// Writes an Ethernet header's addresses, given as words of the wire.
+    #[inline(always)]
+    pub fn write_addresses(&self, [first, second, third]: [u32; 3]) {
+        self.write_word::<0>(first);
+        self.write_word::<4>(second);
+        self.write_word::<8>(third);
+    }
+
     /// Writes `value` in network order.
     #[inline(always)]
     pub fn write_u16<const AT: usize>(&self, value: u16) {

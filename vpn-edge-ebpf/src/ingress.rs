@@ -66,10 +66,7 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
         tags -= 1;
     }
     address(ctx, 16, old, new).ok_or(refuse)?;
-    let mut macs = [0; 12];
-    macs[..6].copy_from_slice(&allocation.gateway_mac);
-    macs[6..].copy_from_slice(&allocation.host_mac);
-    store(ctx, 0, &macs).ok_or(refuse)?;
+    store(ctx, 0, &allocation.frame).ok_or(refuse)?;
     // SAFETY: a plain helper call.
     Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32)
 }
@@ -100,15 +97,15 @@ pub fn address(ctx: &TcContext, at: usize, old: u32, new: u32) -> Option<()> {
     let (old, fresh) = (u64::from(old), u64::from(new));
     ctx.l4_csum_replace(UDP_CHECKSUM, old, fresh, flags).ok()?;
     ctx.l3_csum_replace(IP_CHECKSUM, old, fresh, 4).ok()?;
-    store(ctx, ETHERNET + at, &new.to_ne_bytes())
+    store(ctx, ETHERNET + at, &[new])
 }
 
 #[inline(always)]
-fn store<const N: usize>(ctx: &TcContext, at: usize, bytes: &[u8; N]) -> Option<()> {
+fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Option<()> {
     // The checksum was kept up by hand; the skb's own sum over the frame, if
     // it has one, starts behind the Ethernet header and already follows.
-    // SAFETY: `bytes` is N bytes long, and the kernel checks the skb's bounds.
-    let done =
-        unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, bytes.as_ptr().cast(), N as u32, 0) };
+    let (from, length) = (words.as_ptr().cast(), 4 * N as u32);
+    // SAFETY: `from` has `length` bytes, and the kernel checks the skb's bounds.
+    let done = unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, from, length, 0) };
     (done == 0).then_some(())
 }

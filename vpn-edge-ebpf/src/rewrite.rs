@@ -28,8 +28,7 @@ pub fn to_gateway(frame: &Frame<'_>, steered: &Steered<'_, '_>) -> Option<usize>
 
     let tags = steered.l3 - ETHERNET;
     let ethernet = frame.view::<ETHERNET>(tags)?;
-    ethernet.write::<0, 6>(allocation.gateway_mac);
-    ethernet.write::<6, 6>(allocation.host_mac);
+    ethernet.write_addresses(allocation.frame);
     ethernet.write_u16::<12>(ETHERTYPE_IPV4);
     Some(tags)
 }

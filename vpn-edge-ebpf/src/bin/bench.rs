@@ -13,7 +13,7 @@ mod programs {
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
     use aya_ebpf::programs::XdpContext;
-    use vpn_edge_common::bench::Template;
+    use vpn_edge_common::bench::{FRAME, Template};
     use vpn_edge_ebpf::checksum;
     use vpn_edge_ebpf::frame::Frame;
 
@@ -45,9 +45,7 @@ mod programs {
     #[inline(always)]
     fn try_redirect(ctx: &XdpContext) -> Option<u32> {
         let ethernet = frame(ctx).view::<14>(0)?;
-        let template = TEMPLATE.get(0)?;
-        ethernet.write::<0, 6>(template.gateway_mac);
-        ethernet.write::<6, 6>(template.host_mac);
+        ethernet.write_addresses(FRAME);
         Some(TARGETS.redirect(0, 0).unwrap_or(XDP_ABORTED))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vpn_edge_common::{Allocation, SLOTS, mapped, mode};
+use vpn_edge_common::{Allocation, SLOTS, frame_addresses, mapped, mode};
 
 use super::index::Entry;
 
@@ -95,8 +95,7 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
             mode::TC
         },
         ifindex: location.ifindex,
-        gateway_mac: location.gateway_mac,
-        host_mac: location.host_mac,
+        frame: frame_addresses(location.gateway_mac, location.host_mac),
         gateway: mapped(location.address.octets()),
         ..identity
     }

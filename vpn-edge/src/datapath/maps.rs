@@ -9,7 +9,9 @@ use vpn_edge_common::{Allocation, Counters, Edge, map, mode};
 /// Why a map cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    #[error("nothing is pinned at {0}: start `vpn-edge standalone`, or name its folder with --bpffs")]
+    #[error(
+        "nothing is pinned at {0}: start `vpn-edge standalone`, or name its folder with --bpffs"
+    )]
     NotPinned(PathBuf),
     #[error("cannot open the map pinned at {path}: {source}")]
     Open {
