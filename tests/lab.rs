@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lab::client::Client;
-use lab::edge::Edge;
+use lab::edge::{Edge, Tenant};
 use lab::node::Node;
 use lab::topology::{A, B, EDGE, Topology, Uplink};
 use serde_json::Value;
@@ -18,6 +18,15 @@ fn start() -> Result<(Topology, Edge)> {
     let topology = Topology::new(Uplink::Veth)?;
     let edge = Edge::start(&topology, Uplink::Veth, &[])?;
     Ok((topology, edge))
+}
+
+/// A client of tenant A whose tunnel is up.
+fn connected() -> Result<(Edge, Client, Tenant, Topology)> {
+    let (topology, edge) = start()?;
+    let tenant = edge.enabled(&A)?;
+    let client = Client::up(&topology.client_a, &tenant.configuration)?;
+    client.await_reach(A.server)?;
+    Ok((edge, client, tenant, topology))
 }
 
 fn line<'a>(configuration: &'a str, key: &str) -> &'a str {
@@ -35,10 +44,7 @@ fn gateways(edge: &Edge) -> Result<String> {
 
 #[test]
 fn a_client_reaches_its_network_through_the_edge() -> Result<()> {
-    let (topology, edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (edge, _, tenant, _) = connected()?;
     let port = &edge.ports()?[&tenant.port];
     ensure!(port["ingress"]["packets"].as_u64() > Some(0), "{port}");
     ensure!(port["egress"]["packets"].as_u64() > Some(0), "{port}");
@@ -95,10 +101,7 @@ fn disabling_cuts_the_client_off_and_clears_port_and_keys() -> Result<()> {
 
 #[test]
 fn regenerating_kills_the_old_configuration_and_keeps_port_and_address() -> Result<()> {
-    let (topology, edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (edge, client, tenant, topology) = connected()?;
 
     edge.tenant(&["regenerate", &tenant.id])?;
     let new = edge.configuration(&tenant.id)?;
@@ -167,10 +170,7 @@ fn twenty_enables_at_once_get_twenty_ports_and_the_dry_pool_recovers() -> Result
 
 #[test]
 fn killing_and_restarting_the_daemon_loses_no_packet_and_changes_nothing() -> Result<()> {
-    let (topology, mut edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (mut edge, client, tenant, _) = connected()?;
     let before = (
         gateways(&edge)?,
         map_of(&edge.node)?,
@@ -217,10 +217,7 @@ fn killing_and_restarting_the_daemon_loses_no_packet_and_changes_nothing() -> Re
 
 #[test]
 fn new_programs_replace_the_running_ones_without_losing_a_packet() -> Result<()> {
-    let (topology, mut edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (mut edge, client, _, _) = connected()?;
     client.lose_nothing(A.server, 8_000, || {
         for _ in 0..5 {
             let before = program_id(&edge.node)?;
@@ -260,10 +257,7 @@ fn a_tenant_deleted_while_the_daemon_was_down_is_gone_after_its_start() -> Resul
 
 #[test]
 fn map_entries_changed_by_someone_else_are_repaired() -> Result<()> {
-    let (topology, edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (edge, client, tenant, _) = connected()?;
     let right = map_of(&edge.node)?;
     let port = tenant.port;
     let corrupt = edge.node.inside(move || {
@@ -292,10 +286,7 @@ fn map_entries_changed_by_someone_else_are_repaired() -> Result<()> {
 
 #[test]
 fn a_killed_gateway_is_made_again_and_the_client_finds_it() -> Result<()> {
-    let (topology, edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (edge, client, tenant, _) = connected()?;
     let before = gateways(&edge)?;
     let pid = before.split_whitespace().next().context("a gateway runs")?;
     edge.node.sh(&format!("kill -9 {pid}"))?;
@@ -312,10 +303,7 @@ fn a_killed_gateway_is_made_again_and_the_client_finds_it() -> Result<()> {
 
 #[test]
 fn networks_given_and_taken_act_at_once_and_keep_the_session() -> Result<()> {
-    let (topology, edge) = start()?;
-    let tenant = edge.enabled(&A)?;
-    let client = Client::up(&topology.client_a, &tenant.configuration)?;
-    client.await_reach(A.server)?;
+    let (edge, client, tenant, _) = connected()?;
     let before = gateways(&edge)?;
     edge.tenant(&[
         "patch",

@@ -13,21 +13,21 @@ pub const INTERFACE: &str = "wg0";
 
 /// A client with a configuration, brought up step by step as `wg-quick` would,
 /// but without its needs: the guests of the kernel suite have no resolvconf.
-pub struct Client<'a> {
-    node: &'a Node,
+pub struct Client {
+    node: Node,
     file: PathBuf,
 }
 
-impl<'a> Client<'a> {
+impl Client {
     /// Brings the tunnel of `configuration` up on `node`, in place of any
     /// other.
     ///
     /// # Errors
     ///
     /// When a tool refuses it.
-    pub fn up(node: &'a Node, configuration: &str) -> Result<Self> {
+    pub fn up(node: &Node, configuration: &str) -> Result<Self> {
         let client = Self {
-            node,
+            node: node.clone(),
             file: node.folder.join("wg0.conf"),
         };
         fs::write(&client.file, configuration)?;

@@ -125,11 +125,7 @@ impl Datapath {
         let link = program_mut::<Xdp>(&mut self.ebpf, name)
             .take_link(id)
             .map_err(|source| refused(name, interface, source))?;
-        let link = FdLink::try_from(link).map_err(|_| DatapathError::NoLink {
-            name,
-            interface: interface.into(),
-        })?;
-        pin_link(link, &pin)
+        pin_link(link, name, interface, &pin)
     }
 
     fn attach_tc(
@@ -159,11 +155,7 @@ impl Datapath {
         let link = program
             .take_link(id)
             .map_err(|source| refused(name, interface, source))?;
-        let link = FdLink::try_from(link).map_err(|_| DatapathError::NoLink {
-            name,
-            interface: interface.into(),
-        })?;
-        pin_link(link, &pin)
+        pin_link(link, name, interface, &pin)
     }
 }
 
@@ -264,7 +256,16 @@ fn pinned(pin: &Path) -> Result<Option<FdLink>, DatapathError> {
     }
 }
 
-fn pin_link(link: FdLink, pin: &Path) -> Result<(), DatapathError> {
+fn pin_link(
+    link: impl TryInto<FdLink>,
+    name: &'static str,
+    interface: &str,
+    pin: &Path,
+) -> Result<(), DatapathError> {
+    let link: FdLink = link.try_into().map_err(|_| DatapathError::NoLink {
+        name,
+        interface: interface.into(),
+    })?;
     link.pin(pin).map(drop).map_err(|error| DatapathError::Pin {
         path: pin.into(),
         message: error.to_string(),
