@@ -1,6 +1,10 @@
 //! A boot: from power on, through the commands, to power off.
+//!
+//! The guest has two serial ports: one for its kernel's messages, one for what
+//! its commands print.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -27,7 +31,7 @@ static POWER: Mutex<()> = Mutex::new(());
 pub struct Report {
     /// What `uname -r` said.
     pub release: String,
-    pub console: String,
+    pub printed: String,
     /// Name and exit code, in turn.
     pub ends: Vec<(String, i32)>,
     pub took: Duration,
@@ -39,37 +43,40 @@ pub struct Report {
 /// # Errors
 ///
 /// When the kernel cannot be had, or the guest does not run all commands to
-/// their ends with exit code 0; the error has the whole console.
+/// their ends with exit code 0; the error has all that it printed.
 pub fn boot(series: &str, files: &[Copy], commands: &[(&str, String)]) -> Result<Report> {
     let _power = POWER.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = Kernel::newest(series)?;
     let folder = TempDir::new()?;
     let image = pack(folder.path(), &kernel, files, commands)?;
     let started = Instant::now();
-    let (console, ending) = console(qemu(&kernel.image(), &image)?, started + PATIENCE)?;
+    let messages = folder.path().join("messages");
+    let qemu = qemu(&kernel.image(), &image, &messages)?;
+    let (printed, ending) = read(qemu, started + PATIENCE)?;
     let report = Report {
-        ends: ends(&console),
+        ends: ends(&printed),
         took: started.elapsed(),
-        console,
+        printed,
         release: kernel.release,
     };
     let booted = report
-        .console
+        .printed
         .contains(&format!("@kernel {}", report.release));
     let well =
         report.ends.len() == commands.len() && report.ends.iter().all(|(_, code)| *code == 0);
     ensure!(
         booted && well,
-        "Linux {} {ending} after {} s; commands that ended: {}\n{}",
+        "Linux {} {ending} after {} s; commands that ended: {}\n{}\nits kernel:\n{}",
         report.release,
         report.took.as_secs(),
         summary(&report.ends),
-        report.console
+        report.printed,
+        String::from_utf8_lossy(&fs::read(messages).unwrap_or_default())
     );
     Ok(report)
 }
 
-fn qemu(kernel: &Path, image: &Path) -> Result<Child> {
+fn qemu(kernel: &Path, image: &Path, messages: &Path) -> Result<Child> {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args([
@@ -89,7 +96,9 @@ fn qemu(kernel: &Path, image: &Path) -> Result<Child> {
             "-nic",
             "none",
         ])
-        .args(["-display", "none", "-serial", "stdio"])
+        .args(["-display", "none"])
+        .args(["-serial", &format!("file:{}", messages.display())])
+        .args(["-serial", "stdio"])
         // A panic reboots, which -no-reboot turns into an end.
         .args(["-append", "console=ttyS0 panic=-1 loglevel=4"])
         .arg("-kernel")
@@ -103,7 +112,7 @@ fn qemu(kernel: &Path, image: &Path) -> Result<Child> {
 
 /// All that the guest prints until it is off, or until the deadline; and which
 /// of the two it was.
-fn console(mut qemu: Child, deadline: Instant) -> Result<(String, &'static str)> {
+fn read(mut qemu: Child, deadline: Instant) -> Result<(String, &'static str)> {
     let output = qemu.stdout.take().context("qemu's output is piped")?;
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -130,12 +139,11 @@ fn console(mut qemu: Child, deadline: Instant) -> Result<(String, &'static str)>
 }
 
 /// Reads `@end <number>-<name> <code>`.
-fn ends(console: &str) -> Vec<(String, i32)> {
-    console
+fn ends(printed: &str) -> Vec<(String, i32)> {
+    printed
         .lines()
         .filter_map(|line| {
-            // The kernel may have written into the line before it.
-            let (_, end) = line.split_once("@end ")?;
+            let end = line.strip_prefix("@end ")?;
             let (command, code) = end.split_once(' ')?;
             let (_, name) = command.split_once('-')?;
             Some((name.to_owned(), code.trim().parse().ok()?))
@@ -163,13 +171,13 @@ impl Report {
     /// When there is no such number.
     pub fn passed(&self) -> Result<u32> {
         let count = self
-            .console
+            .printed
             .lines()
             .filter_map(|line| line.split_once("test result: ok. "))
             .filter_map(|(_, rest)| rest.split(' ').next()?.parse::<u32>().ok())
             .sum();
         if count == 0 {
-            bail!("no test passed in the guest:\n{}", self.console);
+            bail!("no test passed in the guest:\n{}", self.printed);
         }
         Ok(count)
     }

@@ -77,6 +77,8 @@ mkdir -p /proc /sys /dev /tmp /run /root /etc
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+# The kernel's messages go to the first port and may fall into a line.
+exec >/dev/ttyS1 2>&1
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -91,9 +93,11 @@ hostname guest
 echo "@kernel $(uname -r)"
 for command in /commands/*; do
     echo "@begin ${command##*/}"
-    bash "$command" </dev/null 2>&1
+    bash "$command" </dev/null
     echo "@end ${command##*/} $?"
 done
+# Waits until the port has sent all.
+stty sane </dev/ttyS1
 poweroff -f
 "#;
 
