@@ -233,6 +233,37 @@ fn new_programs_replace_the_running_ones_without_losing_a_packet() -> Result<()>
 }
 
 #[test]
+fn a_restarted_daemon_replaces_programs_in_place() -> Result<()> {
+    let (mut edge, client, tenant, _) = connected()?;
+    let veth = format!("vpn-edge-{}", tenant.port);
+    let attached = |edge: &Edge| -> Result<(usize, usize)> {
+        let filters = edge.node.sh(&format!(
+            "for device in eth0 {veth}; do tc filter show dev $device ingress; done"
+        ))?;
+        let links = edge.node.sh("ls /sys/fs/bpf/vpn-edge/v1/links")?;
+        Ok((
+            filters.matches("direct-action").count(),
+            links.lines().count(),
+        ))
+    };
+    let before = attached(&edge)?;
+    // XDP is a link everywhere; both tc programs are too from Linux 6.6.
+    ensure!([(0, 3), (2, 1)].contains(&before), "{before:?}");
+    for _ in 0..2 {
+        edge.stop()?;
+        ensure!(
+            client.reaches(A.server),
+            "traffic goes on without the daemon"
+        );
+        edge.restart()?;
+        edge.await_state(&tenant.id, "enabled")?;
+        ensure!(client.reaches(A.server));
+        ensure!(attached(&edge)? == before, "{:?}", attached(&edge)?);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_tenant_deleted_while_the_daemon_was_down_is_gone_after_its_start() -> Result<()> {
     let (topology, mut edge) = start()?;
     let (a, b) = (edge.enabled(&A)?, edge.enabled(&B)?);
