@@ -425,5 +425,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let found = candidates.iter().find(|path| Path::new(path).is_file());
     found
         .map(|path| path.canonicalize().map_err(Into::into))
-        .unwrap_or_else(|| bail!("no `{name}` beside {}: build it, or set {variable}", own.display()))
+        .unwrap_or_else(|| {
+            bail!(
+                "no `{name}` beside {}: build it, or set {variable}",
+                own.display()
+            )
+        })
 }
