@@ -16,26 +16,8 @@ use super::kernel::{Kernel, output};
 /// vocabulary is busybox's; but its `cat` dies of a closed output even when it
 /// has nothing to write, and a lab's first process is one.
 const TOOLS: &[&str] = &[
-    "bash",
-    "cat",
-    "conntrack",
-    "ethtool",
-    "ip",
-    "iperf3",
-    "modprobe",
-    "mount",
-    "nc",
-    "nft",
-    "nsenter",
-    "ping",
-    "sh",
-    "sleep",
-    "tc",
-    "tcpdump",
-    "timeout",
-    "umount",
-    "unshare",
-    "wg",
+    "bash", "cat", "ethtool", "ip", "iperf3", "modprobe", "mount", "nft", "nsenter", "ping", "sh",
+    "sleep", "tc", "timeout", "umount", "unshare", "wg",
 ];
 
 /// Modules, and with them all that they depend on. Not tun: without it no

@@ -13,9 +13,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -137,6 +137,12 @@ impl Tokens {
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+    }
     let mut file = OpenOptions::new()
         .read(true)
         .append(true)
@@ -346,6 +352,17 @@ mod tests {
         }
         let twice = format!("{hash} admin\n{hash} organisation acme");
         assert_eq!(parse(&twice).unwrap_err().0, 2);
+    }
+
+    #[test]
+    fn the_first_token_makes_the_folder_for_root_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vpn-edge/tokens");
+        let token = Tokens::add(&path, &Caller::Admin).unwrap();
+        let tokens = Tokens::load(&path).unwrap();
+        assert_eq!(tokens.caller(&token), Some(Caller::Admin));
+        let folder = std::fs::metadata(dir.path().join("vpn-edge")).unwrap();
+        assert_eq!(folder.mode() & 0o777, 0o700);
     }
 
     #[test]

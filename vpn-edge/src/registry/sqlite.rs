@@ -4,8 +4,8 @@
 //! whole or not at all; keys that were removed are in no file afterwards.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -94,6 +94,12 @@ impl SqliteRegistry {
     /// Opens the registry in the file `path`, which is created when missing;
     /// tenants get ports of `range`. Fails when another process has it open.
     pub fn open(path: &Path, range: PortRange) -> Result<SqliteRegistry, RegistryError> {
+        if let Some(folder) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|error| {
+                RegistryError::Open(format!("cannot make {}: {error}", folder.display()))
+            })?;
+        }
         Ok(SqliteRegistry {
             store: Arc::new(Mutex::new(Store::open(path, range)?)),
             changes: Arc::new(watch::Sender::new(0)),
