@@ -29,6 +29,15 @@ fn connected() -> Result<(Edge, Client, Tenant, Topology)> {
     Ok((edge, client, tenant, topology))
 }
 
+/// A client of each tenant, both tunnels up.
+fn both_connected() -> Result<(Edge, [(Client, Tenant); 2], Topology)> {
+    let (edge, client_a, a, topology) = connected()?;
+    let b = edge.enabled(&B)?;
+    let client_b = Client::up(&topology.client_b, &b.configuration)?;
+    client_b.await_reach(B.server)?;
+    Ok((edge, [(client_a, a), (client_b, b)], topology))
+}
+
 fn line<'a>(configuration: &'a str, key: &str) -> &'a str {
     configuration
         .lines()
@@ -53,12 +62,7 @@ fn a_client_reaches_its_network_through_the_edge() -> Result<()> {
 
 #[test]
 fn each_of_two_tenants_reaches_its_own_network_and_not_the_others() -> Result<()> {
-    let (topology, edge) = start()?;
-    let (a, b) = (edge.enabled(&A)?, edge.enabled(&B)?);
-    let client_a = Client::up(&topology.client_a, &a.configuration)?;
-    let client_b = Client::up(&topology.client_b, &b.configuration)?;
-    client_a.await_reach(A.server)?;
-    client_b.await_reach(B.server)?;
+    let (edge, [(client_a, _), (client_b, _)], _) = both_connected()?;
     ensure!(!client_a.reaches(B.server), "tenant A reaches B's network");
     ensure!(!client_b.reaches(A.server), "tenant B reaches A's network");
     for port in edge.ports()?.values() {
@@ -69,12 +73,7 @@ fn each_of_two_tenants_reaches_its_own_network_and_not_the_others() -> Result<()
 
 #[test]
 fn disabling_cuts_the_client_off_and_clears_port_and_keys() -> Result<()> {
-    let (topology, edge) = start()?;
-    let (a, b) = (edge.enabled(&A)?, edge.enabled(&B)?);
-    let client_a = Client::up(&topology.client_a, &a.configuration)?;
-    let client_b = Client::up(&topology.client_b, &b.configuration)?;
-    client_a.await_reach(A.server)?;
-    client_b.await_reach(B.server)?;
+    let (edge, [(client_a, a), (client_b, b)], topology) = both_connected()?;
 
     edge.tenant(&["disable", &a.id])?;
     client_a.await_cut(A.server)?;
