@@ -29,8 +29,10 @@ fn connected() -> Result<(Edge, Client, Tenant, Topology)> {
     Ok((edge, client, tenant, topology))
 }
 
+type Connected = (Client, Tenant);
+
 /// A client of each tenant, both tunnels up.
-fn both_connected() -> Result<(Edge, [(Client, Tenant); 2], Topology)> {
+fn both_connected() -> Result<(Edge, [Connected; 2], Topology)> {
     let (edge, client_a, a, topology) = connected()?;
     let b = edge.enabled(&B)?;
     let client_b = Client::up(&topology.client_b, &b.configuration)?;
