@@ -32,10 +32,16 @@ pub fn diff(
     observed: &BTreeMap<u16, Allocation>,
     desired: &BTreeMap<u16, Entry>,
 ) -> Result<Vec<Step>, OutOfSlots> {
+    // Also where a port goes from one tenant to another: were one entry written
+    // over the other, a program could read the half of each.
     let mut steps: Vec<Step> = observed
-        .keys()
-        .filter(|port| !desired.contains_key(port))
-        .map(|&port| Step::Clear(port))
+        .iter()
+        .filter(|(port, allocation)| {
+            desired
+                .get(port)
+                .is_none_or(|entry| allocation.tenant != *entry.tenant.as_bytes())
+        })
+        .map(|(&port, _)| Step::Clear(port))
         .collect();
 
     let mut slots = BTreeSet::new();
@@ -170,7 +176,7 @@ mod tests {
         let another = BTreeMap::from([(31_000, entry(2, 1, true))]);
         let steps = diff(&observed, &another).unwrap();
         assert!(
-            matches!(steps[..], [Step::ResetCounters(new), Step::Set(31_000, _)]
+            matches!(steps[..], [Step::Clear(31_000), Step::ResetCounters(new), Step::Set(31_000, _)]
             if new != observed[&31_000].slot)
         );
     }
