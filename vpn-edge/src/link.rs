@@ -35,19 +35,26 @@ pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -
     // The pair is born on the node, so the far end needs a name of its own
     // until it is moved.
     let far = format!("{name}~");
-    let veth = LinkVeth::new(name, &far).mtu(mtu).build();
+    // Addresses of our choice, which udev leaves as they are.
+    let [a, b, c, d] = address.octets();
+    let (node_mac, gateway_mac) = ([2, 0, a, b, c, d], [2, 1, a, b, c, d]);
+    let veth = LinkVeth::new(name, &far)
+        .mtu(mtu)
+        .address(node_mac.to_vec())
+        .build();
     handle
         .link()
         .add(veth)
         .execute()
         .await
         .map_err(io::Error::other)?;
-    let near = mac(&handle, name).await?;
-    let (far_index, far_mac) = mac(&handle, &far).await?;
+    let index = netlink::index(&handle, name).await?;
+    let far_index = netlink::index(&handle, &far).await?;
     let target = File::open(namespace)?;
     let moved = LinkUnspec::new_with_index(far_index)
         .setns_by_fd(target.as_raw_fd())
         .name(GATEWAY_END)
+        .address(gateway_mac.to_vec())
         .mtu(mtu)
         .build();
     handle
@@ -57,7 +64,6 @@ pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -
         .await
         .map_err(io::Error::other)?;
 
-    let node_mac = near.1;
     netlink::inside(namespace, move || async move {
         let handle = connect()?;
         up(&handle, netlink::index(&handle, "lo").await?).await?;
@@ -84,11 +90,11 @@ pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -
     let sysctl = format!("/proc/sys/net/ipv4/conf/{name}");
     fs::write(format!("{sysctl}/forwarding"), "1")?;
     fs::write(format!("{sysctl}/rp_filter"), "0")?;
-    up(&handle, near.0).await?;
-    neighbour(&handle, near.0, address, far_mac).await?;
+    up(&handle, index).await?;
+    neighbour(&handle, index, address, gateway_mac).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(address, 32)
-        .output_interface(near.0)
+        .output_interface(index)
         .scope(RouteScope::Link)
         .build();
     handle

@@ -15,7 +15,7 @@ use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use vpn_edge_common::{Edge, mapped};
+use vpn_edge_common::{Edge, SLOTS, mapped};
 
 use crate::agent::Agent;
 use crate::api::{self, Tokens};
@@ -91,6 +91,11 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         forwarding.trim() == "1",
         "this node does not forward, so gateways would reach nothing: \
          run `sysctl -w net.ipv4.ip_forward=1`"
+    );
+    let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
+    ensure!(
+        ports <= SLOTS,
+        "--ports names {ports} ports, but an edge serves {SLOTS}: name fewer"
     );
     let tokens = Tokens::load(&args.tokens)?;
     let uplink = Uplink::find(&args.uplink, args.address).await?;

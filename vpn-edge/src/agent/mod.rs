@@ -119,8 +119,14 @@ impl Agent {
         let Some(desired) = self.index.desired() else {
             return Ok(());
         };
-        // A reply must find its hook before the first packet is let in.
-        self.hook(&desired)?;
+        if self.observed.is_none() {
+            // Someone may have taken the programs off, or made the link anew.
+            self.datapath.attach_uplink(&self.uplink)?;
+        }
+        // A reply must find its hook before the first packet is let in. What
+        // cannot be hooked stays closed, and keeps nothing else from closing.
+        let mut desired = desired;
+        let hooked = self.hook(&mut desired);
         let observed = match self.observed.take() {
             Some(observed) => observed,
             None => self.datapath.maps.allocations()?,
@@ -153,19 +159,30 @@ impl Agent {
             *now = Some(steered);
             changed
         });
-        Ok(())
+        hooked
     }
 
-    fn hook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
-        for location in desired.values().filter_map(|entry| entry.location.as_ref()) {
+    fn hook(&mut self, desired: &mut BTreeMap<u16, Entry>) -> Result<()> {
+        let mut outcome = Ok(());
+        for entry in desired.values_mut() {
+            let Some(location) = &entry.location else {
+                continue;
+            };
             if self.hooked.get(&location.interface) == Some(&location.ifindex) {
                 continue;
             }
-            self.datapath.attach_gateway(&location.interface)?;
-            self.hooked
-                .insert(location.interface.clone(), location.ifindex);
+            match self.datapath.attach_gateway(&location.interface) {
+                Ok(()) => {
+                    self.hooked
+                        .insert(location.interface.clone(), location.ifindex);
+                }
+                Err(error) => {
+                    entry.location = None;
+                    outcome = Err(error.into());
+                }
+            }
         }
-        Ok(())
+        outcome
     }
 
     fn unhook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {

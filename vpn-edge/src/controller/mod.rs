@@ -47,6 +47,8 @@ pub struct Controller {
     under_way: JoinSet<anyhow::Result<()>>,
     busy: BTreeMap<task::Id, (u16, Option<Uuid>)>,
     attempts: BTreeMap<Uuid, Attempts>,
+    /// When a removal that failed may be tried again.
+    removals: BTreeMap<u16, Instant>,
 }
 
 /// Attempts at one generation of a tenant's gateway.
@@ -74,6 +76,7 @@ impl Controller {
             busy: BTreeMap::new(),
             under_way: JoinSet::new(),
             attempts: BTreeMap::new(),
+            removals: BTreeMap::new(),
         }
     }
 
@@ -101,10 +104,18 @@ impl Controller {
     async fn reconcile(&mut self) -> anyhow::Result<()> {
         let tenants = self.registry.list().await?;
         let gateways = self.gateways.list().await?;
+        // Attempts count until what was attempted is there.
         self.attempts.retain(|id, attempts| {
-            tenants
-                .iter()
-                .any(|tenant| tenant.id == *id && tenant.vpn.generation == attempts.generation)
+            tenants.iter().any(|tenant| {
+                tenant.id == *id
+                    && tenant.vpn.generation == attempts.generation
+                    && !gateways.iter().any(|gateway| {
+                        gateway.tenant == *id
+                            && gateway.generation == attempts.generation
+                            && gateway.networks == tenant.networks
+                            && gateway.state == GatewayState::Ready
+                    })
+            })
         });
         for action in plan(&tenants, &gateways) {
             match action {
@@ -119,9 +130,12 @@ impl Controller {
     }
 
     fn remove(&mut self, port: u16) {
-        if self.is_busy(port) {
+        let now = Instant::now();
+        self.removals.retain(|_, next| *next > now);
+        if self.is_busy(port) || self.removals.contains_key(&port) {
             return;
         }
+        self.removals.insert(port, now + FIRST_PAUSE);
         tracing::info!(port, "removing gateway");
         let gateways = Arc::clone(&self.gateways);
         let task = self

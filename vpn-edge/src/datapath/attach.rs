@@ -70,7 +70,10 @@ impl Datapath {
         )?;
         match self.attach_xdp(Hook::UplinkXdp(interface.into()), interface) {
             Ok(()) => Ok(Rung::Xdp),
-            Err(DatapathError::Attach { source, .. }) if is(&source, libc::EOPNOTSUPP) => {
+            // Drivers refuse for reasons of their own: no native XDP, an MTU too
+            // large for it, too few queues. tc works with all of them.
+            Err(error @ DatapathError::Attach { .. }) => {
+                tracing::debug!("{error}");
                 Ok(Rung::Tc)
             }
             Err(error) => Err(error),
@@ -115,8 +118,10 @@ impl Datapath {
         let name = program::INGRESS;
         if let Some(link) = pinned(&pin)? {
             let link = XdpLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
-            match program_mut::<Xdp>(&mut self.ebpf, name).attach_to_link(link) {
-                Ok(_) => return Ok(()),
+            let program = program_mut::<Xdp>(&mut self.ebpf, name);
+            match program.attach_to_link(link) {
+                // The pin keeps the link; the program is not to keep it open.
+                Ok(id) => return close(program.take_link(id), name, interface),
                 Err(error) if is(&error, libc::ENOLINK) => unpin(&pin)?,
                 Err(source) => return Err(refused(name, interface, source)),
             }
@@ -140,7 +145,7 @@ impl Datapath {
             let link =
                 SchedClassifierLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
             match program.attach_to_link(link) {
-                Ok(_) => return Ok(()),
+                Ok(id) => return close(program.take_link(id), name, interface),
                 Err(error) if is(&error, libc::ENOLINK) => unpin(&pin)?,
                 Err(source) => return Err(refused(name, interface, source)),
             }
@@ -254,6 +259,16 @@ fn pinned(pin: &Path) -> Result<Option<FdLink>, DatapathError> {
         }
         Err(error) => Err(unpinnable(pin, &error)),
     }
+}
+
+/// Closes what the process holds of a pinned link.
+fn close<L>(
+    link: Result<L, ProgramError>,
+    name: &'static str,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    link.map(drop)
+        .map_err(|source| refused(name, interface, source))
 }
 
 fn pin_link(

@@ -11,7 +11,7 @@ pub mod nat;
 mod status;
 
 pub use config::{GatewayConfig, Peer};
-pub use status::{Phase, Status, peer_pid, subscribe};
+pub use status::{Phase, Status, subscribe};
 
 use std::path::PathBuf;
 

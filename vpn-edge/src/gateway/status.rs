@@ -2,14 +2,12 @@
 //!
 //! A Unix socket. Whoever connects reads one JSON line at once and another with
 //! every change; the end of the stream is the end of the gateway, so no one has
-//! to poll. The kernel vouches for the process behind it.
+//! to poll.
 
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{UnixListener, UnixStream};
@@ -112,12 +110,4 @@ impl Subscription {
         let line = self.lines.next_line().await.ok()??;
         serde_json::from_str(&line).ok()
     }
-}
-
-/// The process that listens on `socket`, if one does; also when it no longer
-/// answers, since the kernel knows.
-#[must_use]
-pub fn peer_pid(socket: &Path) -> Option<i32> {
-    let stream = StdUnixStream::connect(socket).ok()?;
-    Some(getsockopt(&stream, PeerCredentials).ok()?.pid())
 }

@@ -25,16 +25,20 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::{Gateway, GatewaySpec, Gateways, Location};
 use crate::domain::GatewayState;
 use crate::domain::subnet::{client_address, gateway_address};
-use crate::gateway::{GatewayConfig, Peer, Phase, nat, peer_pid, subscribe};
+use crate::gateway::{GatewayConfig, Peer, Phase, nat, subscribe};
 use crate::{link, netlink};
 
 /// How long a gateway has to listen after it was started, and to end after it
 /// was told to.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a gateway that listens may take to get ready.
+const STARTING: Duration = Duration::from_secs(15);
 
 /// How often a gateway's link is looked at again: someone may have taken the
 /// program off its end, or the link down.
@@ -169,7 +173,21 @@ impl NetnsGateways {
                 }
                 Err(error) => {
                     tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
-                    gateways.remove(port).await?;
+                    // Nobody's, so the controller removes it if this does not.
+                    gateways.know(
+                        Gateway {
+                            tenant: Uuid::nil(),
+                            generation: 0,
+                            port,
+                            networks: Vec::new(),
+                            state: GatewayState::Starting,
+                            location: None,
+                        },
+                        || tokio::spawn(async {}),
+                    );
+                    if let Err(error) = gateways.remove(port).await {
+                        tracing::error!(port, "{error:#}");
+                    }
                 }
             }
         }
@@ -216,16 +234,25 @@ impl NetnsGateways {
                 changes.send_modify(|count| *count += 1);
             }
         };
+        let identity = (gateway.tenant, gateway.generation, port);
+        self.know(gateway, || {
+            tokio::spawn(follow(place, identity, child, record, settled))
+        });
+        async move {
+            let _ = first.await;
+        }
+    }
+
+    /// Lists `gateway`. Its watcher starts under the lock, so that it finds the
+    /// gateway listed when it has something to record.
+    fn know(&self, gateway: Gateway, watcher: impl FnOnce() -> JoinHandle<()>) {
         let mut entries = self.known.lock().expect("no panic under this lock");
-        let watcher = tokio::spawn(follow(place, child, record, settled));
-        if let Some(old) = entries.insert(port, Known { gateway, watcher }) {
+        let watcher = watcher();
+        if let Some(old) = entries.insert(gateway.port, Known { gateway, watcher }) {
             old.watcher.abort();
         }
         drop(entries);
         self.changes.send_modify(|count| *count += 1);
-        async move {
-            let _ = first.await;
-        }
     }
 
     /// Whether the gateway of `spec`'s keys is there and ready.
@@ -241,9 +268,12 @@ impl NetnsGateways {
     async fn tell_networks(&self, spec: &GatewaySpec, place: &Place) -> Result<()> {
         let mut config = GatewayConfig::read(&place.config())?;
         config.networks.clone_from(&spec.networks);
-        config.write(&place.config())?;
+        // The file follows the rules: a daemon that starts in between must not
+        // take for done what is not.
+        let file = place.config();
         netlink::inside(&place.namespace, move || async move {
-            nat::apply(&config).await.map_err(io::Error::other)
+            nat::apply(&config).await.map_err(io::Error::other)?;
+            config.write(&file)
         })
         .await?;
         let mut known = self.known.lock().expect("no panic under this lock");
@@ -301,21 +331,25 @@ impl Gateways for NetnsGateways {
             return self.tell_networks(spec, &place).await;
         }
         self.remove(spec.port).await?;
+        let gateway = Gateway {
+            tenant: spec.tenant,
+            generation: spec.generation,
+            port: spec.port,
+            networks: spec.networks.clone(),
+            state: GatewayState::Starting,
+            location: None,
+        };
+        // Known before any of it is made, so that none of it is forgotten.
+        self.know(gateway.clone(), || tokio::spawn(async {}));
         match self.create(spec, &place).await {
             Ok(child) => {
-                let gateway = Gateway {
-                    tenant: spec.tenant,
-                    generation: spec.generation,
-                    port: spec.port,
-                    networks: spec.networks.clone(),
-                    state: GatewayState::Starting,
-                    location: None,
-                };
                 drop(self.watch(place, gateway, Some(child)));
                 Ok(())
             }
             Err(error) => {
-                self.remove(spec.port).await?;
+                if let Err(left) = self.remove(spec.port).await {
+                    tracing::error!(port = spec.port, "{left:#}");
+                }
                 Err(error)
             }
         }
@@ -323,16 +357,17 @@ impl Gateways for NetnsGateways {
 
     async fn remove(&self, port: u16) -> Result<()> {
         let place = self.place(port);
-        let known = self
-            .known
-            .lock()
-            .expect("no panic under this lock")
-            .remove(&port);
-        if let Some(known) = &known {
-            known.watcher.abort();
-            self.changes.send_modify(|count| *count += 1);
+        {
+            let mut entries = self.known.lock().expect("no panic under this lock");
+            if let Some(known) = entries.get_mut(&port) {
+                known.watcher.abort();
+                // Listed until all of it is gone, so that a failure is seen.
+                known.gateway.state = GatewayState::Failed("it is being removed".into());
+                known.gateway.location = None;
+                self.changes.send_modify(|count| *count += 1);
+            }
         }
-        if let Some(pid) = peer_pid(&place.socket()) {
+        for pid in processes(&place.config())? {
             end(pid).await?;
         }
         link::remove(&place.link)
@@ -343,10 +378,16 @@ impl Gateways for NetnsGateways {
         let _ = fs::remove_file(crate::gateway::device::socket(&place.wireguard()));
         match fs::remove_dir_all(&place.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", place.folder.display()))
+                return Err(error)
+                    .with_context(|| format!("cannot remove {}", place.folder.display()));
             }
-            _ => Ok(()),
+            _ => {}
         }
+        let mut entries = self.known.lock().expect("no panic under this lock");
+        if entries.remove(&port).is_some() {
+            self.changes.send_modify(|count| *count += 1);
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Gateway>> {
@@ -362,6 +403,7 @@ impl Gateways for NetnsGateways {
 /// Reads a gateway's status until it is gone.
 async fn follow(
     place: Place,
+    identity: (Uuid, u64, u16),
     mut child: Option<Child>,
     record: impl Fn(GatewayState, Option<Location>) + Send,
     settled: tokio::sync::oneshot::Sender<()>,
@@ -387,6 +429,10 @@ async fn follow(
         loop {
             match timeout(RELOCATE, subscription.next()).await {
                 Ok(None) => break,
+                Ok(Some(status)) if (status.tenant, status.generation, status.port) != identity => {
+                    failure = Some("another gateway answers in its place".into());
+                    break;
+                }
                 Ok(Some(status)) => match status.phase {
                     Phase::Starting => continue,
                     Phase::Ready { .. } => ready = true,
@@ -396,6 +442,10 @@ async fn follow(
                         record(GatewayState::Failed(reason), None);
                     }
                 },
+                Err(_) if !ready && failure.is_none() && started.elapsed() > STARTING => {
+                    failure = Some("it did not get ready".into());
+                    break;
+                }
                 Err(_) => {}
             }
             if ready {
@@ -455,6 +505,29 @@ fn spawn(place: &Place) -> Result<Child> {
     command
         .spawn()
         .context("cannot start the gateway's process")
+}
+
+/// The gateway processes that run with the configuration at `config`. Asked of
+/// the kernel, as a process may be there before it listens, or after.
+fn processes(config: &Path) -> io::Result<Vec<i32>> {
+    let arguments = format!("\0gateway\0--config\0{}\0", config.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A process that has ended meanwhile has no command line to read.
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if command.ends_with(arguments.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 /// Ends the process: SIGTERM, and SIGKILL if that is not enough.
