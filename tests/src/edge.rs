@@ -151,6 +151,16 @@ impl Edge {
         Ok(())
     }
 
+    /// How many files the daemon holds open.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn open_files(&self) -> Result<usize> {
+        let daemon = self.daemon.as_ref().context("no daemon runs")?;
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
+    }
+
     /// What the daemon printed so far.
     #[must_use]
     pub fn log(&self) -> String {
