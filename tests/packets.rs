@@ -10,8 +10,8 @@ use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions, Xdp};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, UdpHeader};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::Datapath;
-use vpn_edge_common::{Allocation, DropReason, Edge, frame_addresses, mapped, mode, program};
+use vpn_edge::datapath::{Change, Datapath, Memory};
+use vpn_edge_common::{Allocation, DropReason, frame_addresses, mapped, mode, program};
 
 const PORT: u16 = 31_001;
 const CLOSED_PORT: u16 = 31_002;
@@ -389,11 +389,7 @@ impl Lab {
     fn new() -> Self {
         let sandbox = Sandbox::enter().unwrap();
         let mut datapath = Datapath::open(&sandbox.bpffs()).unwrap();
-        let edge = Edge {
-            address: mapped(NODE.octets()),
-            uplink: 1,
-        };
-        datapath.set_edge(edge).unwrap();
+        datapath.set_edge(mapped(NODE.octets()), 1).unwrap();
         let open = Allocation {
             mode: mode::XDP,
             slot: SLOT,
@@ -413,7 +409,7 @@ impl Lab {
             ..open
         };
         for (port, allocation) in [(PORT, open), (CLOSED_PORT, closed), (TC_PORT, tc)] {
-            datapath.maps.set(port, allocation).unwrap();
+            publish(&mut datapath, port, allocation);
         }
         Self {
             datapath,
@@ -449,6 +445,16 @@ impl Lab {
     }
 }
 
+fn publish(datapath: &mut Datapath, port: u16, allocation: Allocation) {
+    let change = Change {
+        port,
+        allocation,
+        memory: Memory::Keep,
+        grace: true,
+    };
+    datapath.maps.publish(&[change]).unwrap();
+}
+
 fn test_run<P>(program: &P, packet: &[u8]) -> (u32, Vec<u8>)
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
@@ -481,7 +487,8 @@ fn check(shortest: usize, run: impl Fn(&mut Lab, &[u8]) -> (Verdict, Vec<u8>)) {
         let now = lab.datapath.maps.counters(SLOT).unwrap();
 
         let dropped: Vec<DropReason> = DropReason::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|&reason| {
                 let at = reason as usize;
                 after.0[at] != before.0[at] || after.1[at] != before.1[at]
@@ -523,7 +530,7 @@ fn check(shortest: usize, run: impl Fn(&mut Lab, &[u8]) -> (Verdict, Vec<u8>)) {
 /// The reason is told by the counters; the verdict only says that it dropped.
 fn dropped(lab: &Lab, before: &(Vec<u64>, Vec<u64>)) -> Verdict {
     let after = (lab.drops(SLOT), lab.drops(CLOSED_SLOT));
-    let reason = DropReason::ALL.into_iter().find(|&reason| {
+    let reason = DropReason::ALL.iter().copied().find(|&reason| {
         let at = reason as usize;
         after.0[at] + after.1[at] == before.0[at] + before.1[at] + 1
     });
@@ -576,7 +583,7 @@ fn a_port_on_the_tc_rung_passes_xdp_uncounted_and_is_steered_by_tc() {
 #[test]
 fn without_an_edge_address_everything_passes() {
     let mut lab = Lab::new();
-    lab.datapath.set_edge(Edge::default()).unwrap();
+    lab.datapath.set_edge([0; 16], 0).unwrap();
     let packet = Packet::to(PORT, data()).bytes();
     assert_eq!(lab.xdp(&packet), (2, packet.clone()));
 }
@@ -648,9 +655,9 @@ fn egress_puts_the_nodes_address_back() {
 fn egress_lets_no_gateway_speak_for_another() {
     let mut lab = Lab::new();
     // The port belongs to a gateway behind another interface.
-    let mut other = lab.datapath.maps.allocation(PORT).unwrap().unwrap();
+    let mut other = lab.datapath.maps.allocation(PORT).unwrap();
     other.ifindex = 4711;
-    lab.datapath.maps.set(PORT, other).unwrap();
+    publish(&mut lab.datapath, PORT, other);
     let forged = Packet {
         source: GATEWAY,
         destination: CLIENT,

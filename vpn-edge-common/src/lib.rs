@@ -6,25 +6,43 @@
 //! wire stay in network byte order inside byte arrays.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod bench;
+mod drops;
+mod guard;
 pub mod wire;
+mod word;
+
+pub use drops::{Counters, DROP_REASONS, DropReason, Event};
+pub use guard::{BUCKETS, Bucket, Limits, Sessions, tick};
+pub use word::Word;
 
 /// Version of the layout below. The pin directory is named after it, so that
 /// programs of one layout never meet maps of another: raise it whenever a key,
 /// a value or a map's size changes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Tenants that one node can serve: the number of counter slots.
 ///
 /// Kubernetes' default NodePort range holds 2,768 ports.
 pub const SLOTS: u32 = 4096;
 
+/// Sources of handshakes that are told apart.
+pub const SOURCES: u32 = 1 << 16;
+
+/// Bytes of the ring buffer for sampled drops.
+pub const EVENTS: u32 = 1 << 18;
+
 /// Names of the maps, as pinned.
 pub mod map {
     pub const ALLOCATIONS: &str = "ALLOCATIONS";
     pub const EDGE: &str = "EDGE";
     pub const COUNTERS: &str = "COUNTERS";
+    pub const SESSIONS: &str = "SESSIONS";
+    pub const LIMITS: &str = "LIMITS";
+    pub const SOURCES: &str = "SOURCES";
+    pub const EVENTS: &str = "EVENTS";
 }
 
 /// Names of the programs in the object.
@@ -84,112 +102,70 @@ pub mod mode {
     pub const TC: u8 = 3;
 }
 
-/// One tenant's port: all that steering needs, in one lookup.
+/// One tenant's port: all that steering and the guard need, in one lookup.
 ///
 /// Value of [`map::ALLOCATIONS`], an array indexed by UDP port. The gateway
 /// listens on the tenant's own port, so ports are never rewritten.
+///
+/// The first eight bytes are published by one store, and the rest is written
+/// only while they say that the port is not open. What transport data needs
+/// lies in the first 64 bytes, one cache line.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
     /// One of [`mode`].
     pub mode: u8,
-    pub pad: u8,
-    /// Index into [`map::COUNTERS`], below [`SLOTS`].
+    /// Whether [`Allocation::rates`] limit anything.
+    pub limited: u8,
+    /// Index into the maps of [`SLOTS`] values.
     pub slot: u16,
     /// Host-side veth of the gateway.
     pub ifindex: u32,
     /// Destination and source of the frames: see [`frame_addresses`].
     pub frame: [u32; 3],
-    pub pad2: [u8; 4],
+    pub pad: [u8; 4],
     pub gateway: Address,
     /// The tenant's UUID, for whoever reads the map.
     pub tenant: [u8; 16],
     /// Generation of the tenant's keys, for whoever reads the map.
     pub generation: u64,
+    /// BLAKE2s after the block of mac1's key: proves knowledge of the gateway's
+    /// public key.
+    pub mac1: [u32; 8],
+    pub rates: Rates,
+    pub pad2: [u8; 24],
+}
+
+/// What a packet and a byte cost of a tenant's time, in each direction; zero
+/// is no limit. One word of [`Allocation`], so that it changes in one store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Nanoseconds a packet.
+    pub packet: u32,
+    /// 1/1024 nanoseconds a byte of the IP packet.
+    pub byte: u32,
 }
 
 /// The node as the edge sees it: the single value of [`map::EDGE`].
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Edge {
     /// The address that clients send to, and that replies leave from.
     pub address: Address,
     /// Interface that replies leave by.
     pub uplink: u32,
-}
-
-/// Why a packet to an allocated port was dropped. One reason a packet.
-///
-/// The discriminant is the index into [`Counters::drops`], the name is the
-/// label in metrics and tools.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// No gateway to steer to: being made, being replaced, or gone.
-    NoGateway = 0,
-    /// IPv4 options: the program does not read past them.
-    IpOptions = 1,
-    /// A first fragment: the rest cannot be judged.
-    Fragment = 2,
-    /// Shorter than its headers say, or than any WireGuard message.
-    Truncated = 3,
-    /// Not a WireGuard message: type or reserved bytes.
-    MessageType = 4,
-    /// Not the length that a message of its type has.
-    MessageLength = 5,
-    /// The frame could not be rewritten.
-    Rewrite = 6,
-}
-
-impl DropReason {
-    /// Every reason, at the index of its discriminant.
-    pub const ALL: [Self; 7] = [
-        Self::NoGateway,
-        Self::IpOptions,
-        Self::Fragment,
-        Self::Truncated,
-        Self::MessageType,
-        Self::MessageLength,
-        Self::Rewrite,
-    ];
-
-    /// The reason's label.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NoGateway => "no_gateway",
-            Self::IpOptions => "ip_options",
-            Self::Fragment => "fragment",
-            Self::Truncated => "truncated",
-            Self::MessageType => "message_type",
-            Self::MessageLength => "message_length",
-            Self::Rewrite => "rewrite",
-        }
-    }
-}
-
-/// Room for reasons that are yet to come, without a change of layout.
-pub const DROP_REASONS: usize = 12;
-
-/// A tenant's counters on one CPU. Value of [`map::COUNTERS`].
-///
-/// Bytes are those of the IP packet.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    pub ingress_packets: u64,
-    pub ingress_bytes: u64,
-    pub egress_packets: u64,
-    pub egress_bytes: u64,
-    /// Dropped packets, by [`DropReason`].
-    pub drops: [u64; DROP_REASONS],
+    pub pad: u32,
+    /// Random and odd: spreads sources over [`map::SOURCES`], so that nobody
+    /// can know who shares a bucket with whom.
+    pub seed: u64,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Allocation>() == 64);
-    assert!(core::mem::size_of::<Edge>() == 20);
-    assert!(core::mem::size_of::<Counters>() == 128);
-    assert!(DropReason::ALL.len() <= DROP_REASONS);
+    assert!(core::mem::size_of::<Allocation>() == 128);
+    assert!(core::mem::offset_of!(Allocation, mac1) == 64);
+    assert!(core::mem::offset_of!(Allocation, rates) == 96);
+    assert!(core::mem::size_of::<Edge>() == 32);
 };
 
 #[cfg(feature = "user")]
@@ -200,24 +176,11 @@ mod pod {
     unsafe impl aya::Pod for super::Allocation {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Edge {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Counters {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_reason_stands_at_its_own_index_with_its_own_name() {
-        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, index);
-            let same = DropReason::ALL
-                .into_iter()
-                .filter(|other| other.name() == reason.name());
-            assert_eq!(same.count(), 1, "{}", reason.name());
-        }
-    }
 
     #[test]
     fn a_mapped_address_gives_back_what_it_was_made_of() {

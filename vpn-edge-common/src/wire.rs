@@ -21,3 +21,13 @@ pub mod length {
     /// certain.
     pub const TRANSPORT_DATA_MIN: u16 = 32;
 }
+
+/// Times after which WireGuard changes its mind, in nanoseconds (the paper,
+/// section 6.1).
+pub mod time {
+    const SECOND: u64 = 1_000_000_000;
+    /// A session older than this takes no packet.
+    pub const REJECT_AFTER: u64 = 180 * SECOND;
+    /// An initiation unanswered for as long is sent anew, with a new index.
+    pub const REKEY_TIMEOUT: u64 = 5 * SECOND;
+}

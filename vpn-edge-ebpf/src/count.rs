@@ -1,30 +1,79 @@
 //! The one place for each counter.
 
-use crate::maps;
-use vpn_edge_common::{Counters, DropReason};
+use crate::maps::{self, Kernel};
+use vpn_edge_common::{Counters, DropReason, Event, mapped};
+use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::guard::Admitted;
+use vpn_edge_ebpf::parse::locate;
+use vpn_edge_ebpf::world::World;
 
 #[inline(always)]
-pub fn ingress(slot: u16, bytes: u16) {
+pub fn ingress(slot: u16, bytes: u16, admitted: Admitted) {
     with(slot, |counters| {
         counters.ingress_packets += 1;
         counters.ingress_bytes += u64::from(bytes);
-    });
-}
-
-#[inline(always)]
-pub fn egress(slot: u16, bytes: u32) {
-    with(slot, |counters| {
-        counters.egress_packets += 1;
-        counters.egress_bytes += u64::from(bytes);
-    });
-}
-
-#[inline(always)]
-pub fn drop(slot: u16, reason: DropReason) {
-    with(slot, |counters| {
-        if let Some(count) = counters.drops.get_mut(reason as usize) {
-            *count += 1;
+        match admitted {
+            Admitted::Session => {}
+            Admitted::Handshake => counters.handshakes += 1,
+            Admitted::Grace => counters.graced += 1,
         }
+    });
+}
+
+#[inline(always)]
+pub fn egress(slot: u16, packets: u32, bytes: u32, announced: bool) {
+    with(slot, |counters| {
+        counters.egress_packets += u64::from(packets);
+        counters.egress_bytes += u64::from(bytes);
+        counters.announced += u64::from(announced);
+    });
+}
+
+/// Counts a drop, and once a second for each reason tells what was dropped.
+#[inline(always)]
+pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
+    let mut count = None;
+    with(slot, |counters| {
+        let at = reason as usize;
+        let (Some(drops), Some(sampled)) =
+            (counters.drops.get_mut(at), counters.sampled.get_mut(at))
+        else {
+            return;
+        };
+        *drops += 1;
+        let second = (Kernel.now() >> 30) as u32;
+        if *sampled != second {
+            *sampled = second;
+            count = Some(*drops);
+        }
+    });
+    if let Some(count) = count {
+        sample(frame, count, reason);
+    }
+}
+
+#[inline(always)]
+fn sample(frame: &Frame<'_>, count: u64, reason: DropReason) {
+    let Some(located) = locate(frame) else {
+        return;
+    };
+    // One of the two ports is the tenant's, whichever way the packet went.
+    let allocation = Kernel
+        .allocation(located.destination_port)
+        .filter(|allocation| allocation.mode != 0)
+        .or_else(|| Kernel.allocation(located.source_port));
+    maps::report(Event {
+        time: Kernel.now(),
+        count,
+        tenant: allocation.map_or([0; 16], |allocation| allocation.tenant),
+        source: mapped(located.source.to_ne_bytes()),
+        source_port: located.source_port,
+        destination_port: located.destination_port,
+        length: frame.length() as u16,
+        reason: reason as u8,
+        message: frame
+            .view::<1>(located.message())
+            .map_or(0, |first| first.u8::<0>()),
     });
 }
 

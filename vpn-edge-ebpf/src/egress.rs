@@ -5,18 +5,26 @@
 //! outside goes on to the kernel, so a connection that came in through
 //! kube-proxy keeps working.
 
+use crate::count;
 use crate::ingress::{address, frame};
-use crate::{count, maps};
+use crate::maps::Kernel;
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{DropReason, mode};
-use vpn_edge_ebpf::parse::{ETHERNET, locate};
+use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::guard::{Direction, within_plan};
+use vpn_edge_ebpf::parse::{ETHERNET, Located, locate};
+use vpn_edge_ebpf::session;
 use vpn_edge_ebpf::steer::{Refusal, v4};
+use vpn_edge_ebpf::world::World;
 
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
-    let located = locate(&frame(ctx)).ok_or(Refusal::Pass)?;
-    let allocation = maps::allocation(located.source_port).ok_or(Refusal::Pass)?;
+    let frame = frame(ctx);
+    let located = locate(&frame).ok_or(Refusal::Pass)?;
+    let allocation = Kernel
+        .allocation(located.source_port)
+        .ok_or(Refusal::Pass)?;
     // SAFETY: the hook's own skb.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let ours = allocation.mode > mode::CLOSED
@@ -26,17 +34,44 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     if !ours {
         return Err(Refusal::Pass);
     }
-    let edge = maps::edge().ok_or(Refusal::Pass)?;
+    let edge = Kernel.edge().ok_or(Refusal::Pass)?;
     let node = v4(&edge.address);
     if located.destination == node {
         return Err(Refusal::Pass);
     }
-    address(ctx, 12, located.source, node).ok_or(Refusal::Drop {
+    let drop = |reason| Refusal::Drop {
         slot: allocation.slot,
-        reason: DropReason::Rewrite,
-    })?;
-    count::egress(allocation.slot, ctx.len() - ETHERNET as u32);
+        reason,
+    };
+    let bytes = ctx.len() - ETHERNET as u32;
+    // SAFETY: as above. One that is yet to be segmented says into how many.
+    let packets = unsafe { (*ctx.skb.skb).gso_segs }.max(1);
+    within_plan(&Kernel, allocation, Direction::Egress, packets, bytes).map_err(drop)?;
+    let announced = announce(&frame, &located, allocation.slot);
+    address(ctx, 12, located.source, node).ok_or(drop(DropReason::Rewrite))?;
+    count::egress(allocation.slot, packets, bytes, announced);
     // SAFETY: a plain helper call; without parameters the kernel finds the
     // next hop on the uplink itself, and resolves it if need be.
     Ok(unsafe { bpf_redirect_neigh(edge.uplink, core::ptr::null_mut(), 0, 0) } as i32)
+}
+
+/// Learns the session index that a handshake message of the gateway announces,
+/// before its answer can come.
+#[inline(always)]
+fn announce(frame: &Frame<'_>, located: &Located, slot: u16) -> bool {
+    let Some(index) = announced(frame, located) else {
+        return false;
+    };
+    let Some(sessions) = Kernel.sessions(slot) else {
+        return false;
+    };
+    session::announce(session::bucket(sessions, index), index, Kernel.now());
+    true
+}
+
+#[inline(always)]
+fn announced(frame: &Frame<'_>, located: &Located) -> Option<u32> {
+    let datagram = located.datagram(frame).ok()?;
+    let (first, index) = (datagram.message(), datagram.index());
+    session::announced(first, index, datagram.message_length)
 }

@@ -1,7 +1,179 @@
-//! Whether a datagram can be a WireGuard message at all.
+//! Who is let in: nobody but those who know the gateway's key or one of its
+//! sessions.
+//!
+//! A message has a shape, which is judged first and costs least. Handshake
+//! messages carry mac1, a proof that their sender knows the gateway's public
+//! key; all others name a session that the gateway has announced. What passed
+//! is held to the tenant's plan.
 
-use vpn_edge_common::DropReason;
+use crate::frame::Frame;
+use crate::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, SOURCE, UNKNOWN};
+use crate::parse::{Datagram, Located};
+use crate::world::World;
+use crate::{mac1, session};
 use vpn_edge_common::wire::{length, message};
+use vpn_edge_common::{Allocation, DropReason, Edge};
+
+/// By what right a packet was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// Its session is known.
+    Session,
+    /// It is a handshake message with a good mac1.
+    Handshake,
+    /// Its session is unknown, which is forgiven for a while.
+    Grace,
+}
+
+/// To the gateway or from it: the index into [`vpn_edge_common::Limits`]' pairs.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    Ingress = 0,
+    Egress = 1,
+}
+
+/// Judges a message of good shape.
+///
+/// # Errors
+///
+/// Why it is not let in.
+#[inline(always)]
+pub fn admit<'m>(
+    world: &impl World<'m>,
+    frame: &Frame<'_>,
+    located: &Located,
+    datagram: &Datagram<'_>,
+    allocation: &Allocation,
+    edge: &Edge,
+) -> Result<Admitted, DropReason> {
+    match u32::from_le(datagram.message()) {
+        INITIATION => {
+            from_source(world, located, edge)?;
+            let message = frame
+                .view::<{ length::INITIATION as usize }>(located.message())
+                .ok_or(DropReason::Truncated)?;
+            let scratch = world.scratch().ok_or(DropReason::Mac1)?;
+            if !mac1::initiation(&message, &allocation.mac1, scratch) {
+                return Err(DropReason::Mac1);
+            }
+            handshake(world, allocation)
+        }
+        RESPONSE => {
+            // It answers an initiation, which announced the index.
+            let admitted = in_session(world, allocation, datagram.response_receiver())?;
+            from_source(world, located, edge)?;
+            let message = frame
+                .view::<{ length::RESPONSE as usize }>(located.message())
+                .ok_or(DropReason::Truncated)?;
+            let scratch = world.scratch().ok_or(DropReason::Mac1)?;
+            if !mac1::response(&message, &allocation.mac1, scratch) {
+                return Err(DropReason::Mac1);
+            }
+            let handshake = handshake(world, allocation)?;
+            Ok(match admitted {
+                Admitted::Grace => admitted,
+                _ => handshake,
+            })
+        }
+        _ => in_session(world, allocation, datagram.index()),
+    }
+}
+
+/// Holds what was let in, or what leaves, to the tenant's plan.
+///
+/// # Errors
+///
+/// [`DropReason::PacketRate`] and [`DropReason::ByteRate`].
+#[inline(always)]
+pub fn within_plan<'m>(
+    world: &impl World<'m>,
+    allocation: &Allocation,
+    direction: Direction,
+    packets: u32,
+    bytes: u32,
+) -> Result<(), DropReason> {
+    if allocation.limited == 0 {
+        return Ok(());
+    }
+    let Some(limits) = world.limits(allocation.slot) else {
+        return Ok(());
+    };
+    let now = world.now();
+    let spend = |bucket, cost| {
+        let rate = Rate {
+            cost,
+            ahead: PLAN_AHEAD,
+        };
+        cost == 0 || limit::take(bucket, now, rate)
+    };
+    let rates = allocation.rates;
+    let of_packets = u64::from(packets) * u64::from(rates.packet);
+    if !spend(&limits.packets[direction as usize], of_packets) {
+        return Err(DropReason::PacketRate);
+    }
+    let of_bytes = (u64::from(bytes) * u64::from(rates.byte)) >> 10;
+    if !spend(&limits.bytes[direction as usize], of_bytes) {
+        return Err(DropReason::ByteRate);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn in_session<'m>(
+    world: &impl World<'m>,
+    allocation: &Allocation,
+    index: u32,
+) -> Result<Admitted, DropReason> {
+    let sessions = world
+        .sessions(allocation.slot)
+        .ok_or(DropReason::UnknownSession)?;
+    if session::is_live(session::bucket(sessions, index), index, || world.now()) {
+        return Ok(Admitted::Session);
+    }
+    let limits = world
+        .limits(allocation.slot)
+        .ok_or(DropReason::UnknownSession)?;
+    let grace = limits.grace.load();
+    if grace == 0 {
+        return Err(DropReason::UnknownSession);
+    }
+    let now = world.now();
+    if grace < now {
+        return Err(DropReason::UnknownSession);
+    }
+    if !limit::take(&limits.unknown, now, UNKNOWN) {
+        return Err(DropReason::GraceRate);
+    }
+    Ok(Admitted::Grace)
+}
+
+#[inline(always)]
+fn from_source<'m>(
+    world: &impl World<'m>,
+    located: &Located,
+    edge: &Edge,
+) -> Result<(), DropReason> {
+    let bucket = world
+        .source(limit::source(edge.seed, u64::from(located.source)))
+        .ok_or(DropReason::SourceRate)?;
+    if limit::take(bucket, world.now(), SOURCE) {
+        Ok(())
+    } else {
+        Err(DropReason::SourceRate)
+    }
+}
+
+#[inline(always)]
+fn handshake<'m>(world: &impl World<'m>, allocation: &Allocation) -> Result<Admitted, DropReason> {
+    let limits = world
+        .limits(allocation.slot)
+        .ok_or(DropReason::HandshakeRate)?;
+    if limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
+        Ok(Admitted::Handshake)
+    } else {
+        Err(DropReason::HandshakeRate)
+    }
+}
 
 /// Judges a message by its first four bytes (wire order) and its length.
 ///

@@ -1,6 +1,7 @@
 //! Client to gateway: the decision carried out, in XDP and in tc.
 
-use crate::{count, maps};
+use crate::count;
+use crate::maps::Kernel;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
     bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
@@ -12,23 +13,25 @@ use vpn_edge_ebpf::parse::ETHERNET;
 use vpn_edge_ebpf::rewrite;
 use vpn_edge_ebpf::steer::{Refusal, Rung, decide, v4};
 
-/// Headers that the decision reads: Ethernet with two tags, IPv4, UDP, and the
-/// shortest message.
-const HEADERS: u32 = 14 + 8 + 20 + 8 + 32;
+/// What the decision reads at most: Ethernet with two tags, IPv4, UDP, and a
+/// handshake message.
+const HEADERS: u32 = 14 + 8 + 20 + 8 + 148;
 
 #[inline(always)]
 pub fn xdp(ctx: &XdpContext) -> Result<u32, Refusal> {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    // SAFETY: the kernel vouches for the bytes between the two.
-    let frame = unsafe { Frame::new(start, end, end - start) };
-    let steered = decide(&frame, Rung::Xdp, maps::allocation, maps::edge)?;
+    let frame = xdp_frame(ctx);
+    let steered = decide(&Kernel, &frame, Rung::Xdp)?;
     let allocation = steered.allocation;
     let refuse = Refusal::Drop {
         slot: allocation.slot,
         reason: DropReason::Rewrite,
     };
     let tags = rewrite::to_gateway(&frame, &steered).ok_or(refuse)?;
-    count::ingress(allocation.slot, steered.datagram.ip_length);
+    count::ingress(
+        allocation.slot,
+        steered.datagram.ip_length,
+        steered.admitted,
+    );
     if tags != 0 {
         // SAFETY: `ctx` is the hook's own; no view is used after this.
         if unsafe { bpf_xdp_adjust_head(ctx.ctx, tags as i32) } != 0 {
@@ -42,17 +45,29 @@ pub fn xdp(ctx: &XdpContext) -> Result<u32, Refusal> {
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     let frame = frame(ctx);
-    let steered = decide(&frame, Rung::Tc, maps::allocation, maps::edge)?;
+    let steered = decide(&Kernel, &frame, Rung::Tc)?;
     let allocation = steered.allocation;
+    let skb = ctx.skb.skb;
+    // SAFETY: the hook's own skb.
+    if unsafe { (*skb).gso_size } != 0 {
+        // Only the first of the datagrams in it was judged.
+        return Err(Refusal::Drop {
+            slot: allocation.slot,
+            reason: DropReason::Merged,
+        });
+    }
     let refuse = Refusal::Drop {
         slot: allocation.slot,
         reason: DropReason::Rewrite,
     };
     let (old, new) = (steered.destination, v4(&allocation.gateway));
-    count::ingress(allocation.slot, steered.datagram.ip_length);
+    count::ingress(
+        allocation.slot,
+        steered.datagram.ip_length,
+        steered.admitted,
+    );
 
     // The outermost tag is in the skb's metadata, others are in the frame.
-    let skb = ctx.skb.skb;
     // SAFETY: the hook's own skb.
     let mut tags = (steered.l3 - ETHERNET) / 4 + unsafe { (*skb).vlan_present } as usize;
     for _ in 0..3 {
@@ -69,6 +84,14 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     store(ctx, 0, &allocation.frame).ok_or(refuse)?;
     // SAFETY: a plain helper call.
     Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32)
+}
+
+/// The frame as XDP has it.
+#[inline(always)]
+pub fn xdp_frame(ctx: &XdpContext) -> Frame<'_> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // SAFETY: the kernel vouches for the bytes between the two.
+    unsafe { Frame::new(start, end, end - start) }
 }
 
 /// The skb's frame, its headers pulled in where they were not linear.

@@ -10,6 +10,12 @@
 pub mod checksum;
 pub mod frame;
 pub mod guard;
+pub mod limit;
+pub mod mac1;
 pub mod parse;
 pub mod rewrite;
+pub mod session;
 pub mod steer;
+#[cfg(not(target_arch = "bpf"))]
+pub mod tables;
+pub mod world;

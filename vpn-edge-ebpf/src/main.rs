@@ -37,7 +37,7 @@ mod entries {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => xdp_action::XDP_PASS,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(slot, reason);
+                count::drop(&ingress::xdp_frame(&ctx), slot, reason);
                 xdp_action::XDP_DROP
             }
         }
@@ -49,7 +49,7 @@ mod entries {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => TC_NEXT,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(slot, reason);
+                count::drop(&ingress::frame(&ctx), slot, reason);
                 TC_ACT_SHOT
             }
         }
@@ -61,7 +61,7 @@ mod entries {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => TC_NEXT,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(slot, reason);
+                count::drop(&ingress::frame(&ctx), slot, reason);
                 TC_ACT_SHOT
             }
         }

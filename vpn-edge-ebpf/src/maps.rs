@@ -1,32 +1,98 @@
 //! The maps, and the only places that read them.
+//!
+//! What user space reads and writes word by word is mapped into its memory.
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray};
-use vpn_edge_common::{Allocation, Counters, Edge, SLOTS};
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use vpn_edge_common as common;
+use vpn_edge_common::{Allocation, Counters, Edge, Event, Limits, SLOTS, Sessions, Word};
+use vpn_edge_ebpf::mac1::Scratch;
+use vpn_edge_ebpf::world::World;
 
 /// By UDP port in host order. As long as there are ports, so that no packet
 /// can miss the array.
 #[map]
-static ALLOCATIONS: Array<Allocation> = Array::pinned(1 << 16, 0);
+static ALLOCATIONS: Array<Allocation> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 
 #[map]
 static EDGE: Array<Edge> = Array::pinned(1, 0);
 
-/// By [`Allocation::slot`].
+/// By [`Allocation::slot`], as are the next two.
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 
-#[inline(always)]
-pub fn allocation(port: u16) -> Option<&'static Allocation> {
-    ALLOCATIONS.get(u32::from(port))
-}
+#[map]
+static SESSIONS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
-#[inline(always)]
-pub fn edge() -> Option<&'static Edge> {
-    EDGE.get(0)
+#[map]
+static LIMITS: Array<Limits> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+#[map]
+static SOURCES: Array<Word> = Array::pinned(common::SOURCES, BPF_F_MMAPABLE);
+
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(common::EVENTS, 0);
+
+/// Not shared with anyone: one run of a program on one CPU.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// The maps and the clock, as a decision asks for them.
+pub struct Kernel;
+
+impl World<'static> for Kernel {
+    #[inline(always)]
+    fn allocation(&self, port: u16) -> Option<&'static Allocation> {
+        ALLOCATIONS.get(u32::from(port))
+    }
+
+    #[inline(always)]
+    fn edge(&self) -> Option<&'static Edge> {
+        EDGE.get(0)
+    }
+
+    #[inline(always)]
+    fn sessions(&self, slot: u16) -> Option<&'static Sessions> {
+        SESSIONS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn limits(&self, slot: u16) -> Option<&'static Limits> {
+        LIMITS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn source(&self, bucket: u32) -> Option<&'static Word> {
+        SOURCES.get(bucket)
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<&'static mut Scratch> {
+        let scratch = SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: the value is this CPU's own, and no program that uses it is
+        // interrupted by another on the same CPU.
+        Some(unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a plain helper call.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
 }
 
 #[inline(always)]
 pub fn counters(slot: u16) -> Option<*mut Counters> {
     COUNTERS.get_ptr_mut(u32::from(slot))
+}
+
+/// Hands a sampled drop to whoever follows them; lost if nobody does.
+#[inline(always)]
+pub fn report(event: Event) {
+    if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
+        entry.write(event);
+        entry.submit(0);
+    }
 }

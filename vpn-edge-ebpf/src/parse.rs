@@ -21,9 +21,12 @@ const PROTOCOL_UDP: u8 = 17;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
+/// Offset of the message from the IPv4 header.
+const MESSAGE: usize = IPV4 + UDP;
+
 /// Bytes that [`Located::datagram`] wants to see: IPv4 and UDP headers and the
 /// shortest WireGuard message.
-const SEEN: usize = IPV4 + UDP + 32;
+const SEEN: usize = MESSAGE + 32;
 
 /// A UDP packet over IPv4 whose ports are known.
 #[derive(Clone, Copy)]
@@ -95,6 +98,13 @@ pub struct Datagram<'a> {
 }
 
 impl Located {
+    /// Offset of the UDP payload, where there are no IPv4 options.
+    #[inline(always)]
+    #[must_use]
+    pub fn message(&self) -> usize {
+        self.l3 + MESSAGE
+    }
+
     /// The datagram, if it is whole and plain.
     ///
     /// # Errors
@@ -130,7 +140,22 @@ impl Datagram<'_> {
     #[inline(always)]
     #[must_use]
     pub fn message(&self) -> u32 {
-        self.bytes.word::<{ IPV4 + UDP }>()
+        self.bytes.word::<MESSAGE>()
+    }
+
+    /// The second word: the session that transport data or a cookie reply is
+    /// for, and the one that a handshake message announces.
+    #[inline(always)]
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        u32::from_le(self.bytes.word::<{ MESSAGE + 4 }>())
+    }
+
+    /// The third word: the session that a response is for.
+    #[inline(always)]
+    #[must_use]
+    pub fn response_receiver(&self) -> u32 {
+        u32::from_le(self.bytes.word::<{ MESSAGE + 8 }>())
     }
 }
 

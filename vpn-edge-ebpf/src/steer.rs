@@ -1,9 +1,10 @@
 //! Where a packet from the uplink goes: the decision, without its effects.
 
 use crate::frame::Frame;
-use crate::guard;
+use crate::guard::{self, Admitted, Direction};
 use crate::parse::{Datagram, locate};
-use vpn_edge_common::{Allocation, DropReason, Edge, V4_OFFSET, mode};
+use crate::world::World;
+use vpn_edge_common::{Allocation, DropReason, V4_OFFSET, mode};
 
 /// The hook that asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub enum Refusal {
 pub struct Steered<'a, 'm> {
     pub allocation: &'m Allocation,
     pub datagram: Datagram<'a>,
+    pub admitted: Admitted,
     /// Offset of the IPv4 header.
     pub l3: usize,
     /// The address that the client sent to, in wire order.
@@ -38,17 +40,18 @@ pub struct Steered<'a, 'm> {
 /// Why the packet is not steered.
 #[inline(always)]
 pub fn decide<'a, 'm>(
+    world: &impl World<'m>,
     frame: &Frame<'a>,
     rung: Rung,
-    allocation: impl FnOnce(u16) -> Option<&'m Allocation>,
-    edge: impl FnOnce() -> Option<&'m Edge>,
 ) -> Result<Steered<'a, 'm>, Refusal> {
     let located = locate(frame).ok_or(Refusal::Pass)?;
-    let allocation = allocation(located.destination_port).ok_or(Refusal::Pass)?;
+    let allocation = world
+        .allocation(located.destination_port)
+        .ok_or(Refusal::Pass)?;
     if allocation.mode == mode::NONE {
         return Err(Refusal::Pass);
     }
-    let edge = edge().ok_or(Refusal::Pass)?;
+    let edge = world.edge().ok_or(Refusal::Pass)?;
     if located.destination != v4(&edge.address) {
         return Err(Refusal::Pass);
     }
@@ -64,9 +67,14 @@ pub fn decide<'a, 'm>(
     if allocation.mode == mode::CLOSED {
         return Err(drop(DropReason::NoGateway));
     }
+    let admitted =
+        guard::admit(world, frame, &located, &datagram, allocation, edge).map_err(drop)?;
+    let bytes = u32::from(datagram.ip_length);
+    guard::within_plan(world, allocation, Direction::Ingress, 1, bytes).map_err(drop)?;
     Ok(Steered {
         allocation,
         datagram,
+        admitted,
         l3: located.l3,
         destination: located.destination,
     })

@@ -15,13 +15,13 @@ use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use vpn_edge_common::{Edge, SLOTS, mapped};
+use vpn_edge_common::{SLOTS, mapped};
 
 use crate::agent::Agent;
 use crate::api::{self, Tokens};
 use crate::controller::{self, Controller};
 use crate::datapath::{self, Datapath};
-use crate::domain::PortRange;
+use crate::domain::{PlanLimit, PlanLimits, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::netlink;
 use crate::registry::SqliteRegistry;
@@ -65,6 +65,10 @@ pub struct StandaloneArgs {
     /// Addresses for gateways on this machine: a /16 that nothing else uses.
     #[arg(long, default_value = "100.64.0.0/16")]
     gateway_range: Ipv4Net,
+    /// What tenants of a plan may send and receive a second, each way, as
+    /// PLAN=packets:N,bytes:N; once a plan [default: no limits].
+    #[arg(long = "limit", value_name = "LIMIT")]
+    limits: Vec<PlanLimit>,
     /// Folder for what belongs to running gateways.
     #[arg(long, default_value = "/run/vpn-edge")]
     runtime: PathBuf,
@@ -111,8 +115,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     })
     .await?;
     let mut datapath = Datapath::open(&args.bpffs)?;
-    datapath.set_edge(uplink.edge())?;
-    let agent = Agent::attach(datapath, &args.uplink)?;
+    datapath.set_edge(mapped(uplink.address.octets()), uplink.index)?;
+    let agent = Agent::attach(datapath, &args.uplink, PlanLimits::new(args.limits))?;
     let gateways = Arc::new(gateways);
 
     let settings = controller::Settings {
@@ -194,12 +198,5 @@ impl Uplink {
             index,
             mtu: mtu.unwrap_or(1500),
         })
-    }
-
-    fn edge(&self) -> Edge {
-        Edge {
-            address: mapped(self.address.octets()),
-            uplink: self.index,
-        }
     }
 }

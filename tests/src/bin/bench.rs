@@ -21,9 +21,9 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde::Serialize;
-use vpn_edge::datapath::Datapath;
+use vpn_edge::datapath::{Change, Datapath, Memory};
 use vpn_edge_common::bench::{FRAME, Template};
-use vpn_edge_common::{Allocation, Edge, mapped, mode, program};
+use vpn_edge_common::{Allocation, mapped, mode, program};
 
 /// Times that every figure is taken, in turns with its baseline.
 const ROUNDS: usize = 21;
@@ -246,10 +246,7 @@ impl Bench {
             ip(&format!("link set dev {other} up"))?;
         }
         let mut datapath = Datapath::open(&sandbox.bpffs())?;
-        datapath.set_edge(Edge {
-            address: mapped(NODE),
-            uplink: index("uplink")?,
-        })?;
+        datapath.set_edge(mapped(NODE), index("uplink")?)?;
         let mut ebpf = Ebpf::load(OBJECT)?;
         for name in ["empty", "redirect", "generate", "count_and_drop"] {
             program_of(&mut ebpf, name)?.load()?;
@@ -339,7 +336,13 @@ impl Bench {
             gateway: mapped(gateway),
             ..Allocation::default()
         };
-        Ok(self.datapath.maps.set(PORT, allocation)?)
+        let change = Change {
+            port: PORT,
+            allocation,
+            memory: Memory::Keep,
+            grace: true,
+        };
+        Ok(self.datapath.maps.publish(&[change])?)
     }
 
     fn template(&mut self, flows: u16) -> Result<()> {

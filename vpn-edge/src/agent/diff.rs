@@ -2,28 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vpn_edge_common::{Allocation, SLOTS, frame_addresses, mapped, mode};
+use vpn_edge_common::{Allocation, Rates, SLOTS, frame_addresses, mapped, mode};
 
 use super::index::Entry;
-
-/// One change of the maps, in the order in which to make them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A slot's counters start again, for its next tenant.
-    ResetCounters(u16),
-    Set(u16, Allocation),
-    Clear(u16),
-}
+use crate::datapath::{Change, Memory};
+use crate::domain::Limits;
 
 /// More ports are allocated than the node has counter slots.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} ports are allocated, but an edge node serves {SLOTS}: make the port pool smaller")]
 pub struct OutOfSlots(pub usize);
 
-/// The steps from `observed` to `desired`, over the union of both.
+/// The changes from `observed` to `desired`, over the union of both.
 ///
-/// A tenant keeps its slot, and so its counters, for as long as it keeps its
-/// port. What has to go goes first.
+/// A tenant keeps its slot, and so its counters and sessions, for as long as it
+/// keeps its port; the sessions go with the keys. A port that opens without
+/// having been closed before may have a gateway with sessions that this edge
+/// did not see begin: it has grace.
 ///
 /// # Errors
 ///
@@ -31,31 +26,29 @@ pub struct OutOfSlots(pub usize);
 pub fn diff(
     observed: &BTreeMap<u16, Allocation>,
     desired: &BTreeMap<u16, Entry>,
-) -> Result<Vec<Step>, OutOfSlots> {
-    // Also where a port goes from one tenant to another: were one entry written
-    // over the other, a program could read the half of each.
-    let mut steps: Vec<Step> = observed
-        .iter()
-        .filter(|(port, allocation)| {
-            desired
-                .get(port)
-                .is_none_or(|entry| allocation.tenant != *entry.tenant.as_bytes())
+) -> Result<Vec<Change>, OutOfSlots> {
+    let mut changes: Vec<Change> = observed
+        .keys()
+        .filter(|port| !desired.contains_key(port))
+        .map(|&port| Change {
+            port,
+            allocation: Allocation::default(),
+            memory: Memory::Keep,
+            grace: false,
         })
-        .map(|(&port, _)| Step::Clear(port))
         .collect();
 
     let mut slots = BTreeSet::new();
     let mut kept = BTreeMap::new();
     for (&port, entry) in desired {
-        let slot = observed
+        let known = observed
             .get(&port)
-            .filter(|allocation| allocation.tenant == *entry.tenant.as_bytes())
-            .map(|allocation| allocation.slot);
-        if let Some(slot) = slot
-            && u32::from(slot) < SLOTS
-            && slots.insert(slot)
+            .filter(|known| known.tenant == *entry.tenant.as_bytes());
+        if let Some(known) = known
+            && u32::from(known.slot) < SLOTS
+            && slots.insert(known.slot)
         {
-            kept.insert(port, slot);
+            kept.insert(port, known);
         }
     }
 
@@ -67,28 +60,37 @@ pub fn diff(
     let mut free = fresh.into_iter().chain(used);
 
     for (&port, entry) in desired {
-        let slot = match kept.get(&port) {
-            Some(&slot) => slot,
+        let (slot, memory) = match kept.get(&port) {
+            Some(known) if known.generation == entry.generation => (known.slot, Memory::Keep),
+            Some(known) => (known.slot, Memory::Forget),
             None => {
                 let slot = free.next().ok_or(OutOfSlots(desired.len()))?;
-                steps.push(Step::ResetCounters(slot));
-                slot
+                (slot, Memory::Reset)
             }
         };
-        let allocation = allocation(entry, slot);
-        if observed.get(&port) != Some(&allocation) {
-            steps.push(Step::Set(port, allocation));
+        let change = Change {
+            port,
+            allocation: allocation(entry, slot),
+            memory,
+            grace: entry.location.is_some() && !observed.contains_key(&port),
+        };
+        if observed.get(&port) != Some(&change.allocation) {
+            changes.push(change);
         }
     }
-    Ok(steps)
+    Ok(changes)
 }
 
 fn allocation(entry: &Entry, slot: u16) -> Allocation {
+    let rates = rates(entry.limits);
     let identity = Allocation {
         mode: mode::CLOSED,
         slot,
         tenant: *entry.tenant.as_bytes(),
         generation: entry.generation,
+        mac1: entry.mac1,
+        limited: u8::from(rates != Rates::default()),
+        rates,
         ..Allocation::default()
     };
     let Some(location) = &entry.location else {
@@ -107,6 +109,16 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
     }
 }
 
+/// What a packet and a byte cost so that no more than the limits pass. Rounded
+/// up: never more is let through than was sold.
+fn rates(limits: Limits) -> Rates {
+    let cost = |second: u64, rate: Option<u64>| rate.map_or(0, |rate| second.div_ceil(rate) as u32);
+    Rates {
+        packet: cost(1_000_000_000, limits.packets.map(u64::from)),
+        byte: cost(1_000_000_000 << 10, limits.bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -121,6 +133,8 @@ mod tests {
         Entry {
             tenant: Uuid::from_u128(tenant),
             generation,
+            mac1: [7; 8],
+            limits: Limits::default(),
             location: open.then(|| Location {
                 interface: format!("veth{tenant}"),
                 ifindex: tenant as u32,
@@ -132,14 +146,21 @@ mod tests {
         }
     }
 
-    fn apply(observed: &mut BTreeMap<u16, Allocation>, steps: &[Step]) {
-        for step in steps {
-            match step {
-                Step::ResetCounters(_) => {}
-                Step::Set(port, allocation) => drop(observed.insert(*port, *allocation)),
-                Step::Clear(port) => drop(observed.remove(port)),
+    fn apply(observed: &mut BTreeMap<u16, Allocation>, changes: &[Change]) {
+        for change in changes {
+            if change.allocation.mode == mode::NONE {
+                observed.remove(&change.port);
+            } else {
+                observed.insert(change.port, change.allocation);
             }
         }
+    }
+
+    fn only(changes: &[Change]) -> &Change {
+        let [change] = changes else {
+            panic!("{changes:?}");
+        };
+        change
     }
 
     #[test]
@@ -151,16 +172,15 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_only_the_map_knows_is_cleared_first() {
+    fn a_port_that_only_the_map_knows_is_cleared() {
         let orphan = Allocation {
             mode: mode::XDP,
             ..Allocation::default()
         };
         let observed = BTreeMap::from([(32_000, orphan)]);
-        let desired = BTreeMap::from([(31_000, entry(1, 1, true))]);
-        let steps = diff(&observed, &desired).unwrap();
-        assert_eq!(steps[0], Step::Clear(32_000));
-        assert!(matches!(steps[2], Step::Set(31_000, _)));
+        let changes = diff(&observed, &BTreeMap::new()).unwrap();
+        assert_eq!(only(&changes).port, 32_000);
+        assert_eq!(only(&changes).allocation, Allocation::default());
     }
 
     #[test]
@@ -168,17 +188,40 @@ mod tests {
         let mut observed = BTreeMap::new();
         let before = BTreeMap::from([(31_000, entry(1, 1, true))]);
         apply(&mut observed, &diff(&BTreeMap::new(), &before).unwrap());
+        let slot = observed[&31_000].slot;
+
+        let moved = BTreeMap::from([(31_000, entry(1, 1, false))]);
+        let changes = diff(&observed, &moved).unwrap();
+        assert_eq!(only(&changes).memory, Memory::Keep);
+        assert_eq!(only(&changes).allocation.slot, slot);
+
         let rotated = BTreeMap::from([(31_000, entry(1, 2, true))]);
-        let steps = diff(&observed, &rotated).unwrap();
-        assert!(
-            matches!(steps[..], [Step::Set(31_000, new)] if new.slot == observed[&31_000].slot)
-        );
+        let changes = diff(&observed, &rotated).unwrap();
+        assert_eq!(only(&changes).memory, Memory::Forget);
+        assert_eq!(only(&changes).allocation.slot, slot);
+
         let another = BTreeMap::from([(31_000, entry(2, 1, true))]);
-        let steps = diff(&observed, &another).unwrap();
-        assert!(
-            matches!(steps[..], [Step::Clear(31_000), Step::ResetCounters(new), Step::Set(31_000, _)]
-            if new != observed[&31_000].slot)
-        );
+        let changes = diff(&observed, &another).unwrap();
+        assert_eq!(only(&changes).memory, Memory::Reset);
+        assert_ne!(only(&changes).allocation.slot, slot);
+    }
+
+    #[test]
+    fn only_a_port_that_opens_out_of_nothing_has_grace() {
+        let open = BTreeMap::from([(31_000, entry(1, 1, true))]);
+        let closed = BTreeMap::from([(31_000, entry(1, 1, false))]);
+        let changes = diff(&BTreeMap::new(), &open).unwrap();
+        assert!(only(&changes).grace);
+
+        let mut observed = BTreeMap::new();
+        let changes = diff(&observed, &closed).unwrap();
+        assert!(!only(&changes).grace);
+        apply(&mut observed, &changes);
+        let changes = diff(&observed, &open).unwrap();
+        assert!(!only(&changes).grace);
+        apply(&mut observed, &changes);
+        let rotated = BTreeMap::from([(31_000, entry(1, 2, true))]);
+        assert!(!only(&diff(&observed, &rotated).unwrap()).grace);
     }
 
     #[test]
@@ -230,5 +273,24 @@ mod tests {
             }
             prop_assert_eq!(diff(&map, &desired), Ok(Vec::new()));
         }
+    }
+
+    #[test]
+    fn limits_become_what_a_packet_and_a_byte_cost() {
+        let limits = Limits {
+            packets: Some(50_000),
+            bytes: Some(12_500_000),
+        };
+        let expected = Rates {
+            packet: 20_000,
+            byte: 81_920,
+        };
+        assert_eq!(rates(limits), expected);
+        assert_eq!(rates(Limits::default()), Rates::default());
+        let least = Limits {
+            packets: Some(1),
+            bytes: Some(1_000),
+        };
+        assert_eq!(rates(least).byte, 1_024_000_000);
     }
 }

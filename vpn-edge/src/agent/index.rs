@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
+use vpn_edge_ebpf::mac1;
 
-use crate::domain::{GatewayState, Tenant};
+use crate::domain::{GatewayState, Limits, PlanLimits, Tenant};
 use crate::gateways::{Gateway, Location};
 
 /// What a port is to do.
@@ -17,6 +18,9 @@ use crate::gateways::{Gateway, Location};
 pub struct Entry {
     pub tenant: Uuid,
     pub generation: u64,
+    /// See [`vpn_edge_common::Allocation::mac1`].
+    pub mac1: [u32; 8],
+    pub limits: Limits,
     /// The gateway of this generation; none closes the port.
     pub location: Option<Location>,
 }
@@ -24,16 +28,44 @@ pub struct Entry {
 /// See the module.
 #[derive(Default)]
 pub struct Index {
-    tenants: Option<BTreeMap<u16, (Uuid, u64)>>,
+    limits: PlanLimits,
+    /// Without locations.
+    tenants: Option<BTreeMap<u16, Entry>>,
     gateways: Option<BTreeMap<u16, Gateway>>,
 }
 
 impl Index {
+    /// An index that knows nothing yet but what plans may use.
+    #[must_use]
+    pub fn new(limits: PlanLimits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
     /// Takes the complete list of tenants.
     pub fn reset_tenants(&mut self, tenants: &[Tenant]) {
+        let before = self.tenants.take().unwrap_or_default();
         let allocated = tenants.iter().filter_map(|tenant| {
             let allocation = tenant.vpn.allocation.as_ref()?;
-            Some((allocation.port, (tenant.id, tenant.vpn.generation)))
+            let generation = tenant.vpn.generation;
+            // A public key takes some 50 µs to compute, which adds up.
+            let known = before
+                .get(&allocation.port)
+                .filter(|known| known.tenant == tenant.id && known.generation == generation);
+            let mac1 = match known {
+                Some(known) => known.mac1,
+                None => mac1::key(allocation.keys.server.public().as_bytes()),
+            };
+            let entry = Entry {
+                tenant: tenant.id,
+                generation,
+                mac1,
+                limits: self.limits.of(tenant.plan),
+                location: None,
+            };
+            Some((allocation.port, entry))
         });
         self.tenants = Some(allocated.collect());
     }
@@ -45,24 +77,37 @@ impl Index {
     }
 
     /// The desired port map, once both lists are known.
+    ///
+    /// The port of a gateway that is nobody's any more stays closed until it is
+    /// gone: passed on, its packets might still find it.
     #[must_use]
     pub fn desired(&self) -> Option<BTreeMap<u16, Entry>> {
         let (tenants, gateways) = (self.tenants.as_ref()?, self.gateways.as_ref()?);
-        let entry = |(&port, &(tenant, generation)): (&u16, &(Uuid, u64))| {
+        let orphans = gateways.values().map(|gateway| {
+            let entry = Entry {
+                tenant: gateway.tenant,
+                generation: gateway.generation,
+                mac1: [0; 8],
+                limits: Limits::default(),
+                location: None,
+            };
+            (gateway.port, entry)
+        });
+        let mut desired: BTreeMap<u16, Entry> = orphans.collect();
+        for (&port, entry) in tenants {
             let location = gateways
                 .get(&port)
-                .filter(|gateway| gateway.tenant == tenant)
-                .filter(|gateway| gateway.generation == generation)
+                .filter(|gateway| gateway.tenant == entry.tenant)
+                .filter(|gateway| gateway.generation == entry.generation)
                 .filter(|gateway| gateway.state == GatewayState::Ready)
                 .and_then(|gateway| gateway.location.clone());
             let entry = Entry {
-                tenant,
-                generation,
                 location,
+                ..entry.clone()
             };
-            (port, entry)
-        };
-        Some(tenants.iter().map(entry).collect())
+            desired.insert(port, entry);
+        }
+        Some(desired)
     }
 }
 
@@ -153,8 +198,34 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_without_a_tenant_opens_nothing() {
+    fn a_port_stays_closed_until_the_gateway_of_no_tenant_is_gone() {
         let gateway = gateway(&tenant());
-        assert_eq!(located(&[], vec![gateway]), None);
+        assert_eq!(located(&[], vec![gateway]), Some(false));
+        assert_eq!(located(&[], vec![]), None);
+    }
+
+    #[test]
+    fn what_proves_knowledge_of_the_key_follows_the_key() {
+        let mut tenant = tenant();
+        let proof = |index: &Index| index.tenants.as_ref().unwrap()[&PORT].mac1;
+        let mut index = Index::default();
+        index.reset_tenants(std::slice::from_ref(&tenant));
+        let first = proof(&index);
+        index.reset_tenants(std::slice::from_ref(&tenant));
+        assert_eq!(proof(&index), first);
+
+        let observed = crate::domain::Observed {
+            gateway: GatewayState::Ready,
+            steerable: true,
+        };
+        tenant.observe(&observed, jiff::Timestamp::UNIX_EPOCH);
+        let keys = Keys::generate().unwrap();
+        let expected = mac1::key(keys.server.public().as_bytes());
+        tenant
+            .regenerate(keys, jiff::Timestamp::UNIX_EPOCH)
+            .unwrap();
+        index.reset_tenants(&[tenant]);
+        assert_ne!(proof(&index), first);
+        assert_eq!(proof(&index), expected);
     }
 }

@@ -6,7 +6,7 @@
 mod diff;
 mod index;
 
-pub use diff::{OutOfSlots, Step, diff};
+pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use vpn_edge_common::{Allocation, mode};
 
-use crate::datapath::{Datapath, Hook, Rung};
+use crate::datapath::{Change, Datapath, Hook, Rung};
+use crate::domain::PlanLimits;
 use crate::gateways::Gateways;
 use crate::registry::Registry;
 
@@ -48,21 +49,28 @@ impl Agent {
     /// Attaches the ingress programs to the uplink, in place of those of an
     /// earlier agent. What they know stays as it is for now.
     ///
+    /// Programs of another schema go on until the first complete list: these
+    /// know nothing yet.
+    ///
     /// # Errors
     ///
     /// When the uplink cannot be had.
-    pub fn attach(mut datapath: Datapath, uplink: &str) -> Result<Self> {
-        match datapath.attach_uplink(uplink)? {
-            Rung::Xdp => tracing::info!(uplink, "attached XDP and tc"),
-            Rung::Tc => tracing::warn!(
-                uplink,
-                "the driver has no native XDP: attached tc alone, which costs more a packet"
-            ),
+    pub fn attach(mut datapath: Datapath, uplink: &str, limits: PlanLimits) -> Result<Self> {
+        if datapath.upgrading() {
+            tracing::info!(uplink, "replacing the programs of another version");
+        } else {
+            match datapath.attach_uplink(uplink)? {
+                Rung::Xdp => tracing::info!(uplink, "attached XDP and tc"),
+                Rung::Tc => tracing::warn!(
+                    uplink,
+                    "the driver has no native XDP: attached tc alone, which costs more a packet"
+                ),
+            }
         }
         Ok(Self {
             datapath,
             uplink: uplink.into(),
-            index: Index::default(),
+            index: Index::new(limits),
             observed: None,
             hooked: BTreeMap::new(),
             steered: watch::Sender::default(),
@@ -119,6 +127,9 @@ impl Agent {
         let Some(desired) = self.index.desired() else {
             return Ok(());
         };
+        if self.datapath.upgrading() {
+            self.apply(&desired)?;
+        }
         if self.observed.is_none() {
             // Someone may have taken the programs off, or made the link anew.
             self.datapath.attach_uplink(&self.uplink)?;
@@ -127,26 +138,7 @@ impl Agent {
         // cannot be hooked stays closed, and keeps nothing else from closing.
         let mut desired = desired;
         let hooked = self.hook(&mut desired);
-        let observed = match self.observed.take() {
-            Some(observed) => observed,
-            None => self.datapath.maps.allocations()?,
-        };
-        let steps = diff(&observed, &desired)?;
-        let mut observed = observed;
-        for step in steps {
-            tracing::debug!(?step);
-            match step {
-                Step::ResetCounters(slot) => self.datapath.maps.reset_counters(slot)?,
-                Step::Set(port, allocation) => {
-                    self.datapath.maps.set(port, allocation)?;
-                    observed.insert(port, allocation);
-                }
-                Step::Clear(port) => {
-                    self.datapath.maps.clear(port)?;
-                    observed.remove(&port);
-                }
-            }
-        }
+        let observed = self.apply(&desired)?;
         self.unhook(&desired)?;
         let steered: BTreeMap<u16, u64> = observed
             .iter()
@@ -160,6 +152,30 @@ impl Agent {
             changed
         });
         hooked
+    }
+
+    /// Brings the port map to what is desired.
+    fn apply(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<BTreeMap<u16, Allocation>> {
+        let mut observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => self.datapath.maps.allocations(),
+        };
+        let changes = diff(&observed, desired)?;
+        for change in &changes {
+            tracing::debug!(?change);
+        }
+        self.datapath.maps.publish(&changes)?;
+        for Change {
+            port, allocation, ..
+        } in changes
+        {
+            if allocation.mode == mode::NONE {
+                observed.remove(&port);
+            } else {
+                observed.insert(port, allocation);
+            }
+        }
+        Ok(observed)
     }
 
     fn hook(&mut self, desired: &mut BTreeMap<u16, Entry>) -> Result<()> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::mem;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -92,7 +92,7 @@ impl Datapath {
     }
 
     /// Detaches whatever is pinned and not in `wanted`, links of vanished
-    /// interfaces among it.
+    /// interfaces among it, and removes what other schemas' builds left.
     ///
     /// # Errors
     ///
@@ -110,11 +110,36 @@ impl Datapath {
                 fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), error))?;
             }
         }
+        self.upgrading = false;
+        for other in self.others.drain(..) {
+            fs::remove_dir_all(&other).map_err(|error| failed(&other, error))?;
+        }
         Ok(())
     }
 
-    fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    /// Where the hook's link is pinned, or is to be. One that another schema's
+    /// build pinned is moved here: a link is replaced, never attached anew.
+    fn link(&self, hook: &Hook) -> Result<PathBuf, DatapathError> {
         let pin = self.folder.join("links").join(hook.pin());
+        if pin.exists() {
+            return Ok(pin);
+        }
+        for other in &self.others {
+            match fs::rename(other.join("links").join(hook.pin()), &pin) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::Pin {
+                        path: pin,
+                        message: error.to_string(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(pin)
+    }
+
+    fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        let pin = self.link(&hook)?;
         let name = program::INGRESS;
         if let Some(link) = pinned(&pin)? {
             let link = XdpLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
@@ -139,7 +164,7 @@ impl Datapath {
         name: &'static str,
         interface: &str,
     ) -> Result<(), DatapathError> {
-        let pin = self.folder.join("links").join(hook.pin());
+        let pin = self.link(&hook)?;
         let program = program_mut::<SchedClassifier>(&mut self.ebpf, name);
         if let Some(link) = pinned(&pin)? {
             let link =
@@ -177,14 +202,33 @@ pub fn remove(root: &Path, interfaces: &[String]) -> Result<(), DatapathError> {
             let _ = qdisc_detach_program(interface, TcAttachType::Ingress, name);
         }
     }
-    let folder = super::folder(root);
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
-            path: folder,
-            message: error.to_string(),
-        }),
-        _ => Ok(()),
+    for folder in others(root).into_iter().chain([super::folder(root)]) {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(DatapathError::Pin {
+                    path: folder,
+                    message: error.to_string(),
+                });
+            }
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// The folders of other schemas under `root`.
+pub(super) fn others(root: &Path) -> Vec<PathBuf> {
+    let own = super::folder(root);
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let is_schema = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_prefix('v').map(str::parse::<u32>);
+        matches!(number, Some(Ok(_))) && *path != own
+    };
+    entries
+        .map(|entry| entry.path())
+        .filter(is_schema)
+        .collect()
 }
 
 /// Attaches an XDP program in driver mode and leaves the link with it.

@@ -1,10 +1,18 @@
 //! The pinned maps, typed.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
-use vpn_edge_common::{Allocation, Counters, Edge, map, mode};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use vpn_edge_common::{
+    Allocation, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
+};
+use vpn_edge_ebpf::session::LIFE;
+use vpn_edge_ebpf::tables::Tables;
+
+use super::mapped::Mapped;
 
 /// Why a map cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +26,11 @@ pub enum MapError {
         path: PathBuf,
         source: aya::maps::MapError,
     },
+    #[error("cannot map {name} into memory: {source}")]
+    Memory {
+        name: &'static str,
+        source: io::Error,
+    },
     #[error("cannot read map {name}: {source}")]
     Read {
         name: &'static str,
@@ -30,9 +43,44 @@ pub enum MapError {
     },
 }
 
+const PORTS: u32 = 1 << 16;
+const WORDS: usize = size_of::<Allocation>() / 8;
+/// Word of [`Allocation`] that is published.
+const HEAD: usize = 0;
+/// Word of [`Allocation`] that may change while the port is open.
+const RATES: usize = std::mem::offset_of!(Allocation, rates) / 8;
+
+type Cell = [Word; WORDS];
+
+/// What becomes of a slot's memory when its allocation changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// It stays.
+    Keep,
+    /// Sessions are forgotten: the gateway has other keys.
+    Forget,
+    /// All starts from zero, counters too: the slot is another tenant's.
+    Reset,
+}
+
+/// One change of the port map. See [`Maps::publish`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub port: u16,
+    /// The new value; of mode [`mode::NONE`] to take the allocation away.
+    pub allocation: Allocation,
+    pub memory: Memory,
+    /// Unknown sessions pass for one session's life: the gateway may have
+    /// announced some that these maps never saw.
+    pub grace: bool,
+}
+
 /// The maps, to be read: what the running programs see.
 pub struct Reader {
-    allocations: Array<MapData, Allocation>,
+    allocations: Mapped<Cell>,
+    sessions: Mapped<Sessions>,
+    limits: Mapped<Limits>,
+    sources: Mapped<Word>,
     edge: Array<MapData, Edge>,
     counters: PerCpuArray<MapData, Counters>,
 }
@@ -44,13 +92,25 @@ impl Reader {
     ///
     /// [`MapError::NotPinned`] when there are none.
     pub fn open(root: &Path) -> Result<Self, MapError> {
-        Self::in_folder(&super::folder(root).join("maps"))
+        Self::in_folder(&super::folder(root).join("maps"), false)
     }
 
-    fn in_folder(folder: &Path) -> Result<Self, MapError> {
+    fn in_folder(folder: &Path, writable: bool) -> Result<Self, MapError> {
+        fn memory<T: super::mapped::Shared>(
+            folder: &Path,
+            name: &'static str,
+            length: u32,
+            writable: bool,
+        ) -> Result<Mapped<T>, MapError> {
+            let map = pinned(folder, name)?;
+            Mapped::new(map.fd(), length, writable)
+                .map_err(|source| MapError::Memory { name, source })
+        }
         Ok(Self {
-            allocations: Array::try_from(Map::Array(pinned(folder, map::ALLOCATIONS)?))
-                .map_err(|source| unreadable(map::ALLOCATIONS, source))?,
+            allocations: memory(folder, map::ALLOCATIONS, PORTS, writable)?,
+            sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
+            limits: memory(folder, map::LIMITS, SLOTS, writable)?,
+            sources: memory(folder, map::SOURCES, SOURCES, writable)?,
             edge: Array::try_from(Map::Array(pinned(folder, map::EDGE)?))
                 .map_err(|source| unreadable(map::EDGE, source))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(pinned(folder, map::COUNTERS)?))
@@ -58,32 +118,23 @@ impl Reader {
         })
     }
 
-    /// Every allocated port. Some 65,536 system calls.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses a lookup.
-    pub fn allocations(&self) -> Result<BTreeMap<u16, Allocation>, MapError> {
-        let mut found = BTreeMap::new();
-        for port in 0..=u16::MAX {
-            if let Some(allocation) = self.allocation(port)? {
-                found.insert(port, allocation);
-            }
-        }
-        Ok(found)
+    /// Every allocated port.
+    #[must_use]
+    pub fn allocations(&self) -> BTreeMap<u16, Allocation> {
+        (0..=u16::MAX)
+            .filter_map(|port| Some((port, self.allocation(port)?)))
+            .collect()
     }
 
     /// The allocation of one port, if it has one.
     ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the lookup.
-    pub fn allocation(&self, port: u16) -> Result<Option<Allocation>, MapError> {
-        let value = self
-            .allocations
-            .get(&u32::from(port), 0)
-            .map_err(|source| unreadable(map::ALLOCATIONS, source))?;
-        Ok((value.mode != mode::NONE).then_some(value))
+    /// Another process may be changing it: what is published together is read
+    /// together only by [`Maps`], which is the one that writes.
+    #[must_use]
+    pub fn allocation(&self, port: u16) -> Option<Allocation> {
+        let cell = &self.allocations[usize::from(port)];
+        let allocation = from_words(std::array::from_fn(|at| cell[at].load()));
+        (allocation.mode != mode::NONE).then_some(allocation)
     }
 
     /// The node as the programs see it; all zero before an agent set it.
@@ -108,15 +159,111 @@ impl Reader {
             .get(&u32::from(slot), 0)
             .map_err(|source| unreadable(map::COUNTERS, source))?;
         Ok(values.iter().fold(Counters::default(), |mut sum, one| {
-            sum.ingress_packets += one.ingress_packets;
-            sum.ingress_bytes += one.ingress_bytes;
-            sum.egress_packets += one.egress_packets;
-            sum.egress_bytes += one.egress_bytes;
-            for (total, drops) in sum.drops.iter_mut().zip(one.drops) {
-                *total += drops;
-            }
+            sum.add(one);
             sum
         }))
+    }
+
+    /// Session indexes of a slot under which its gateway takes packets now.
+    #[must_use]
+    pub fn sessions(&self, slot: u16) -> usize {
+        let now = tick(monotonic());
+        let sessions = &self.sessions[usize::from(slot)];
+        let ways = sessions.0.iter().flat_map(|bucket| &bucket.0);
+        ways.filter(|way| way.load() as u32 > now).count()
+    }
+
+    /// Until when a slot's unknown sessions pass, from now; nothing if they do
+    /// not.
+    #[must_use]
+    pub fn grace(&self, slot: u16) -> Option<Duration> {
+        let until = self.limits[usize::from(slot)].grace.load();
+        let left = until.checked_sub(monotonic())?;
+        Some(Duration::from_nanos(left))
+    }
+
+    /// The maps as they are now, for the host's build of the programs. Deciding
+    /// over it changes nothing in the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a lookup.
+    pub fn snapshot(&self) -> Result<Tables, MapError> {
+        let mut tables = Tables::default();
+        tables.edge = self.edge()?;
+        tables.now = monotonic();
+        copy(self.sources.iter(), tables.sources.iter());
+        for (port, allocation) in self.allocations() {
+            tables.insert(port, allocation);
+            let slot = usize::from(allocation.slot);
+            let (sessions, limits) = (&self.sessions[slot], &self.limits[slot]);
+            copy(
+                sessions.0.iter().flat_map(|bucket| &bucket.0),
+                tables.sessions[&allocation.slot]
+                    .0
+                    .iter()
+                    .flat_map(|bucket| &bucket.0),
+            );
+            copy(words(limits), words(&tables.limits[&allocation.slot]));
+        }
+        Ok(tables)
+    }
+}
+
+fn words(limits: &Limits) -> impl Iterator<Item = &Word> {
+    let Limits {
+        handshakes,
+        unknown,
+        grace,
+        packets,
+        bytes,
+        pad: _,
+    } = limits;
+    [handshakes, unknown, grace]
+        .into_iter()
+        .chain(packets)
+        .chain(bytes)
+}
+
+fn copy<'a>(from: impl Iterator<Item = &'a Word>, to: impl Iterator<Item = &'a Word>) {
+    for (from, to) in from.zip(to) {
+        to.store(from.load());
+    }
+}
+
+/// Sampled drops, as they come. One reader at a time: two would share them.
+pub struct Events(RingBuf<MapData>);
+
+impl Events {
+    /// Opens the ring buffer pinned under `root`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotPinned`] when there is none.
+    pub fn open(root: &Path) -> Result<Self, MapError> {
+        let map = pinned(&super::folder(root).join("maps"), map::EVENTS)?;
+        let events = RingBuf::try_from(Map::RingBuf(map))
+            .map_err(|source| unreadable(map::EVENTS, source))?;
+        Ok(Self(events))
+    }
+
+    /// Takes the next one, if there is one.
+    pub fn take(&mut self) -> Option<vpn_edge_common::Event> {
+        let item = self.0.next()?;
+        let bytes: &[u8; size_of::<vpn_edge_common::Event>()] = item.as_ref().try_into().ok()?;
+        // SAFETY: plain integers, of this length, and copied out unaligned.
+        Some(unsafe {
+            bytes
+                .as_ptr()
+                .cast::<vpn_edge_common::Event>()
+                .read_unaligned()
+        })
+    }
+}
+
+impl std::os::fd::AsRawFd for Events {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
     }
 }
 
@@ -133,7 +280,7 @@ impl std::ops::Deref for Maps {
 
 impl Maps {
     pub(super) fn open(folder: &Path) -> Result<Self, MapError> {
-        Reader::in_folder(folder).map(Self)
+        Reader::in_folder(folder, true).map(Self)
     }
 
     pub(super) fn set_edge(&mut self, edge: Edge) -> Result<(), MapError> {
@@ -143,33 +290,78 @@ impl Maps {
             .map_err(|source| unwritable(map::EDGE, source))
     }
 
-    /// Sets what happens to a port's packets from the next one on.
+    /// Makes the changes, so that a program on any CPU sees each allocation as
+    /// it was or as it is to be, and never a part of both.
+    ///
+    /// A port that another gateway gets is closed by one store; when no program
+    /// that saw it open runs any more, the rest is written; when none runs that
+    /// may have read the rest before, one store opens it. What is to be closed
+    /// is closed first of all, within microseconds.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the update.
-    pub fn set(&mut self, port: u16, allocation: Allocation) -> Result<(), MapError> {
-        self.0
-            .allocations
-            .set(u32::from(port), allocation, 0)
-            .map_err(|source| unwritable(map::ALLOCATIONS, source))
+    /// When counters cannot be reset; their ports stay closed.
+    pub fn publish(&mut self, changes: &[Change]) -> Result<(), MapError> {
+        let mut rewritten = Vec::new();
+        for change in changes {
+            let cell = &self.0.allocations[usize::from(change.port)];
+            let old: [u64; WORDS] = std::array::from_fn(|at| cell[at].load());
+            let new = to_words(change.allocation);
+            let same_rest = (0..WORDS).all(|at| at == HEAD || at == RATES || old[at] == new[at]);
+            let same_slot = from_words(old).slot == change.allocation.slot;
+            if same_rest && same_slot && change.memory == Memory::Keep && !change.grace {
+                cell[RATES].store(new[RATES]);
+                cell[HEAD].store(new[HEAD]);
+            } else {
+                let old = from_words(old);
+                let closed = Allocation {
+                    mode: old.mode.min(change.allocation.mode).min(mode::CLOSED),
+                    ..old
+                };
+                cell[HEAD].store(to_words(closed)[HEAD]);
+                rewritten.push((change, new));
+            }
+        }
+        if rewritten.is_empty() {
+            return Ok(());
+        }
+        await_programs();
+        for (change, new) in &rewritten {
+            let cell = &self.0.allocations[usize::from(change.port)];
+            for at in (0..WORDS).filter(|&at| at != HEAD) {
+                cell[at].store(new[at]);
+            }
+            self.remember(change)?;
+        }
+        await_programs();
+        for (change, new) in rewritten {
+            self.0.allocations[usize::from(change.port)][HEAD].store(new[HEAD]);
+        }
+        Ok(())
     }
 
-    /// Takes a port's allocation away: its packets are the kernel's again.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the update.
-    pub fn clear(&mut self, port: u16) -> Result<(), MapError> {
-        self.set(port, Allocation::default())
+    fn remember(&mut self, change: &Change) -> Result<(), MapError> {
+        let slot = change.allocation.slot;
+        let limits = &self.0.limits[usize::from(slot)];
+        if change.memory != Memory::Keep {
+            let sessions = &self.0.sessions[usize::from(slot)];
+            for way in sessions.0.iter().flat_map(|bucket| &bucket.0) {
+                way.store(0);
+            }
+            for word in words(limits) {
+                word.store(0);
+            }
+        }
+        if change.grace {
+            limits.grace.store(monotonic() + LIFE);
+        }
+        if change.memory == Memory::Reset {
+            self.reset_counters(slot)?;
+        }
+        Ok(())
     }
 
-    /// Sets a slot's counters to zero, for its next tenant.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the update.
-    pub fn reset_counters(&mut self, slot: u16) -> Result<(), MapError> {
+    fn reset_counters(&mut self, slot: u16) -> Result<(), MapError> {
         let failed = |source| unwritable(map::COUNTERS, source);
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.into()))?;
         let zero = PerCpuValues::try_from(vec![Counters::default(); cpus])
@@ -179,6 +371,35 @@ impl Maps {
             .set(u32::from(slot), zero, 0)
             .map_err(failed)
     }
+}
+
+/// Returns when every program that runs now has ended.
+fn await_programs() {
+    // Programs run inside RCU's readers, and this command waits for those.
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: a system call without pointers.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if waited != 0 {
+        // Kernels with nohz_full refuse it. No program runs for as long.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn to_words(allocation: Allocation) -> [u64; WORDS] {
+    // SAFETY: the same size, integers on both sides, and no padding.
+    unsafe { std::mem::transmute(allocation) }
+}
+
+fn from_words(words: [u64; WORDS]) -> Allocation {
+    // SAFETY: as above.
+    unsafe { std::mem::transmute(words) }
+}
+
+/// Nanoseconds of the clock that programs read.
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("every Linux has this clock");
+    Duration::from(now).as_nanos() as u64
 }
 
 fn pinned(folder: &Path, name: &'static str) -> Result<MapData, MapError> {

@@ -5,10 +5,11 @@
 //! process takes over programs and maps as they are.
 
 mod attach;
+mod mapped;
 mod maps;
 
 pub use attach::{Hook, Rung, remove};
-pub use maps::{MapError, Maps, Reader};
+pub use maps::{Change, Events, MapError, Maps, Memory, Reader};
 
 use std::fs;
 use std::io;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use vpn_edge_common::{Edge, SCHEMA, program};
+use vpn_edge_common::{Address, Edge, SCHEMA, map, program};
 
 /// Where bpffs is mounted, and the folder in it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
@@ -60,6 +61,8 @@ pub enum DatapathError {
     },
     #[error("cannot pin at {path}: {message}")]
     Pin { path: PathBuf, message: String },
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(getrandom::Error),
     #[error(transparent)]
     Map(#[from] MapError),
 }
@@ -68,6 +71,9 @@ pub enum DatapathError {
 pub struct Datapath {
     ebpf: Ebpf,
     folder: PathBuf,
+    /// Where builds with another schema pinned.
+    others: Vec<PathBuf>,
+    upgrading: bool,
     pub maps: Maps,
 }
 
@@ -86,6 +92,8 @@ impl Datapath {
     /// When `root` is not on a bpffs, or the kernel refuses a program.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let folder = folder(root);
+        let others = attach::others(root);
+        let upgrading = !others.is_empty() && !folder.join("maps").join(map::ALLOCATIONS).exists();
         for path in [folder.join("maps"), folder.join("links")] {
             fs::create_dir_all(&path).map_err(|source| match source.kind() {
                 // sysfs has no room for folders of ours.
@@ -106,16 +114,42 @@ impl Datapath {
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::INGRESS_TC)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::EGRESS)?;
         let maps = Maps::open(&folder.join("maps"))?;
-        Ok(Self { ebpf, folder, maps })
+        Ok(Self {
+            ebpf,
+            folder,
+            others,
+            upgrading,
+            maps,
+        })
     }
 
-    /// Says which node this is; replies leave by it.
+    /// Whether programs of another schema serve, with maps of their own, until
+    /// these are attached in their place: the maps are to be filled first.
+    #[must_use]
+    pub fn upgrading(&self) -> bool {
+        self.upgrading
+    }
+
+    /// Says which node this is: the address that clients send to, and the
+    /// interface that replies leave by.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the map update.
-    pub fn set_edge(&mut self, edge: Edge) -> Result<(), DatapathError> {
-        if self.maps.edge()? != edge {
+    pub fn set_edge(&mut self, address: Address, uplink: u32) -> Result<(), DatapathError> {
+        let known = self.maps.edge()?;
+        let seed = if known.seed == 0 {
+            getrandom::u64().map_err(DatapathError::Random)? | 1
+        } else {
+            known.seed
+        };
+        let edge = Edge {
+            address,
+            uplink,
+            pad: 0,
+            seed,
+        };
+        if known != edge {
             self.maps.set_edge(edge)?;
         }
         Ok(())

@@ -13,7 +13,7 @@ pub mod tenant;
 
 pub use error::VpnError;
 pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
-pub use plan::Plan;
+pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
 pub use port_pool::{PortPool, PortRange};
 pub use tenant::Tenant;
 

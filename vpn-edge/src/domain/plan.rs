@@ -1,5 +1,6 @@
 //! What an organisation pays for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A tenant's plan. Only [`Plan::Business`] and [`Plan::EnterpriseCloud`]
 /// include the VPN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Plan {
     Developer,
@@ -60,6 +61,81 @@ impl FromStr for Plan {
     }
 }
 
+/// What a tenant may send, and receive, in a second. None is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub packets: Option<u32>,
+    pub bytes: Option<u64>,
+}
+
+/// The limits of each plan that has some.
+#[derive(Clone, Debug, Default)]
+pub struct PlanLimits(BTreeMap<Plan, Limits>);
+
+impl PlanLimits {
+    /// A later limit of a plan replaces an earlier one.
+    pub fn new(limits: impl IntoIterator<Item = PlanLimit>) -> Self {
+        let by_plan = limits.into_iter().map(|limit| (limit.plan, limit.limits));
+        Self(by_plan.collect())
+    }
+
+    pub fn of(&self, plan: Plan) -> Limits {
+        self.0.get(&plan).copied().unwrap_or_default()
+    }
+}
+
+/// One plan's limits, in text `business=packets:50000,bytes:12500000`, where
+/// either may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanLimit {
+    plan: Plan,
+    limits: Limits,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLimit {
+    #[error(transparent)]
+    Plan(#[from] UnknownPlan),
+    #[error("{0:?} is no limit; write PLAN=packets:N,bytes:N, each a second, or one of the two")]
+    Form(String),
+    #[error("{0} packets a second cannot be held to: name 1 to 100000000")]
+    Packets(u64),
+    #[error("{0} bytes a second cannot be held to: name 1000 to 100000000000")]
+    Bytes(u64),
+}
+
+impl FromStr for PlanLimit {
+    type Err = InvalidLimit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLimit> {
+        let form = || InvalidLimit::Form(text.to_owned());
+        let (plan, parts) = text.split_once('=').ok_or_else(form)?;
+        let mut limits = Limits::default();
+        for part in parts.split(',') {
+            let (kind, number) = part.split_once(':').ok_or_else(form)?;
+            let number: u64 = number.parse().map_err(|_| form())?;
+            match kind {
+                "packets" if limits.packets.is_none() => {
+                    let in_range = (1..=100_000_000).contains(&number);
+                    let packets = u32::try_from(number).ok().filter(|_| in_range);
+                    limits.packets = Some(packets.ok_or(InvalidLimit::Packets(number))?);
+                }
+                "bytes" if limits.bytes.is_none() => {
+                    if !(1_000..=100_000_000_000).contains(&number) {
+                        return Err(InvalidLimit::Bytes(number));
+                    }
+                    limits.bytes = Some(number);
+                }
+                _ => return Err(form()),
+            }
+        }
+        Ok(Self {
+            plan: plan.parse()?,
+            limits,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +164,41 @@ mod tests {
             error,
             "unknown plan \"Enterprise\"; it is one of developer, team, business, enterprise_cloud"
         );
+    }
+
+    #[test]
+    fn a_plans_limits_are_read_from_text() {
+        let limits = PlanLimits::new([
+            "business=packets:50000,bytes:12500000".parse().unwrap(),
+            "enterprise_cloud=bytes:1000000000".parse().unwrap(),
+        ]);
+        let business = limits.of(Plan::Business);
+        assert_eq!(business.packets, Some(50_000));
+        assert_eq!(business.bytes, Some(12_500_000));
+        let enterprise = limits.of(Plan::EnterpriseCloud);
+        assert_eq!(enterprise.packets, None);
+        assert_eq!(enterprise.bytes, Some(1_000_000_000));
+        assert_eq!(limits.of(Plan::Team), Limits::default());
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_is_refused_with_what_can() {
+        let says = |text: &str| text.parse::<PlanLimit>().unwrap_err().to_string();
+        for text in [
+            "",
+            "business",
+            "business=",
+            "business=packets",
+            "business=packets:x",
+            "business=bits:1",
+            "business=packets:1,packets:2",
+            "business=packets:-1",
+        ] {
+            assert!(says(text).contains("PLAN=packets:N,bytes:N"), "{text}");
+        }
+        assert!(says("gold=packets:1").contains("business"));
+        assert!(says("business=packets:0").contains("1 to 100000000"));
+        assert!(says("business=bytes:999").contains("1000 to"));
+        assert!(says("business=bytes:100000000001").contains("1000 to"));
     }
 }

@@ -97,7 +97,7 @@ pub fn run(args: &PortsArgs) -> Result<()> {
             print(&rows, args.output)
         }
         Some(Command::Show { port }) => {
-            let Some(allocation) = reader.allocation(*port)? else {
+            let Some(allocation) = reader.allocation(*port) else {
                 bail!("port {port} is not allocated; `vpn-edge ports` lists those that are");
             };
             show(&row(&reader, *port, &allocation)?, args.output)
@@ -141,7 +141,7 @@ fn watch(reader: &Reader, interval: Duration, count: u64, output: Output) -> Res
 }
 
 fn rows(reader: &Reader) -> Result<Vec<Row>> {
-    let allocations = reader.allocations()?;
+    let allocations = reader.allocations();
     allocations
         .iter()
         .map(|(&port, allocation)| row(reader, port, allocation))
@@ -163,8 +163,8 @@ fn describe(
 ) -> Row {
     let open = allocation.mode > mode::CLOSED;
     let drops: BTreeMap<_, _> = DropReason::ALL
-        .into_iter()
-        .map(|reason| (reason.name(), counters.drops[reason as usize]))
+        .iter()
+        .map(|&reason| (reason.name(), counters.drops[reason as usize]))
         .filter(|(_, count)| *count > 0)
         .collect();
     Row {

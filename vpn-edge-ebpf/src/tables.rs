@@ -1,0 +1,77 @@
+//! The maps' values in ordinary memory: a [`World`] for tests and tools.
+
+use core::cell::UnsafeCell;
+use std::collections::BTreeMap;
+
+use vpn_edge_common::{Allocation, Edge, Limits, SOURCES, Sessions, Word};
+
+use crate::mac1::Scratch;
+use crate::world::World;
+
+/// A world that stands still until it is changed.
+pub struct Tables {
+    pub allocations: BTreeMap<u16, Allocation>,
+    pub edge: Edge,
+    /// By slot, as are the next; all of them zero where there is none.
+    pub sessions: BTreeMap<u16, Sessions>,
+    pub limits: BTreeMap<u16, Limits>,
+    pub sources: Vec<Word>,
+    /// Nanoseconds.
+    pub now: u64,
+    scratch: UnsafeCell<Scratch>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            allocations: BTreeMap::new(),
+            edge: Edge::default(),
+            sessions: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            sources: (0..SOURCES).map(|_| Word::default()).collect(),
+            now: 0,
+            scratch: UnsafeCell::default(),
+        }
+    }
+}
+
+impl Tables {
+    /// Adds a port with nothing known of its sessions.
+    pub fn insert(&mut self, port: u16, allocation: Allocation) {
+        self.allocations.insert(port, allocation);
+        self.sessions.entry(allocation.slot).or_default();
+        self.limits.entry(allocation.slot).or_default();
+    }
+}
+
+impl<'m> World<'m> for &'m Tables {
+    fn allocation(&self, port: u16) -> Option<&'m Allocation> {
+        self.allocations.get(&port)
+    }
+
+    fn edge(&self) -> Option<&'m Edge> {
+        Some(&self.edge)
+    }
+
+    fn sessions(&self, slot: u16) -> Option<&'m Sessions> {
+        self.sessions.get(&slot)
+    }
+
+    fn limits(&self, slot: u16) -> Option<&'m Limits> {
+        self.limits.get(&slot)
+    }
+
+    fn source(&self, bucket: u32) -> Option<&'m Word> {
+        self.sources.get(bucket as usize)
+    }
+
+    fn scratch(&self) -> Option<&'m mut Scratch> {
+        // SAFETY: a decision asks once and is done with it before it ends, and
+        // the cell keeps tables to one thread.
+        Some(unsafe { &mut *self.scratch.get() })
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+}

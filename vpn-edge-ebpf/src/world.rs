@@ -1,0 +1,20 @@
+//! What a decision asks of its surroundings: the maps and the clock.
+
+use vpn_edge_common::{Allocation, Edge, Limits, Sessions, Word};
+
+use crate::mac1::Scratch;
+
+/// The kernel's maps in the programs, and tables of the same values in tests
+/// and tools. Each answer is nothing only where the key is out of range.
+pub trait World<'m> {
+    fn allocation(&self, port: u16) -> Option<&'m Allocation>;
+    fn edge(&self) -> Option<&'m Edge>;
+    fn sessions(&self, slot: u16) -> Option<&'m Sessions>;
+    fn limits(&self, slot: u16) -> Option<&'m Limits>;
+    /// The bucket of [`crate::limit::source`].
+    fn source(&self, bucket: u32) -> Option<&'m Word>;
+    /// Room for mac1's arithmetic: this CPU's own.
+    fn scratch(&self) -> Option<&'m mut Scratch>;
+    /// Nanoseconds of the monotonic clock, some milliseconds coarse.
+    fn now(&self) -> u64;
+}
