@@ -45,7 +45,7 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
 }
 
-/// Names of the programs in the object.
+/// Names of the programs.
 pub mod program {
     /// XDP on the uplink: client to gateway.
     pub const INGRESS: &str = "ingress";
