@@ -95,7 +95,8 @@ pub struct Counters {
     pub pad: u64,
     /// Dropped packets, by [`DropReason`].
     pub drops: [u64; DROP_REASONS],
-    /// The second in which each reason was last sampled: the programs' own.
+    /// The [`crate::tick`] in which each reason was last sampled: the programs'
+    /// own.
     pub sampled: [u32; DROP_REASONS],
 }
 
@@ -115,7 +116,8 @@ impl Counters {
     }
 }
 
-/// A sampled drop: at most one a second for a tenant, a reason and a CPU.
+/// A sampled drop: at most one a [`crate::tick`] for a tenant, a reason and a
+/// CPU.
 /// Entry of [`crate::map::EVENTS`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

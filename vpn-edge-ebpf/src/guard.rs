@@ -127,7 +127,7 @@ fn in_session<'m>(
     let sessions = world
         .sessions(allocation.slot)
         .ok_or(DropReason::UnknownSession)?;
-    if session::is_live(session::bucket(sessions, index), index, || world.now()) {
+    if session::is_live(session::bucket(sessions, index), index, || world.tick()) {
         return Ok(Admitted::Session);
     }
     let limits = world

@@ -18,6 +18,7 @@ pub struct Tables {
     pub sources: Vec<Word>,
     /// Nanoseconds.
     pub now: u64,
+    pub tick: u32,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -30,6 +31,7 @@ impl Default for Tables {
             limits: BTreeMap::new(),
             sources: (0..SOURCES).map(|_| Word::default()).collect(),
             now: 0,
+            tick: 0,
             scratch: UnsafeCell::default(),
         }
     }
@@ -73,5 +75,9 @@ impl<'m> World<'m> for &'m Tables {
 
     fn now(&self) -> u64 {
         self.now
+    }
+
+    fn tick(&self) -> u32 {
+        self.tick
     }
 }

@@ -17,4 +17,6 @@ pub trait World<'m> {
     fn scratch(&self) -> Option<&'m mut Scratch>;
     /// Nanoseconds of the monotonic clock, some milliseconds coarse.
     fn now(&self) -> u64;
+    /// The [`vpn_edge_common::tick`] of now.
+    fn tick(&self) -> u32;
 }

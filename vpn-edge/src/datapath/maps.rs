@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use vpn_edge_common::{
-    Allocation, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
+    Allocation, Clock, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
 };
 use vpn_edge_ebpf::session::LIFE;
 use vpn_edge_ebpf::tables::Tables;
@@ -81,6 +81,7 @@ pub struct Reader {
     sessions: Mapped<Sessions>,
     limits: Mapped<Limits>,
     sources: Mapped<Word>,
+    clock: Mapped<Clock>,
     edge: Array<MapData, Edge>,
     counters: PerCpuArray<MapData, Counters>,
 }
@@ -111,6 +112,7 @@ impl Reader {
             sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
             limits: memory(folder, map::LIMITS, SLOTS, writable)?,
             sources: memory(folder, map::SOURCES, SOURCES, writable)?,
+            clock: memory(folder, map::CLOCK, 1, writable)?,
             edge: Array::try_from(Map::Array(pinned(folder, map::EDGE)?))
                 .map_err(|source| unreadable(map::EDGE, source))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(pinned(folder, map::COUNTERS)?))
@@ -167,10 +169,19 @@ impl Reader {
     /// Session indexes of a slot under which its gateway takes packets now.
     #[must_use]
     pub fn sessions(&self, slot: u16) -> usize {
-        let now = tick(monotonic());
+        let now = self.tick();
         let sessions = &self.sessions[usize::from(slot)];
         let ways = sessions.0.iter().flat_map(|bucket| &bucket.0);
         ways.filter(|way| way.load() as u32 > now).count()
+    }
+
+    /// What time the programs have. Before a first session was announced they
+    /// have not told, and it does not matter.
+    #[must_use]
+    pub fn tick(&self) -> u32 {
+        let clock = &self.clock[0];
+        let since = monotonic().saturating_sub(clock.nanoseconds.load());
+        tick(clock.jiffies.load() + since / jiffy())
     }
 
     /// Until when a slot's unknown sessions pass, from now; nothing if they do
@@ -192,6 +203,7 @@ impl Reader {
         let mut tables = Tables::default();
         tables.edge = self.edge()?;
         tables.now = monotonic();
+        tables.tick = self.tick();
         copy(self.sources.iter(), tables.sources.iter());
         for (port, allocation) in self.allocations() {
             tables.insert(port, allocation);
@@ -400,6 +412,19 @@ fn monotonic() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .expect("every Linux has this clock");
     Duration::from(now).as_nanos() as u64
+}
+
+/// How long a jiffy is, in nanoseconds.
+fn jiffy() -> u64 {
+    // The coarse clocks advance with each.
+    let length = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .expect("every Linux has this clock");
+    (Duration::from(length).as_nanos() as u64).max(1)
+}
+
+/// [`LIFE`] as a count of ticks, and one more as both ends fall in between.
+pub(super) fn session_life() -> u32 {
+    tick(LIFE / jiffy()) + 1
 }
 
 fn pinned(folder: &Path, name: &'static str) -> Result<MapData, MapError> {

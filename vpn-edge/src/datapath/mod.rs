@@ -149,7 +149,7 @@ impl Datapath {
         let edge = Edge {
             address,
             uplink,
-            pad: 0,
+            session_life: maps::session_life(),
             seed,
         };
         if known != edge {
