@@ -352,6 +352,17 @@ impl Maps {
         Ok(())
     }
 
+    /// Closes a port at once, and leaves the rest of its allocation.
+    pub fn close(&mut self, port: u16) {
+        if let Some(allocation) = self.0.allocation(port) {
+            let closed = Allocation {
+                mode: mode::CLOSED,
+                ..allocation
+            };
+            self.0.allocations[usize::from(port)][HEAD].store(to_words(closed)[HEAD]);
+        }
+    }
+
     fn remember(&mut self, change: &Change) -> Result<(), MapError> {
         let slot = change.allocation.slot;
         let limits = &self.0.limits[usize::from(slot)];
