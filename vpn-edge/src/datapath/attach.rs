@@ -45,7 +45,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    fn pin(&self) -> String {
+    pub(super) fn pin(&self) -> String {
         match self {
             Self::UplinkXdp(interface) => format!("xdp-{interface}"),
             Self::UplinkTc(interface) => format!("ingress-{interface}"),
@@ -295,7 +295,7 @@ fn index_of(interface: &str) -> Result<u32, DatapathError> {
         .map_err(|_| DatapathError::NoInterface(interface.into()))
 }
 
-fn pinned(pin: &Path) -> Result<Option<FdLink>, DatapathError> {
+pub(super) fn pinned(pin: &Path) -> Result<Option<FdLink>, DatapathError> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {

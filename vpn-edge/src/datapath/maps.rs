@@ -418,8 +418,10 @@ fn from_words(words: [u64; WORDS]) -> Allocation {
     unsafe { std::mem::transmute(words) }
 }
 
-/// Nanoseconds of the clock that programs read.
-fn monotonic() -> u64 {
+/// Nanoseconds of the clock that programs read, which they see a jiffy late at
+/// most.
+#[must_use]
+pub fn monotonic() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .expect("every Linux has this clock");
     Duration::from(now).as_nanos() as u64
@@ -433,9 +435,23 @@ fn jiffy() -> u64 {
     (Duration::from(length).as_nanos() as u64).max(1)
 }
 
+/// How long a [`tick`] is.
+#[must_use]
+pub fn tick_length() -> Duration {
+    let jiffies = (1..).find(|&jiffies| tick(jiffies) == 1).unwrap_or(1);
+    Duration::from_nanos(jiffies * jiffy())
+}
+
 /// [`LIFE`] as a count of ticks, and one more as both ends fall in between.
 pub(super) fn session_life() -> u32 {
     tick(LIFE / jiffy()) + 1
+}
+
+/// The kernel's number for a map pinned under `root`.
+pub(super) fn id(root: &Path, name: &'static str) -> Result<u32, MapError> {
+    let map = pinned(&super::folder(root).join("maps"), name)?;
+    let info = map.info().map_err(|source| unreadable(name, source))?;
+    Ok(info.id())
 }
 
 fn pinned(folder: &Path, name: &'static str) -> Result<MapData, MapError> {

@@ -7,15 +7,18 @@
 mod attach;
 mod mapped;
 mod maps;
+mod running;
 
 pub use attach::{Hook, Rung, remove};
-pub use maps::{Change, Events, MapError, Maps, Memory, Reader};
+pub use maps::{Change, Events, MapError, Maps, Memory, Reader, monotonic, tick_length};
+pub use running::{Answer, Ran, Running};
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use vpn_edge_common::{Address, Edge, SCHEMA, map, program};
 
@@ -64,6 +67,10 @@ pub enum DatapathError {
     },
     #[error("cannot pin at {path}: {message}")]
     Pin { path: PathBuf, message: String },
+    #[error("the kernel tells nothing of a pinned link: {0}")]
+    Link(Box<LinkError>),
+    #[error("cannot run program {id}: {source}")]
+    Running { id: u32, source: Box<ProgramError> },
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
     #[error(transparent)]

@@ -1,0 +1,180 @@
+//! The programs that run, to be asked what they do with a frame.
+
+use std::path::Path;
+
+use aya::TestRun;
+use aya::programs::links::FdLink;
+use aya::programs::{
+    ProgramInfo, SchedClassifier, TestRunOptions, TestRunResult, Xdp, loaded_programs,
+};
+use aya_obj::programs::XdpAttachType;
+use vpn_edge_common::{map, program};
+
+use super::attach::{self, Hook};
+use super::{DatapathError, maps};
+
+/// A program in the kernel, of whichever process attached it.
+pub struct Running {
+    program: Program,
+    id: u32,
+    /// Whether it hangs on its hook for certain, by a pinned link.
+    pub linked: bool,
+}
+
+enum Program {
+    Xdp(Xdp),
+    Tc(SchedClassifier),
+}
+
+/// What a program said of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Pass,
+    Drop,
+    Redirect,
+    /// A number that none of our programs returns.
+    Other(u32),
+}
+
+/// What a program made of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub answer: Answer,
+    pub frame: Vec<u8>,
+}
+
+impl Running {
+    /// The program on `hook`, by the link pinned under `root`; nothing if none
+    /// is there.
+    ///
+    /// Before Linux 6.6 tc has no links. Then it is the newest program of its
+    /// name that works on the pinned maps, which may be one that another
+    /// process has loaded and not yet attached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to tell.
+    pub fn find(root: &Path, hook: &Hook) -> Result<Option<Self>, DatapathError> {
+        let links = super::folder(root).join("links");
+        let link = attach::pinned(&links.join(hook.pin()))?;
+        let linked = link.is_some();
+        let info = match (link, hook) {
+            (Some(link), _) => linked_to(&link)?,
+            (None, Hook::UplinkXdp(_)) => None,
+            (None, Hook::UplinkTc(_)) => named(root, program::INGRESS_TC)?,
+            (None, Hook::Gateway(_)) => named(root, program::EGRESS)?,
+        };
+        let Some(info) = info else {
+            return Ok(None);
+        };
+        let id = info.id();
+        let failed = |source| DatapathError::Running {
+            id,
+            source: Box::new(source),
+        };
+        let program = match hook {
+            Hook::UplinkXdp(_) => {
+                let (name, attach) = (program::INGRESS.into(), XdpAttachType::Interface);
+                Program::Xdp(Xdp::from_program_info(info, name, attach).map_err(failed)?)
+            }
+            Hook::UplinkTc(_) | Hook::Gateway(_) => Program::Tc(
+                SchedClassifier::from_program_info(info, program::INGRESS_TC.into())
+                    .map_err(failed)?,
+            ),
+        };
+        Ok(Some(Self {
+            program,
+            id,
+            linked,
+        }))
+    }
+
+    /// The kernel's number for the program.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Whether the kernel runs the program over a frame of so many bytes.
+    ///
+    /// XDP wants an Ethernet header, and tc an IPv4 header behind it. Both take
+    /// in one piece what a page holds besides XDP's headroom and the
+    /// `skb_shared_info` behind a frame; what is longer came in merged.
+    #[must_use]
+    pub fn takes(&self, length: usize) -> bool {
+        const ETHERNET: usize = 14;
+        const IPV4: usize = 20;
+        const PIECE: usize = 4096 - 256 - 320;
+        let shortest = match self.program {
+            Program::Xdp(_) => ETHERNET,
+            Program::Tc(_) => ETHERNET + IPV4,
+        };
+        (shortest..=PIECE).contains(&length)
+    }
+
+    /// Runs the program over `frame`. What it writes into maps is real; the
+    /// frame goes nowhere.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the frame.
+    pub fn run(&self, frame: &[u8]) -> Result<Ran, DatapathError> {
+        const TC_NEXT: u32 = u32::MAX;
+        let (result, frame) = match &self.program {
+            Program::Xdp(program) => self.test(program, frame),
+            Program::Tc(program) => self.test(program, frame),
+        }?;
+        let answer = match (&self.program, result.return_value) {
+            (Program::Xdp(_), 1) | (Program::Tc(_), 2) => Answer::Drop,
+            (Program::Xdp(_), 2) | (Program::Tc(_), TC_NEXT) => Answer::Pass,
+            (Program::Xdp(_), 4) | (Program::Tc(_), 7) => Answer::Redirect,
+            (_, other) => Answer::Other(other),
+        };
+        Ok(Ran { answer, frame })
+    }
+
+    fn test<P>(&self, program: &P, frame: &[u8]) -> Result<(TestRunResult, Vec<u8>), DatapathError>
+    where
+        P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+    {
+        let mut out = vec![0; frame.len()];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            })
+            .map_err(|source| DatapathError::Running {
+                id: self.id,
+                source: Box::new(source),
+            })?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result, out))
+    }
+}
+
+/// The link's program; none if its interface is gone.
+fn linked_to(link: &FdLink) -> Result<Option<ProgramInfo>, DatapathError> {
+    let id = link
+        .info()
+        .map_err(|error| DatapathError::Link(Box::new(error)))?
+        .program_id();
+    Ok(loaded(|program| program.id() == id))
+}
+
+/// The newest program called `name` that works on the maps under `root`.
+fn named(root: &Path, name: &str) -> Result<Option<ProgramInfo>, DatapathError> {
+    let own = maps::id(root, map::ALLOCATIONS)?;
+    Ok(loaded(|program| {
+        program.name_as_str() == Some(name)
+            && matches!(program.map_ids(), Ok(Some(maps)) if maps.contains(&own))
+    }))
+}
+
+fn loaded(wanted: impl Fn(&ProgramInfo) -> bool) -> Option<ProgramInfo> {
+    loaded_programs()
+        // One may be gone before it is looked at.
+        .flatten()
+        .filter(|program| wanted(program))
+        .max_by_key(ProgramInfo::id)
+}
