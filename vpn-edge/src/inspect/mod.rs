@@ -1,3 +1,189 @@
 //! What the operator's shell reads off the kernel, with or without a daemon.
 
 pub mod ports;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use uuid::Uuid;
+use vpn_edge_common::wire::message;
+use vpn_edge_common::{Allocation, mode};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+/// Which tenants are asked about: all, unless one is named.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[group(multiple = false)]
+struct Selection {
+    /// Only this tenant.
+    #[arg(long)]
+    tenant: Option<Uuid>,
+    /// Only the tenant on this port.
+    #[arg(long)]
+    port: Option<u16>,
+}
+
+impl Selection {
+    fn takes(self, port: u16, tenant: Uuid) -> bool {
+        self.port.is_none_or(|wanted| wanted == port)
+            && self.tenant.is_none_or(|wanted| wanted == tenant)
+    }
+
+    /// Those that are selected.
+    ///
+    /// # Errors
+    ///
+    /// When the one that is named has no port.
+    fn of(self, allocations: BTreeMap<u16, Allocation>) -> Result<BTreeMap<u16, Allocation>> {
+        let selected: BTreeMap<_, _> = allocations
+            .into_iter()
+            .filter(|(port, allocation)| self.takes(*port, tenant(allocation)))
+            .collect();
+        match self {
+            Self {
+                port: Some(port), ..
+            } if selected.is_empty() => Err(not_allocated(port)),
+            Self {
+                tenant: Some(tenant),
+                ..
+            } if selected.is_empty() => {
+                bail!("tenant {tenant} has no port; `vpn-edge ports` lists those that have")
+            }
+            _ => Ok(selected),
+        }
+    }
+}
+
+fn not_allocated(port: u16) -> anyhow::Error {
+    anyhow::anyhow!("port {port} is not allocated; `vpn-edge ports` lists those that are")
+}
+
+fn tenant(allocation: &Allocation) -> Uuid {
+    Uuid::from_bytes(allocation.tenant)
+}
+
+/// One of [`mode`], for people.
+fn mode_name(mode: u8) -> &'static str {
+    match mode {
+        mode::CLOSED => "closed",
+        mode::XDP => "xdp",
+        mode::TC => "tc",
+        _ => "unknown",
+    }
+}
+
+fn interface_name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    // Where there is none, nix gives an empty name and no error.
+    name.into_string().ok().filter(|name| !name.is_empty())
+}
+
+/// A message's first byte, for people; nothing where it could not be read.
+fn message_name(first: u8) -> Option<String> {
+    let name = match first {
+        0 => return None,
+        message::INITIATION => "initiation",
+        message::RESPONSE => "response",
+        message::COOKIE_REPLY => "cookie",
+        message::TRANSPORT_DATA => "data",
+        other => return Some(format!("type {other}")),
+    };
+    Some(name.into())
+}
+
+/// Seconds between two looks, as an option says.
+fn interval(seconds: f64) -> Result<Duration> {
+    if !(0.05..=3600.0).contains(&seconds) {
+        bail!("--interval takes seconds from 0.05 to 3600");
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// A rate for people: 12.3 Mbit/s.
+fn bits(per_second: u64) -> String {
+    scaled(
+        per_second,
+        ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"],
+    )
+}
+
+fn scaled(value: u64, units: [&str; 5]) -> String {
+    let mut scaled = value as f64;
+    let mut unit = 0;
+    while scaled >= 1000.0 && unit + 1 < units.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{value} {}", units[0])
+    } else {
+        format!("{scaled:.1} {}", units[unit])
+    }
+    .trim_end()
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_or_tenant_that_is_not_there_is_an_error() {
+        let allocation = Allocation {
+            mode: mode::XDP,
+            tenant: *Uuid::from_u128(7).as_bytes(),
+            ..Allocation::default()
+        };
+        let there = || BTreeMap::from([(31_001, allocation)]);
+        let of_port = |port| Selection {
+            port: Some(port),
+            ..Selection::default()
+        };
+        let of_tenant = |tenant| Selection {
+            tenant: Some(Uuid::from_u128(tenant)),
+            ..Selection::default()
+        };
+        for selection in [Selection::default(), of_port(31_001), of_tenant(7)] {
+            assert_eq!(selection.of(there()).unwrap().len(), 1, "{selection:?}");
+        }
+        let said = |selection: Selection| selection.of(there()).unwrap_err().to_string();
+        assert_eq!(
+            said(of_port(31_002)),
+            "port 31002 is not allocated; `vpn-edge ports` lists those that are"
+        );
+        assert_eq!(
+            said(of_tenant(8)),
+            "tenant 00000000-0000-0000-0000-000000000008 has no port; \
+             `vpn-edge ports` lists those that have"
+        );
+        assert!(Selection::default().of(BTreeMap::new()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rates_are_told_in_the_largest_unit_that_fits() {
+        assert_eq!(bits(999), "999 bit/s");
+        assert_eq!(bits(1_000), "1.0 kbit/s");
+        assert_eq!(bits(12_345_678), "12.3 Mbit/s");
+        assert_eq!(bits(u64::MAX), "18446744.1 Tbit/s");
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_has_no_name() {
+        assert_eq!(interface_name(0), None);
+        assert_eq!(interface_name(u32::MAX), None);
+    }
+
+    #[test]
+    fn an_interval_is_neither_nothing_nor_a_day() {
+        for seconds in [0.0, 0.01, -1.0, 86_400.0, f64::NAN] {
+            assert!(interval(seconds).is_err(), "{seconds}");
+        }
+        assert_eq!(interval(0.5).unwrap(), Duration::from_millis(500));
+    }
+}

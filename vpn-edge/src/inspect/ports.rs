@@ -5,12 +5,13 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use uuid::Uuid;
 use vpn_edge_common::{Allocation, Counters, DropReason, mode, unmapped};
 
+use super::{Output, bits, interface_name, interval, mode_name, not_allocated, tenant};
 use crate::datapath::{DEFAULT_ROOT, Reader};
 
 #[derive(Debug, clap::Args)]
@@ -42,13 +43,6 @@ enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub enum Output {
-    #[default]
-    Table,
-    Json,
-}
-
 /// One port, as shown. The JSON form is this, field by field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
@@ -61,6 +55,12 @@ struct Row {
     gateway: Option<std::net::Ipv4Addr>,
     /// The host-side veth; none while closed, or when it has just gone.
     interface: Option<String>,
+    /// Session indexes under which the gateway takes packets now.
+    sessions: usize,
+    /// Handshake messages that were let in.
+    handshakes: u64,
+    /// Packets that were let in though their session was unknown.
+    graced: u64,
     ingress: Traffic,
     egress: Traffic,
     dropped: u64,
@@ -98,16 +98,16 @@ pub fn run(args: &PortsArgs) -> Result<()> {
         }
         Some(Command::Show { port }) => {
             let Some(allocation) = reader.allocation(*port) else {
-                bail!("port {port} is not allocated; `vpn-edge ports` lists those that are");
+                return Err(not_allocated(*port));
             };
             show(&row(&reader, *port, &allocation)?, args.output)
         }
-        Some(Command::Watch { interval, count }) => {
-            if !(0.05..=3600.0).contains(interval) {
-                bail!("--interval takes seconds from 0.05 to 3600");
-            }
-            let interval = Duration::from_secs_f64(*interval);
-            watch(&reader, interval, count.unwrap_or(u64::MAX), args.output)
+        Some(Command::Watch {
+            interval: seconds,
+            count,
+        }) => {
+            let count = count.unwrap_or(u64::MAX);
+            watch(&reader, interval(*seconds)?, count, args.output)
         }
     }
 }
@@ -150,15 +150,16 @@ fn rows(reader: &Reader) -> Result<Vec<Row>> {
 
 fn row(reader: &Reader, port: u16, allocation: &Allocation) -> Result<Row> {
     let counters = reader.counters(allocation.slot)?;
-    let name = nix::net::if_::if_indextoname(allocation.ifindex).ok();
-    let interface = name.and_then(|name| name.into_string().ok());
-    Ok(describe(port, allocation, &counters, interface))
+    let sessions = reader.sessions(allocation.slot);
+    let interface = interface_name(allocation.ifindex);
+    Ok(describe(port, allocation, &counters, sessions, interface))
 }
 
 fn describe(
     port: u16,
     allocation: &Allocation,
     counters: &Counters,
+    sessions: usize,
     interface: Option<String>,
 ) -> Row {
     let open = allocation.mode > mode::CLOSED;
@@ -169,16 +170,14 @@ fn describe(
         .collect();
     Row {
         port,
-        tenant: Uuid::from_bytes(allocation.tenant),
+        tenant: tenant(allocation),
         generation: allocation.generation,
-        mode: match allocation.mode {
-            mode::CLOSED => "closed",
-            mode::XDP => "xdp",
-            mode::TC => "tc",
-            _ => "unknown",
-        },
+        mode: mode_name(allocation.mode),
         gateway: open.then(|| unmapped(&allocation.gateway).into()),
         interface: interface.filter(|_| open),
+        sessions,
+        handshakes: counters.handshakes,
+        graced: counters.graced,
         ingress: Traffic {
             packets: counters.ingress_packets,
             bytes: counters.ingress_bytes,
@@ -227,6 +226,7 @@ fn table(rows: &[Row]) -> String {
         "MODE",
         "GATEWAY",
         "INTERFACE",
+        "SESSIONS",
         "IN PKTS",
         "IN BYTES",
     ];
@@ -249,6 +249,7 @@ fn table(rows: &[Row]) -> String {
             row.gateway
                 .map_or("-".into(), |gateway| gateway.to_string()),
             row.interface.clone().unwrap_or("-".into()),
+            row.sessions.to_string(),
             row.ingress.packets.to_string(),
             row.ingress.bytes.to_string(),
         ];
@@ -266,22 +267,6 @@ fn table(rows: &[Row]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.trim_fmt()
-}
-
-/// A rate for people: 12.3 Mbit/s.
-fn bits(per_second: u64) -> String {
-    let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
-    let mut value = per_second as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{per_second} {}", units[0])
-    } else {
-        format!("{value:.1} {}", units[unit])
-    }
 }
 
 #[cfg(test)]
@@ -305,6 +290,8 @@ mod tests {
             ingress_bytes: 150_000,
             egress_packets: 900,
             egress_bytes: 1_000_000,
+            handshakes: 6,
+            graced: 2,
             ..Counters::default()
         };
         counters.drops[DropReason::MessageType as usize] = 7;
@@ -312,6 +299,7 @@ mod tests {
             31_001,
             &allocation,
             &counters,
+            4,
             Some("vpn-edge-31001".into()),
         )
     }
@@ -325,6 +313,7 @@ mod tests {
             31_002,
             &allocation,
             &Counters::default(),
+            0,
             Some("stale".into()),
         )
     }
