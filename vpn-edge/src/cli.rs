@@ -23,6 +23,8 @@ enum Command {
     Gateway(gateway::GatewayArgs),
     /// Show the port map as the kernel has it.
     Ports(inspect::ports::PortsArgs),
+    /// Show what was dropped and why, or follow drops as they happen.
+    Drops(inspect::drops::DropsArgs),
     /// Manage tenants and their VPN.
     Tenant(client::TenantArgs),
     /// Manage the API's tokens.
@@ -41,6 +43,7 @@ impl Cli {
             Command::Teardown(args) => teardown::run(args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),
+            Command::Drops(args) => inspect::drops::run(&args).await,
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),
         }

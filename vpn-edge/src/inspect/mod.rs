@@ -1,5 +1,6 @@
 //! What the operator's shell reads off the kernel, with or without a daemon.
 
+pub mod drops;
 pub mod ports;
 
 use std::collections::BTreeMap;
