@@ -25,6 +25,8 @@ enum Command {
     Ports(inspect::ports::PortsArgs),
     /// Show what was dropped and why, or follow drops as they happen.
     Drops(inspect::drops::DropsArgs),
+    /// Ask what the edge does with a packet, step by step.
+    Trace(inspect::trace::TraceArgs),
     /// Manage tenants and their VPN.
     Tenant(client::TenantArgs),
     /// Manage the API's tokens.
@@ -44,6 +46,7 @@ impl Cli {
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),
             Command::Drops(args) => inspect::drops::run(&args).await,
+            Command::Trace(args) => inspect::trace::run(&args),
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),
         }

@@ -2,6 +2,7 @@
 
 pub mod drops;
 pub mod ports;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

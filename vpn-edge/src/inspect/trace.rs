@@ -1,0 +1,387 @@
+//! `vpn-edge trace`: what becomes of a packet, and why.
+//!
+//! Twice: the host's build of the decision, over a copy of the maps and asked
+//! step by step; then the very program that runs, over the same frame. They
+//! must agree.
+
+mod packet;
+mod record;
+mod report;
+
+use std::io::{Read, Write};
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use vpn_edge_common::{Counters, DropReason, unmapped};
+use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::rewrite;
+use vpn_edge_ebpf::steer::{Refusal, Rung};
+use vpn_edge_ebpf::tables::Tables;
+
+use super::{Output, interface_name, not_allocated};
+use crate::datapath::{Answer, DEFAULT_ROOT, Hook, Ran, Reader, Running};
+use crate::wireguard::PublicKey;
+use packet::{Fields, Glance, Kind};
+use record::Step;
+use report::{Kernel, Stage, Traced, Verdict};
+
+const MORE_HELP: &str = "\
+The steps and the verdict come from a copy of the maps as they are now. Then the
+program that is attached runs over the same frame in the kernel: the frame goes
+nowhere, but it is counted like any other and may take a place of a rate limit.
+--dry-run leaves that out.
+
+The exit status is 1 if the two do not agree: then the program that runs is of
+another build, or the maps changed in between.";
+
+/// Ask what the edge does with a packet, step by step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = MORE_HELP)]
+#[command(group(clap::ArgGroup::new("packet").required(true).args(["port", "hex", "pcap"])))]
+pub struct TraceArgs {
+    /// A message to this port of the node's own address; see --source, --type,
+    /// --index, --length and --public-key.
+    #[arg(long, requires = "source")]
+    port: Option<u16>,
+    /// Address and port that the message comes from.
+    #[arg(long, requires = "port", value_name = "ADDRESS:PORT")]
+    source: Option<SocketAddrV4>,
+    /// What kind of message it is.
+    #[arg(
+        long = "type",
+        requires = "port",
+        value_enum,
+        default_value_t,
+        value_name = "TYPE"
+    )]
+    kind: Kind,
+    /// The session that it names, also as 0x…; in an initiation the one that it
+    /// announces.
+    #[arg(long, requires = "port", value_parser = number, default_value = "0")]
+    index: u32,
+    /// Bytes of the message [default: the least that its type has].
+    #[arg(long, requires = "port")]
+    length: Option<u16>,
+    /// Give a handshake message the mac1 for this gateway's public key.
+    #[arg(long, requires = "port", value_name = "KEY")]
+    public_key: Option<PublicKey>,
+    /// A whole Ethernet frame in hex; - reads it from standard input.
+    #[arg(long)]
+    hex: Option<String>,
+    /// Each packet of a capture, pcap or pcapng, each as if it came now.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Leave out the kernel's run: nothing is counted.
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print it; JSON is one line a packet.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    /// Folder on bpffs where the agent pins.
+    #[arg(long, default_value = DEFAULT_ROOT)]
+    bpffs: PathBuf,
+}
+
+/// Traces what was asked for.
+///
+/// # Errors
+///
+/// When there is no such packet, nothing is pinned, or the kernel's answer is
+/// another.
+pub fn run(args: &TraceArgs) -> Result<()> {
+    let tracer = Tracer::open(args)?;
+    let frames = frames(args, &tracer.reader)?;
+    let mut differing = Vec::new();
+    for (at, frame) in frames.into_iter().enumerate() {
+        let number = at + 1;
+        let traced = tracer.trace(number, frame)?;
+        let text = match args.output {
+            Output::Json => serde_json::to_string(&traced)?,
+            Output::Table => traced.to_string(),
+        };
+        writeln!(std::io::stdout(), "{}", text.trim_end())?;
+        if traced.agrees == Some(false) {
+            differing.push(number.to_string());
+        }
+    }
+    if !differing.is_empty() {
+        bail!(
+            "the running program does otherwise than this build would (packet {}): it is of \
+             another build, so restart the daemon with this one; or the maps changed in \
+             between, so try again",
+            differing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
+    if let Some(path) = &args.pcap {
+        return packet::from_pcap(path);
+    }
+    if let Some(hex) = &args.hex {
+        let mut text = hex.clone();
+        if text == "-" {
+            text.clear();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("cannot read the hex from standard input")?;
+        }
+        return Ok(vec![packet::from_hex(&text)?]);
+    }
+    let (Some(port), Some(source)) = (args.port, args.source) else {
+        bail!("a packet takes --port and --source, --hex, or --pcap");
+    };
+    if reader.allocation(port).is_none() {
+        return Err(not_allocated(port));
+    }
+    let fields = Fields {
+        source,
+        destination: SocketAddrV4::new(unmapped(&reader.edge()?.address).into(), port),
+        kind: args.kind,
+        index: args.index,
+        length: args.length,
+        public_key: args.public_key,
+    };
+    Ok(vec![fields.frame()?])
+}
+
+struct Tracer {
+    reader: Reader,
+    /// None where the uplink takes no XDP.
+    xdp: Option<Running>,
+    tc: Option<Running>,
+    dry_run: bool,
+}
+
+impl Tracer {
+    fn open(args: &TraceArgs) -> Result<Self> {
+        let reader = Reader::open(&args.bpffs)?;
+        let index = reader.edge()?.uplink;
+        ensure!(
+            index != 0,
+            "the maps do not say yet which node this is: start `vpn-edge standalone`"
+        );
+        let uplink = interface_name(index).with_context(|| {
+            format!("interface {index}, the uplink, is not here: run this where the daemon runs")
+        })?;
+        let xdp = Running::find(&args.bpffs, &Hook::UplinkXdp(uplink.clone()))?;
+        let tc = Running::find(&args.bpffs, &Hook::UplinkTc(uplink))?;
+        Ok(Self {
+            reader,
+            xdp,
+            tc,
+            dry_run: args.dry_run,
+        })
+    }
+
+    fn trace(&self, number: usize, mut frame: Vec<u8>) -> Result<Traced> {
+        let packet = Glance::of(&mut frame);
+        let mut stages = Vec::new();
+        let mut on_tc = true;
+        if let Some(xdp) = &self.xdp {
+            let stage = self.stage(Rung::Xdp, Some(xdp), &packet, &frame)?;
+            on_tc = stage.verdict == Verdict::Pass { why: ON_TC };
+            stages.push(stage);
+        }
+        if on_tc {
+            stages.push(self.stage(Rung::Tc, self.tc.as_ref(), &packet, &frame)?);
+        }
+        let differs = |stage: &Stage| match &stage.kernel {
+            Kernel::NotRun { .. } => None,
+            Kernel::Ran { differs, .. } => Some(differs.is_none()),
+        };
+        let agrees = stages.iter().filter_map(differs);
+        let agrees = agrees.reduce(|all, this| all && this);
+        Ok(Traced {
+            number,
+            packet,
+            stages,
+            agrees,
+        })
+    }
+
+    fn stage(
+        &self,
+        rung: Rung,
+        program: Option<&Running>,
+        packet: &Glance,
+        frame: &[u8],
+    ) -> Result<Stage> {
+        let tables = self.reader.snapshot()?;
+        let Judged {
+            steps,
+            verdict,
+            expected,
+        } = judge(&tables, packet, frame, rung)?;
+        let slot = packet.destination.and_then(|destination| {
+            let allocation = tables.allocations.get(&destination.port())?;
+            Some(allocation.slot)
+        });
+        Ok(Stage {
+            rung: match rung {
+                Rung::Xdp => "xdp",
+                Rung::Tc => "tc",
+            },
+            steps,
+            verdict,
+            kernel: self.kernel(program, frame, slot, &expected)?,
+        })
+    }
+
+    fn kernel(
+        &self,
+        program: Option<&Running>,
+        frame: &[u8],
+        slot: Option<u16>,
+        expected: &Expected,
+    ) -> Result<Kernel> {
+        let not_run = |why: &str| Ok(Kernel::NotRun { why: why.into() });
+        if self.dry_run {
+            return not_run("as --dry-run asks");
+        }
+        let Some(program) = program else {
+            return not_run("no program of ours is found on the uplink");
+        };
+        if !program.takes(frame.len()) {
+            return not_run("it runs no frame as short, or as long, on demand");
+        }
+        let counters = || -> Result<Counters> {
+            let slot = slot.map(|slot| self.reader.counters(slot));
+            Ok(slot.transpose()?.unwrap_or_default())
+        };
+        let before = counters()?;
+        let ran = program.run(frame)?;
+        let counted = counted(&before, &counters()?);
+        Ok(Kernel::Ran {
+            program: program.id(),
+            answer: match ran.answer {
+                Answer::Pass => "pass",
+                Answer::Drop => "drop",
+                Answer::Redirect => "redirect",
+                Answer::Other(_) => "unknown",
+            },
+            gateway: (ran.answer == Answer::Redirect)
+                .then(|| Glance::of(&mut ran.frame.clone()).destination)
+                .flatten()
+                .map(|gateway| *gateway.ip()),
+            differs: differs(expected, frame, &ran, &counted),
+            note: (!program.linked).then_some(
+                "found by its name: before Linux 6.6 tc has no links, so another process may \
+                 have loaded it",
+            ),
+        })
+    }
+}
+
+const ON_TC: &str = "the port's packets are tc's, which comes next";
+
+/// Why a packet that asked these questions is not ours.
+fn why_passed(steps: &[Step]) -> &'static str {
+    match steps {
+        [] => "not UDP over IPv4 with ports: not ours to judge",
+        [Step::Allocation { .. }] => "the port is not allocated",
+        [
+            ..,
+            Step::Edge {
+                address,
+                destination,
+            },
+        ] if address != destination => "it is for another address",
+        _ => ON_TC,
+    }
+}
+
+/// What this build makes of a frame.
+struct Judged {
+    steps: Vec<Step>,
+    verdict: Verdict,
+    expected: Expected,
+}
+
+fn judge(tables: &Tables, packet: &Glance, frame: &[u8], rung: Rung) -> Result<Judged> {
+    let mut bytes = frame.to_vec();
+    let view = Frame::of(&mut bytes);
+    let (steps, decided) = record::decide(tables, packet, &view, rung);
+    let (verdict, expected) = match decided {
+        Ok(steered) => {
+            let verdict = Verdict::of(&steered);
+            let tags =
+                rewrite::to_gateway(&view, &steered).context("the frame cannot be rewritten")?;
+            (verdict, Expected::Steer(bytes.split_off(tags)))
+        }
+        Err(Refusal::Pass) => {
+            let why = why_passed(&steps);
+            (Verdict::Pass { why }, Expected::Pass)
+        }
+        Err(Refusal::Drop { reason, .. }) => {
+            let verdict = Verdict::Drop {
+                reason: reason.name(),
+                meaning: reason.meaning(),
+            };
+            (verdict, Expected::Drop(reason))
+        }
+    };
+    Ok(Judged {
+        steps,
+        verdict,
+        expected,
+    })
+}
+
+/// What the kernel is to do.
+#[derive(Debug, PartialEq)]
+enum Expected {
+    Pass,
+    Drop(DropReason),
+    /// With this frame.
+    Steer(Vec<u8>),
+}
+
+/// The reasons for which packets were dropped in between.
+fn counted(before: &Counters, after: &Counters) -> Vec<DropReason> {
+    let risen = |&reason: &DropReason| {
+        let at = reason as usize;
+        after.drops[at] > before.drops[at]
+    };
+    DropReason::ALL.iter().copied().filter(risen).collect()
+}
+
+/// How the kernel's doing differs from what was expected, if it does.
+fn differs(expected: &Expected, frame: &[u8], ran: &Ran, counted: &[DropReason]) -> Option<String> {
+    match (expected, ran.answer) {
+        (Expected::Pass, Answer::Pass) => {
+            (ran.frame != frame).then(|| "it passes it changed".into())
+        }
+        (Expected::Drop(reason), Answer::Drop) => (!counted.contains(reason)).then(|| {
+            let names: Vec<&str> = counted.iter().map(|reason| reason.name()).collect();
+            match names.as_slice() {
+                [] => "it drops it without a reason".into(),
+                names => format!("it drops it for another reason: {}", names.join(" or ")),
+            }
+        }),
+        (Expected::Steer(frame), Answer::Redirect) => {
+            (ran.frame != *frame).then(|| "it makes another frame of it".into())
+        }
+        (_, Answer::Pass) => Some("it passes it".into()),
+        (_, Answer::Drop) => {
+            let names: Vec<&str> = counted.iter().map(|reason| reason.name()).collect();
+            Some(format!("it drops it: {}", names.join(" or ")))
+        }
+        (_, Answer::Redirect) => Some("it redirects it".into()),
+        (_, Answer::Other(number)) => Some(format!("it answers {number}, which means nothing")),
+    }
+}
+
+/// A number, decimal or hex.
+fn number(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "a session index is a number below 2^32, or 0x and hex".into())
+}
+
+#[cfg(test)]
+mod tests;
