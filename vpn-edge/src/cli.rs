@@ -27,6 +27,8 @@ enum Command {
     Drops(inspect::drops::DropsArgs),
     /// Ask what the edge does with a packet, step by step.
     Trace(inspect::trace::TraceArgs),
+    /// Show the tenants' traffic on a live screen.
+    Top(inspect::top::TopArgs),
     /// Manage tenants and their VPN.
     Tenant(client::TenantArgs),
     /// Manage the API's tokens.
@@ -47,6 +49,7 @@ impl Cli {
             Command::Ports(args) => inspect::ports::run(&args),
             Command::Drops(args) => inspect::drops::run(&args).await,
             Command::Trace(args) => inspect::trace::run(&args),
+            Command::Top(args) => inspect::top::run(&args),
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),
         }

@@ -2,6 +2,7 @@
 
 pub mod drops;
 pub mod ports;
+pub mod top;
 pub mod trace;
 
 use std::collections::BTreeMap;
