@@ -56,6 +56,8 @@ reasons! {
     Rewrite = "rewrite",
     /// A handshake message whose mac1 does not know the gateway's public key.
     Mac1 = "mac1",
+    /// A handshake message that was let in before.
+    Replay = "replay",
     /// A receiver index that the gateway has not announced, or too long ago.
     UnknownSession = "unknown_session",
     /// More handshake messages from one source than it may send.

@@ -56,7 +56,7 @@ pub fn admit<'m>(
             if !mac1::initiation(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
-            handshake(world, allocation)
+            handshake(world, allocation, edge, message.word::<116>())
         }
         RESPONSE => {
             // It answers an initiation, which announced the index.
@@ -69,7 +69,7 @@ pub fn admit<'m>(
             if !mac1::response(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
-            let handshake = handshake(world, allocation)?;
+            let handshake = handshake(world, allocation, edge, message.word::<60>())?;
             Ok(match admitted {
                 Admitted::Grace => admitted,
                 _ => handshake,
@@ -163,16 +163,29 @@ fn from_source<'m>(
     }
 }
 
+/// Lets in a handshake message with a good mac1, `mac`: once, and not more of
+/// them than the gateway takes. No implementation sends the same one twice.
 #[inline(always)]
-fn handshake<'m>(world: &impl World<'m>, allocation: &Allocation) -> Result<Admitted, DropReason> {
+fn handshake<'m>(
+    world: &impl World<'m>,
+    allocation: &Allocation,
+    edge: &Edge,
+    mac: u32,
+) -> Result<Admitted, DropReason> {
+    let replays = world.replays(allocation.slot).ok_or(DropReason::Replay)?;
+    let now = world.tick();
+    let bucket = session::bucket(replays, mac);
+    if session::is_live(bucket, mac, || now) {
+        return Err(DropReason::Replay);
+    }
     let limits = world
         .limits(allocation.slot)
         .ok_or(DropReason::HandshakeRate)?;
-    if limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
-        Ok(Admitted::Handshake)
-    } else {
-        Err(DropReason::HandshakeRate)
+    if !limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
+        return Err(DropReason::HandshakeRate);
     }
+    session::announce(bucket, mac, now + edge.session_life);
+    Ok(Admitted::Handshake)
 }
 
 /// Judges a message by its first four bytes (wire order) and its length.
