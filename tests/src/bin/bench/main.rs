@@ -1,4 +1,4 @@
-//! `cargo xtask bench [NAME…]`: what the packet path costs.
+//! `cargo xtask bench [--svg FILE] [NAME…]`: what the packet path costs.
 //!
 //! Every figure stands beside its baseline, taken in the same round, since a
 //! machine's speed drifts. Ratios carry over to other machines, nanoseconds do
@@ -7,6 +7,7 @@
 mod clock;
 mod kube_proxy;
 mod messages;
+mod picture;
 mod report;
 mod rig;
 mod subjects;
@@ -17,7 +18,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use report::{Report, figure};
 use rig::Rig;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let names: Vec<String> = std::env::args().skip(1).collect();
+    let (svg, names) = arguments()?;
     let subjects = chosen(&names)?;
     let samples = measure(&subjects)?;
     let figures = subjects.iter().zip(&samples).map(|(subject, own)| {
@@ -53,7 +54,25 @@ fn run() -> Result<()> {
     let json = target().join("bench.json");
     fs::write(&json, serde_json::to_string_pretty(&report.0)?)?;
     println!("written to {}", json.display());
+    if let Some(picture) = picture::draw(&report) {
+        fs::write(&svg, picture).with_context(|| format!("cannot write {}", svg.display()))?;
+        println!("drawn in {}", svg.display());
+    }
     Ok(())
+}
+
+/// Where the picture goes, and beginnings of the names to measure.
+fn arguments() -> Result<(PathBuf, Vec<String>)> {
+    let (mut svg, mut names) = (target().join("bench.svg"), Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--svg" {
+            svg = arguments.next().context("--svg takes a file")?.into();
+        } else {
+            names.push(argument);
+        }
+    }
+    Ok((svg, names))
 }
 
 /// The subjects whose names begin like one of `names`, or all, and their
