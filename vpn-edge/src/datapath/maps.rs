@@ -364,6 +364,10 @@ impl Maps {
     }
 
     fn remember(&mut self, change: &Change) -> Result<(), MapError> {
+        if change.allocation.mode == mode::NONE {
+            // It names no slot.
+            return Ok(());
+        }
         let slot = change.allocation.slot;
         let limits = &self.0.limits[usize::from(slot)];
         if change.memory != Memory::Keep {
