@@ -165,4 +165,13 @@ mod tests {
             assert_eq!(same.count(), 1, "{}", reason.name());
         }
     }
+
+    #[test]
+    fn the_readme_lists_every_reason_as_it_is_meant() {
+        let readme = include_str!("../../README.md");
+        for reason in DropReason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.meaning());
+            assert!(readme.contains(&row), "README.md lacks {row}");
+        }
+    }
 }
