@@ -10,6 +10,7 @@ mod messages;
 mod picture;
 mod refill;
 mod report;
+mod revocation;
 mod rig;
 mod subjects;
 mod world;
@@ -39,7 +40,17 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (svg, names) = arguments()?;
+    let (svg, mut names) = arguments()?;
+    let all = names.is_empty();
+    let revocation = all || names.iter().any(|name| name == revocation::NAME);
+    names.retain(|name| name != revocation::NAME);
+    if revocation {
+        let figures = serde_json::to_string_pretty(&revocation::measure()?)?;
+        fs::write(target().join("bench-revocation.json"), figures)?;
+        if !all && names.is_empty() {
+            return Ok(());
+        }
+    }
     let subjects = chosen(&names)?;
     let samples = measure(&subjects)?;
     let figures = subjects.iter().zip(&samples).map(|(subject, own)| {
