@@ -3,8 +3,11 @@
 pub mod client;
 pub mod edge;
 pub mod laptop;
+pub mod message;
 pub mod names;
 pub mod node;
+pub mod packet;
 pub mod postgres;
+pub mod programs;
 pub mod sandbox;
 pub mod topology;

@@ -1,0 +1,98 @@
+//! Sampled drops.
+
+use std::time::Duration;
+
+use lab::message::unsigned;
+use lab::packet::{CLIENT, CLIENT_PORT, Packet};
+use lab::programs::Hook;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use vpn_edge::datapath::Events;
+use vpn_edge_common::{DropReason, Event, mapped};
+
+use crate::node::{Node, PORT, TENANT, Verdict, data};
+
+fn now() -> u64 {
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC_COARSE;
+    Duration::from(nix::time::clock_gettime(clock).unwrap()).as_nanos() as u64
+}
+
+/// What the programs take for a second.
+fn second() -> u64 {
+    now() >> 30
+}
+
+/// Reasons are sampled on each CPU by itself.
+fn stay_on_this_cpu() {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    let first = (0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu).unwrap());
+    let mut one = CpuSet::new();
+    one.set(first.unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+}
+
+fn taken(events: &mut Events) -> Vec<Event> {
+    std::iter::from_fn(|| events.take()).collect()
+}
+
+#[test]
+fn a_drop_is_told_once_a_second_for_each_reason_and_counted_every_time() {
+    stay_on_this_cpu();
+    let packet = Packet::to(PORT, unsigned(9, 128, &[]));
+    let cut = data().cut(100);
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let mut node = Node::new();
+        let mut events = Events::open(&node.root()).unwrap();
+        // Again if a second ended between the first and the last.
+        loop {
+            let start = second();
+            let mut told = [Vec::new(), Vec::new(), Vec::new()];
+            let before = now();
+            for (packet, told) in [packet.bytes(), packet.bytes(), cut.clone()]
+                .iter()
+                .zip(&mut told)
+            {
+                let (verdict, _) = node.ingress(hook, packet);
+                assert!(matches!(verdict, Verdict::Drop(_)));
+                *told = taken(&mut events);
+            }
+            if second() != start {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            let [first, second, other] = told;
+            assert_eq!(first.len(), 1, "{hook:?}");
+            let event = first[0];
+            assert!(event.time >= before && event.time <= now());
+            let expected = Event {
+                time: event.time,
+                count: event.count,
+                tenant: TENANT,
+                source: mapped(CLIENT.octets()),
+                source_port: CLIENT_PORT,
+                destination_port: PORT,
+                length: 14 + 20 + 8 + 128,
+                reason: DropReason::MessageType as u8,
+                message: 9,
+            };
+            assert_eq!(event, expected, "{hook:?}");
+            let counted = node.counters(crate::node::SLOT).drops;
+            assert_eq!(event.count + 1, counted[DropReason::MessageType as usize]);
+            assert_eq!(second, [], "{hook:?}: the same reason in the same second");
+            assert_eq!(other.len(), 1, "{hook:?}: another reason");
+            assert_eq!(other[0].reason, DropReason::Truncated as u8);
+            assert_eq!(other[0].length, 100);
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_passes_or_is_steered_is_not_told() {
+    let mut node = Node::new();
+    let mut events = Events::open(&node.root()).unwrap();
+    assert_eq!(node.verdict(Hook::Xdp, &data()), Verdict::Steer);
+    let passing = Packet::to(crate::node::UNKNOWN_PORT, vec![9; 128]);
+    assert_eq!(node.verdict(Hook::Xdp, &passing), Verdict::Pass);
+    assert_eq!(taken(&mut events), []);
+}
