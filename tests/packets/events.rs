@@ -10,12 +10,7 @@ use nix::unistd::Pid;
 use vpn_edge::datapath::Events;
 use vpn_edge_common::{DropReason, Event, mapped};
 
-use crate::node::{Node, PORT, TENANT, Verdict, data};
-
-fn now() -> u64 {
-    let clock = nix::time::ClockId::CLOCK_MONOTONIC_COARSE;
-    Duration::from(nix::time::clock_gettime(clock).unwrap()).as_nanos() as u64
-}
+use crate::node::{Node, PORT, SLOT, TENANT, Verdict, data, now};
 
 /// What the programs take for a second.
 fn second() -> u64 {
@@ -76,7 +71,7 @@ fn a_drop_is_told_once_a_second_for_each_reason_and_counted_every_time() {
                 message: 9,
             };
             assert_eq!(event, expected, "{hook:?}");
-            let counted = node.counters(crate::node::SLOT).drops;
+            let counted = node.counters(SLOT).drops;
             assert_eq!(event.count + 1, counted[DropReason::MessageType as usize]);
             assert_eq!(second, [], "{hook:?}: the same reason in the same second");
             assert_eq!(other.len(), 1, "{hook:?}: another reason");

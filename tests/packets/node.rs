@@ -265,3 +265,9 @@ pub fn from_source(number: u16, packet: Packet) -> Packet {
     assert_ne!(source, CLIENT);
     packet.with(|packet| packet.source = source)
 }
+
+/// Nanoseconds of the clock that programs read.
+pub fn now() -> u64 {
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC_COARSE;
+    Duration::from(nix::time::clock_gettime(clock).unwrap()).as_nanos() as u64
+}

@@ -25,6 +25,8 @@ pub enum Hook {
 
 /// The kernel makes no skb for a test run without a whole IP header.
 pub const LEAST_SKB: usize = 14 + 20;
+/// The same of a frame that calls itself IPv6.
+pub const LEAST_IPV6_SKB: usize = 14 + 40;
 
 /// What the kernel is to believe of a packet, beside its bytes.
 #[derive(Clone, Copy, Debug, Default)]
