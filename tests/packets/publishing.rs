@@ -128,5 +128,4 @@ fn a_packet_meets_a_port_as_it_was_or_as_it_is_to_be_and_never_a_part_of_both() 
         "and for no other reason"
     );
     assert!(tally.to.iter().all(|&packets| packets > EACH), "{tally:?}");
-    assert!(dropped.iter().all(|&packets| packets > EACH), "{dropped:?}");
 }
