@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod edge;
+#[cfg(test)]
+mod findings;
 pub mod laptop;
 pub mod message;
 pub mod names;

@@ -28,6 +28,8 @@ pub enum Need {
     Demo,
     /// To boot other kernels.
     Kernels,
+    /// To build libFuzzer, which is C++.
+    Fuzz,
     /// To check the tree.
     Lint,
 }
@@ -59,6 +61,7 @@ impl Need {
                 "wireguard-go",
                 "wireguard-tools",
             ],
+            Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[
                 "busybox-static",
@@ -85,7 +88,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         match need {
             Need::Bpf => loads_programs()?,
             Need::Tun => has_tun()?,
-            Need::Build | Need::Lab | Need::Demo | Need::Kernels | Need::Lint => {}
+            Need::Build | Need::Lab | Need::Demo | Need::Kernels | Need::Fuzz | Need::Lint => {}
         }
     }
     let packages: Vec<&str> = needs
