@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use lab::message::unsigned;
+use lab::message::{self, unsigned};
 use lab::packet::{CLIENT, CLIENT_PORT, Packet};
 use lab::programs::Hook;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use vpn_edge::datapath::Events;
-use vpn_edge_common::{DropReason, Event, mapped};
+use vpn_edge_common::{DropReason, Event, Rates, mapped};
 
-use crate::node::{Node, PORT, SLOT, TENANT, Verdict, data, now};
+use crate::node::{GATEWAY, Node, PORT, SLOT, TENANT, Verdict, data, now};
 
 /// What the programs take for a second.
 fn second() -> u64 {
@@ -80,6 +80,39 @@ fn a_drop_is_told_once_a_second_for_each_reason_and_counted_every_time() {
             break;
         }
     }
+}
+
+/// The event of a reply to `client_port` that is beyond the plan.
+fn refused_reply(client_port: u16) -> Event {
+    let mut node = Node::new();
+    node.limit(Rates { packet: 1, byte: 0 });
+    let limits = &node.memory.limits[usize::from(SLOT)];
+    limits.packets[1].store(u64::MAX / 2);
+    let mut events = Events::open(&node.root()).unwrap();
+    let reply = Packet::from(&GATEWAY, PORT, message::data(1, 128));
+    let reply = reply.with(|packet| packet.ports.1 = client_port);
+    let (verdict, _) = node.egress(&reply.bytes());
+    assert_eq!(verdict, Verdict::Drop(DropReason::PacketRate));
+    let told = taken(&mut events);
+    assert_eq!(told.len(), 1);
+    told[0]
+}
+
+#[test]
+fn a_refused_reply_is_told_with_the_tenant_that_it_came_from() {
+    let event = refused_reply(CLIENT_PORT);
+    let expected = Event {
+        time: event.time,
+        count: 1,
+        tenant: TENANT,
+        source: mapped(GATEWAY.address.octets()),
+        source_port: PORT,
+        destination_port: CLIENT_PORT,
+        length: 14 + 20 + 8 + 128,
+        reason: DropReason::PacketRate as u8,
+        message: 4,
+    };
+    assert_eq!(event, expected);
 }
 
 #[test]

@@ -41,7 +41,8 @@ pub const OTHER_GATEWAY: Gateway = Gateway {
 pub const KEY: [u8; 32] = [0x4b; 32];
 pub const OTHER_KEY: [u8; 32] = [0x4f; 32];
 
-pub const TENANT: [u8; 16] = [0x7e; 16];
+/// The first tenant's, as [`open`] makes them.
+pub const TENANT: [u8; 16] = [SLOT as u8; 16];
 
 /// A session of the first gateway, and one of the other.
 pub const INDEX: u32 = 0x5e55_1011;
@@ -242,7 +243,7 @@ pub fn open(gateway: &Gateway, key: &[u8; 32], slot: u16) -> Allocation {
         ifindex: LO,
         frame: frame_addresses(gateway.mac, gateway.host_mac),
         gateway: mapped(gateway.address.octets()),
-        tenant: TENANT,
+        tenant: [slot as u8; 16],
         mac1: mac1::key(key),
         ..Allocation::default()
     }
