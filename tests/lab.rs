@@ -613,7 +613,7 @@ fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
 const LEFT: &str = "
     ls /sys/class/net
     ls /run/netns /run/vpn-edge/gateways /run/wireguard | grep -v ^/ | grep . || true
-    find /sys/fs/bpf/vpn-edge -type f
+    find /sys/fs/bpf -type f ! -name '*.debug'
     tc filter show dev eth0 ingress
     pgrep -a vpn-edge || true";
 

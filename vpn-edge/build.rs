@@ -6,7 +6,11 @@ mod build_ebpf;
 
 fn main() -> Result<(), String> {
     let programs = build_ebpf::from_build_script()?;
-    let object = programs.join("vpn-edge-ebpf");
-    println!("cargo::rustc-env=VPN_EDGE_EBPF={}", object.display());
+    for (variable, object) in [("VPN_EDGE_EBPF", "vpn-edge-ebpf"), ("PASS_EBPF", "pass")] {
+        println!(
+            "cargo::rustc-env={variable}={}",
+            programs.join(object).display()
+        );
+    }
     Ok(())
 }

@@ -40,10 +40,15 @@ impl Generator {
             (Hook::Tc, _) => LEAST_SKB,
         };
         bytes.resize(bytes.len().max(least), 0);
-        (bytes, self.state())
+        // Most handshakes are new, and a few are this very one.
+        let mac1 = packet.message.len().checked_sub(32);
+        let mac1 = mac1.map(|at| packet.message[at..].first_chunk().unwrap());
+        let mac1 = mac1.map(|mac1| u32::from_ne_bytes(*mac1));
+        let replayed = mac1.filter(|_| self.one_in(6));
+        (bytes, self.state(replayed))
     }
 
-    fn state(&mut self) -> State {
+    fn state(&mut self, replayed: Option<u32>) -> State {
         // Seldom, or nothing is ever steered.
         let mut word = || match self.below(40) {
             0 | 1 => USED_UP,
@@ -53,6 +58,7 @@ impl Generator {
         State {
             rates: std::array::from_fn(|_| word()),
             source: word(),
+            replayed,
             grace: self.pick(&[0, 0, 1, USED_UP]),
         }
     }

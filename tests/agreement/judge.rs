@@ -38,8 +38,13 @@ fn admitted(message: &[u8], tenant: &Tenant, state: &State) -> bool {
         let graced = state.grace > crate::world::now() && left(unknown);
         LIVE.contains(&index) || graced
     };
-    let handshake =
-        || left(state.source) && message::signed(message, &tenant.key()) && left(handshakes);
+    let new = || {
+        let mac1 = message[message.len() - 32..].first_chunk().unwrap();
+        state.replayed != Some(u32::from_ne_bytes(*mac1))
+    };
+    let handshake = || {
+        left(state.source) && message::signed(message, &tenant.key()) && new() && left(handshakes)
+    };
     match (message.first_chunk::<4>(), message.len()) {
         (Some([1, 0, 0, 0]), 148) => handshake(),
         (Some([2, 0, 0, 0]), 92) => session(word(8)) && handshake(),

@@ -19,16 +19,16 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use generate::Generator;
-use lab::programs::{Hook, Memory, Skb, rates, run};
+use lab::programs::{Hook, Memory, Skb, rates, run, ways};
 use lab::sandbox::Sandbox;
 use vpn_edge::datapath::Datapath;
-use vpn_edge_common::{Counters, DropReason, Word, program};
+use vpn_edge_common::{Counters, DropReason, Sessions, Word, program};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::Admitted;
 use vpn_edge_ebpf::parse::locate;
 use vpn_edge_ebpf::steer::{Refusal, Rung, decide};
 use vpn_edge_ebpf::tables::Tables;
-use vpn_edge_ebpf::{limit, rewrite};
+use vpn_edge_ebpf::{limit, rewrite, session};
 use world::{SLOTS, State};
 
 /// What CI has time for.
@@ -73,7 +73,9 @@ impl Pair {
         world::publish(&mut datapath);
         let kernel = Memory::open(&root).unwrap();
         world::fill_sessions(&kernel);
-        let host = datapath.maps.snapshot().unwrap();
+        let mut host = datapath.maps.snapshot().unwrap();
+        // No entry expires between this and the programs' own.
+        host.tick = 1000;
         let counters = |slot| (slot, Counters::default());
         Self {
             hook,
@@ -128,6 +130,15 @@ impl Pair {
                 }
             }
         }
+        for slot in SLOTS {
+            for replays in self.replays(slot) {
+                ways(replays).for_each(|way| way.store(0));
+                if let Some(mac1) = state.replayed {
+                    let bucket = session::bucket(replays, mac1);
+                    bucket.0[3].store(u64::from(mac1) << 32 | u64::from(u32::MAX));
+                }
+            }
+        }
         let mut bytes = packet.to_vec();
         let source = locate(&Frame::of(&mut bytes)).map_or(0, |located| located.source);
         let source = limit::source(self.host.edge.seed, u64::from(source)) as usize;
@@ -135,6 +146,11 @@ impl Pair {
             sources[source].store(state.source);
         }
         source
+    }
+
+    fn replays(&self, slot: u16) -> [&Sessions; 2] {
+        let kernel = &self.kernel.replays[usize::from(slot)];
+        [kernel, &self.host.replays[&slot]]
     }
 
     fn decide(&self, packet: &[u8]) -> (Outcome, Option<u16>, Vec<u8>) {
@@ -212,6 +228,14 @@ impl Pair {
         kernel.store(0);
         host.store(0);
         for slot in SLOTS {
+            let [kernel, host] = self.replays(slot);
+            // When they expire is a matter of two clocks.
+            let known = |replays| {
+                ways(replays)
+                    .map(|way| way.load() >> 32)
+                    .collect::<Vec<_>>()
+            };
+            same("replays", &known(host), &known(kernel))?;
             let kernel = rates(&self.kernel.limits[usize::from(slot)]);
             let host = rates(&self.host.limits[&slot]);
             let pairs = kernel.into_iter().zip(host);

@@ -53,6 +53,8 @@ pub struct State {
     pub rates: [u64; 6],
     pub grace: u64,
     pub source: u64,
+    /// The mac1's first word, in wire order, of a message that was let in.
+    pub replayed: Option<u32>,
 }
 
 impl Tenant {

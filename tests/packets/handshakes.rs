@@ -5,7 +5,7 @@ use lab::packet::{MESSAGE, Packet};
 use lab::programs::{Hook, Skb};
 use vpn_edge_common::{DropReason, program};
 
-use crate::node::{INDEX, KEY, Node, PORT, SLOT, Verdict, data, initiation};
+use crate::node::{INDEX, KEY, Node, PORT, SLOT, Verdict, data, from_source, initiation};
 
 /// Holds every bit of a handshake packet's message to what mac1 covers.
 fn only_mac2_may_change(hook: Hook, packet: &Packet) {
@@ -17,6 +17,7 @@ fn only_mac2_may_change(hook: Hook, packet: &Packet) {
         let mut bent = sound.clone();
         bent[at] ^= 1 << (bit % 8);
         node.memory.forget_rates();
+        node.memory.forget_replays(SLOT);
         let (verdict, _) = node.ingress(hook, &bent);
         match verdict {
             Verdict::Steer => assert!(at >= mac2, "{hook:?}: bit {bit} of the message is free"),
@@ -65,10 +66,52 @@ fn many_signed_messages_are_let_in_and_no_wrongly_signed_one() {
             let packet = Packet::to(PORT, message.clone());
             assert_eq!(node.verdict(Hook::Xdp, &packet), expected, "{seed}");
             message::sign(message, &KEY);
+            node.memory.forget_replays(SLOT);
             let packet = Packet::to(PORT, message.clone());
             assert_eq!(node.verdict(Hook::Xdp, &packet), Verdict::Steer, "{seed}");
         }
     }
+}
+
+#[test]
+fn a_handshake_message_is_let_in_once() {
+    for hook in [Hook::Xdp, Hook::Tc] {
+        for message in [
+            message::initiation(7, &KEY),
+            message::response(7, INDEX, &KEY),
+        ] {
+            let mut node = Node::new();
+            let packet = Packet::to(PORT, message);
+            let elsewhere = from_source(3, packet.clone());
+            let bent = packet.clone().with(|packet| {
+                let mac2 = packet.message.len() - 1;
+                packet.message[mac2] ^= 1;
+            });
+            assert_eq!(node.verdict(hook, &packet), Verdict::Steer);
+            for again in [&packet, &elsewhere, &bent] {
+                let expected = Verdict::Drop(DropReason::Replay);
+                assert_eq!(node.verdict(hook, again), expected, "{hook:?}");
+            }
+            assert_eq!(node.counters(SLOT).handshakes, 1);
+        }
+    }
+}
+
+#[test]
+fn a_handshake_message_that_was_refused_may_come_again() {
+    let mut node = Node::new();
+    let packet = initiation();
+    let handshakes = &node.memory.limits[usize::from(SLOT)].handshakes;
+    handshakes.store(u64::MAX / 2);
+    let expected = Verdict::Drop(DropReason::HandshakeRate);
+    assert_eq!(node.verdict(Hook::Xdp, &packet), expected);
+    node.memory.forget_rates();
+    assert_eq!(node.verdict(Hook::Xdp, &packet), Verdict::Steer);
+    // Of the two reasons there are now, the first.
+    let handshakes = &node.memory.limits[usize::from(SLOT)].handshakes;
+    handshakes.store(u64::MAX / 2);
+    let expected = Verdict::Drop(DropReason::Replay);
+    assert_eq!(node.verdict(Hook::Xdp, &packet), expected);
 }
 
 #[test]

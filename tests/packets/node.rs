@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::message;
@@ -249,9 +250,11 @@ pub fn open(gateway: &Gateway, key: &[u8; 32], slot: u16) -> Allocation {
     }
 }
 
-/// A client's initiation that the first gateway takes.
+/// A client's initiation that the first gateway takes; another every time.
 pub fn initiation() -> Packet {
-    Packet::to(PORT, message::initiation(1, &KEY))
+    static SENDER: AtomicU32 = AtomicU32::new(0);
+    let sender = SENDER.fetch_add(1, Ordering::Relaxed);
+    Packet::to(PORT, message::initiation(sender, &KEY))
 }
 
 /// Transport data of the session that is live.

@@ -90,6 +90,7 @@ fn send(root: PathBuf, progress: &Progress) -> Tally {
 fn forget_rates(memory: &Memory, source: usize) {
     memory.sources[source].store(0);
     for slot in [SLOT, OTHER_SLOT] {
+        memory.forget_replays(slot);
         for word in rates(&memory.limits[usize::from(slot)]) {
             word.store(0);
         }

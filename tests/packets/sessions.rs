@@ -1,5 +1,7 @@
 //! Session indexes: until when they hold, whose they are, and grace.
 
+use std::time::Duration;
+
 use lab::message;
 use lab::packet::Packet;
 use lab::programs::Hook;
@@ -38,9 +40,11 @@ fn a_session_holds_until_it_expires() {
         let mut node = Node::new();
         for (what, packet) in naming(INDEX) {
             // Whatever a test takes, these stay on their side of now.
-            expire(&node, tick(now()) + 1000);
+            let now = node.datapath.maps.tick();
+            expire(&node, now + 1000);
             assert_eq!(node.verdict(hook, &packet), Verdict::Steer, "{what}");
-            for past in [tick(now()), 1] {
+            // Half a jiffy is what user space may be off by.
+            for past in [now - 1, 1] {
                 expire(&node, past);
                 let expected = Verdict::Drop(DropReason::UnknownSession);
                 assert_eq!(node.verdict(hook, &packet), expected, "{what} {past}");
@@ -51,13 +55,15 @@ fn a_session_holds_until_it_expires() {
 
 #[test]
 fn an_announced_session_expires_185_seconds_later() {
-    let before = tick(now());
     let node = Node::new();
-    let after = tick(now());
+    let now = node.datapath.maps.tick();
     let entry = node.memory.entries(SLOT, INDEX).next().unwrap().load();
-    let life = tick(185_000_000_000);
-    let expected = before + life..=after + life + 1;
-    assert!(expected.contains(&(entry as u32)), "{entry:#x}");
+    // The coarse clock advances with every jiffy.
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC_COARSE;
+    let jiffy = Duration::from(nix::time::clock_getres(clock).unwrap());
+    let life = tick((185_000_000_000 / jiffy.as_nanos()) as u64);
+    let expected = now + life - 1..=now + life + 2;
+    assert!(expected.contains(&(entry as u32)), "{entry:#x} at {now:#x}");
 }
 
 #[test]

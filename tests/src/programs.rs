@@ -94,6 +94,7 @@ where
 pub struct Memory {
     /// By slot, as are the next.
     pub sessions: Values<Sessions>,
+    pub replays: Values<Sessions>,
     pub limits: Values<Limits>,
     pub sources: Values<Word>,
 }
@@ -110,6 +111,7 @@ impl Memory {
         unsafe {
             Ok(Self {
                 sessions: Values::open(&folder.join(map::SESSIONS))?,
+                replays: Values::open(&folder.join(map::REPLAYS))?,
                 limits: Values::open(&folder.join(map::LIMITS))?,
                 sources: Values::open(&folder.join(map::SOURCES))?,
             })
@@ -128,6 +130,13 @@ impl Memory {
         }
     }
 
+    /// Lets in again what was let in before.
+    pub fn forget_replays(&self, slot: u16) {
+        for word in ways(&self.replays[usize::from(slot)]) {
+            word.store(0);
+        }
+    }
+
     /// Where handshakes of the packet's source are charged.
     ///
     /// # Errors
@@ -142,9 +151,13 @@ impl Memory {
     /// The words of `slot` that hold `index`.
     pub fn entries(&self, slot: u16, index: u32) -> impl Iterator<Item = &Word> {
         let sessions = &self.sessions[usize::from(slot)];
-        let ways = sessions.0.iter().flat_map(|bucket| &bucket.0);
-        ways.filter(move |way| (way.load() >> 32) as u32 == index && way.load() != 0)
+        ways(sessions).filter(move |way| (way.load() >> 32) as u32 == index && way.load() != 0)
     }
+}
+
+/// Every word of a slot's sessions, or of its replays.
+pub fn ways(sessions: &Sessions) -> impl Iterator<Item = &Word> {
+    sessions.0.iter().flat_map(|bucket| &bucket.0)
 }
 
 /// The buckets of a tenant.

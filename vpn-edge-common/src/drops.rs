@@ -56,6 +56,8 @@ reasons! {
     Rewrite = "rewrite",
     /// A handshake message whose mac1 does not know the gateway's public key.
     Mac1 = "mac1",
+    /// A handshake message that was let in before.
+    Replay = "replay",
     /// A receiver index that the gateway has not announced, or too long ago.
     UnknownSession = "unknown_session",
     /// More handshake messages from one source than it may send.
@@ -95,7 +97,8 @@ pub struct Counters {
     pub pad: u64,
     /// Dropped packets, by [`DropReason`].
     pub drops: [u64; DROP_REASONS],
-    /// The second in which each reason was last sampled: the programs' own.
+    /// The [`crate::tick`] in which each reason was last sampled: the programs'
+    /// own.
     pub sampled: [u32; DROP_REASONS],
 }
 
@@ -115,7 +118,8 @@ impl Counters {
     }
 }
 
-/// A sampled drop: at most one a second for a tenant, a reason and a CPU.
+/// A sampled drop: at most one a [`crate::tick`] for a tenant, a reason and a
+/// CPU.
 /// Entry of [`crate::map::EVENTS`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +163,15 @@ mod tests {
                 .iter()
                 .filter(|other| other.name() == reason.name());
             assert_eq!(same.count(), 1, "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_every_reason_as_it_is_meant() {
+        let readme = include_str!("../../README.md");
+        for reason in DropReason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.meaning());
+            assert!(readme.contains(&row), "README.md lacks {row}");
         }
     }
 }

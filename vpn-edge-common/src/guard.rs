@@ -4,13 +4,27 @@
 
 use crate::word::Word;
 
-/// Nanoseconds of the monotonic clock to the unit that sessions expire in,
-/// about an eighth of a second.
+/// Jiffies to the unit that sessions expire in: an eighth of a second to a
+/// second and a quarter, by the kernel's tick rate.
+///
+/// Jiffies, because reading them is one load: the kernel's cheapest clock
+/// otherwise would cost as much as all of the rest of a packet's checks.
 #[inline(always)]
 #[must_use]
-pub const fn tick(nanoseconds: u64) -> u32 {
-    // Wraps after 18 years of uptime.
-    (nanoseconds >> 27) as u32
+pub const fn tick(jiffies: u64) -> u32 {
+    // Wraps after 17 years of uptime at the fastest rate.
+    (jiffies >> 7) as u32
+}
+
+/// The same moment on two clocks. The single value of [`crate::map::CLOCK`],
+/// by which user space knows what [`tick`] it is.
+#[repr(C)]
+#[derive(Default)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct Clock {
+    pub jiffies: Word,
+    /// Nanoseconds of the monotonic clock.
+    pub nanoseconds: Word,
 }
 
 /// Sessions that can be told apart in one [`Bucket`].
@@ -57,4 +71,5 @@ pub struct Limits {
 const _: () = {
     assert!(size_of::<Sessions>() == 512);
     assert!(size_of::<Limits>() == 64);
+    assert!(size_of::<Clock>() == 16);
 };

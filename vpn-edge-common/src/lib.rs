@@ -15,7 +15,7 @@ pub mod wire;
 mod word;
 
 pub use drops::{Counters, DROP_REASONS, DropReason, Event};
-pub use guard::{BUCKETS, Bucket, Limits, Sessions, tick};
+pub use guard::{BUCKETS, Bucket, Clock, Limits, Sessions, tick};
 pub use word::Word;
 
 /// Version of the layout below. The pin directory is named after it, so that
@@ -40,12 +40,15 @@ pub mod map {
     pub const EDGE: &str = "EDGE";
     pub const COUNTERS: &str = "COUNTERS";
     pub const SESSIONS: &str = "SESSIONS";
+    /// Handshake messages that were let in, by their mac1, kept as sessions are.
+    pub const REPLAYS: &str = "REPLAYS";
     pub const LIMITS: &str = "LIMITS";
+    pub const CLOCK: &str = "CLOCK";
     pub const SOURCES: &str = "SOURCES";
     pub const EVENTS: &str = "EVENTS";
 }
 
-/// Names of the programs in the object.
+/// Names of the programs.
 pub mod program {
     /// XDP on the uplink: client to gateway.
     pub const INGRESS: &str = "ingress";
@@ -155,7 +158,8 @@ pub struct Edge {
     pub address: Address,
     /// Interface that replies leave by.
     pub uplink: u32,
-    pub pad: u32,
+    /// How long an announced session index is taken, as a count of [`tick`]s.
+    pub session_life: u32,
     /// Random and odd: spreads sources over [`map::SOURCES`], so that nobody
     /// can know who shares a bucket with whom.
     pub seed: u64,

@@ -29,7 +29,7 @@ pub fn egress(slot: u16, packets: u32, bytes: u32, announced: bool) {
     });
 }
 
-/// Counts a drop, and once a second for each reason tells what was dropped.
+/// Counts a drop, and once a tick for each reason tells what was dropped.
 #[inline(always)]
 pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
     let mut count = None;
@@ -41,9 +41,9 @@ pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
             return;
         };
         *drops += 1;
-        let second = (Kernel.now() >> 30) as u32;
-        if *sampled != second {
-            *sampled = second;
+        let now = Kernel.tick();
+        if *sampled != now {
+            *sampled = now;
             count = Some(*drops);
         }
     });

@@ -7,7 +7,7 @@
 
 use crate::count;
 use crate::ingress::{address, frame};
-use crate::maps::Kernel;
+use crate::maps::{self, Kernel};
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{DropReason, mode};
@@ -47,7 +47,7 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     // SAFETY: as above. One that is yet to be segmented says into how many.
     let packets = unsafe { (*ctx.skb.skb).gso_segs }.max(1);
     within_plan(&Kernel, allocation, Direction::Egress, packets, bytes).map_err(drop)?;
-    let announced = announce(&frame, &located, allocation.slot);
+    let announced = announce(&frame, &located, allocation.slot, edge.session_life);
     address(ctx, 12, located.source, node).ok_or(drop(DropReason::Rewrite))?;
     count::egress(allocation.slot, packets, bytes, announced);
     // SAFETY: a plain helper call; without parameters the kernel finds the
@@ -58,14 +58,16 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
 /// Learns the session index that a handshake message of the gateway announces,
 /// before its answer can come.
 #[inline(always)]
-fn announce(frame: &Frame<'_>, located: &Located, slot: u16) -> bool {
+fn announce(frame: &Frame<'_>, located: &Located, slot: u16, life: u32) -> bool {
     let Some(index) = announced(frame, located) else {
         return false;
     };
     let Some(sessions) = Kernel.sessions(slot) else {
         return false;
     };
-    session::announce(session::bucket(sessions, index), index, Kernel.now());
+    let expiry = Kernel.tick() + life;
+    session::announce(session::bucket(sessions, index), index, expiry);
+    maps::set_clock();
     true
 }
 

@@ -87,7 +87,7 @@ impl<const N: usize> View<'_, N> {
     pub fn u16<const AT: usize>(&self) -> u16 {
         const { assert!(AT + 2 <= N) };
         // SAFETY: as in `u8`, for two bytes.
-        u16::from_be(unsafe { load_u16(self.start, AT) })
+        u16::from_be(unsafe { load_u16::<AT>(self.start) })
     }
 
     /// Four bytes in wire order, as the integer of the same memory.
@@ -96,7 +96,7 @@ impl<const N: usize> View<'_, N> {
     pub fn word<const AT: usize>(&self) -> u32 {
         const { assert!(AT + 4 <= N) };
         // SAFETY: as in `u8`, for four bytes.
-        unsafe { load_u32(self.start, AT) }
+        unsafe { load_u32::<AT>(self.start) }
     }
 
     /// Writes `bytes`, unaligned.
@@ -121,7 +121,7 @@ impl<const N: usize> View<'_, N> {
     pub fn write_u16<const AT: usize>(&self, value: u16) {
         const { assert!(AT + 2 <= N) };
         // SAFETY: as in `write`.
-        unsafe { store_u16(self.start, AT, value.to_be()) };
+        unsafe { store_u16::<AT>(self.start, value.to_be()) };
     }
 
     /// Writes four bytes given in wire order.
@@ -129,7 +129,7 @@ impl<const N: usize> View<'_, N> {
     pub fn write_word<const AT: usize>(&self, value: u32) {
         const { assert!(AT + 4 <= N) };
         // SAFETY: as in `write`.
-        unsafe { store_u32(self.start, AT, value) };
+        unsafe { store_u32::<AT>(self.start, value) };
     }
 }
 
@@ -141,72 +141,68 @@ mod access {
     use core::arch::asm;
 
     #[inline(always)]
-    pub unsafe fn load_u16(start: usize, at: usize) -> u16 {
+    pub unsafe fn load_u16<const AT: usize>(start: usize) -> u16 {
         let value: u64;
-        let address = start + at;
         // SAFETY: the caller vouches for two readable bytes.
         unsafe {
-            asm!("{value} = *(u16 *)({address} + 0)", value = out(reg) value,
-                address = in(reg) address, options(readonly, nostack));
+            asm!("{value} = *(u16 *)({start} + {at})", value = out(reg) value,
+                start = in(reg) start, at = const AT, options(readonly, nostack));
         }
         value as u16
     }
 
     #[inline(always)]
-    pub unsafe fn load_u32(start: usize, at: usize) -> u32 {
+    pub unsafe fn load_u32<const AT: usize>(start: usize) -> u32 {
         let value: u64;
-        let address = start + at;
         // SAFETY: the caller vouches for four readable bytes.
         unsafe {
-            asm!("{value} = *(u32 *)({address} + 0)", value = out(reg) value,
-                address = in(reg) address, options(readonly, nostack));
+            asm!("{value} = *(u32 *)({start} + {at})", value = out(reg) value,
+                start = in(reg) start, at = const AT, options(readonly, nostack));
         }
         value as u32
     }
 
     #[inline(always)]
-    pub unsafe fn store_u16(start: usize, at: usize, value: u16) {
-        let address = start + at;
+    pub unsafe fn store_u16<const AT: usize>(start: usize, value: u16) {
         let value = u64::from(value);
         // SAFETY: the caller vouches for two writable bytes.
         unsafe {
-            asm!("*(u16 *)({address} + 0) = {value}", value = in(reg) value,
-                address = in(reg) address, options(nostack));
+            asm!("*(u16 *)({start} + {at}) = {value}", value = in(reg) value,
+                start = in(reg) start, at = const AT, options(nostack));
         }
     }
 
     #[inline(always)]
-    pub unsafe fn store_u32(start: usize, at: usize, value: u32) {
-        let address = start + at;
+    pub unsafe fn store_u32<const AT: usize>(start: usize, value: u32) {
         let value = u64::from(value);
         // SAFETY: the caller vouches for four writable bytes.
         unsafe {
-            asm!("*(u32 *)({address} + 0) = {value}", value = in(reg) value,
-                address = in(reg) address, options(nostack));
+            asm!("*(u32 *)({start} + {at}) = {value}", value = in(reg) value,
+                start = in(reg) start, at = const AT, options(nostack));
         }
     }
 }
 
 #[cfg(not(target_arch = "bpf"))]
 mod access {
-    pub unsafe fn load_u16(start: usize, at: usize) -> u16 {
+    pub unsafe fn load_u16<const AT: usize>(start: usize) -> u16 {
         // SAFETY: the caller vouches for two readable bytes.
-        unsafe { ((start + at) as *const u16).read_unaligned() }
+        unsafe { ((start + AT) as *const u16).read_unaligned() }
     }
 
-    pub unsafe fn load_u32(start: usize, at: usize) -> u32 {
+    pub unsafe fn load_u32<const AT: usize>(start: usize) -> u32 {
         // SAFETY: the caller vouches for four readable bytes.
-        unsafe { ((start + at) as *const u32).read_unaligned() }
+        unsafe { ((start + AT) as *const u32).read_unaligned() }
     }
 
-    pub unsafe fn store_u16(start: usize, at: usize, value: u16) {
+    pub unsafe fn store_u16<const AT: usize>(start: usize, value: u16) {
         // SAFETY: the caller vouches for two writable bytes.
-        unsafe { ((start + at) as *mut u16).write_unaligned(value) };
+        unsafe { ((start + AT) as *mut u16).write_unaligned(value) };
     }
 
-    pub unsafe fn store_u32(start: usize, at: usize, value: u32) {
+    pub unsafe fn store_u32<const AT: usize>(start: usize, value: u32) {
         // SAFETY: the caller vouches for four writable bytes.
-        unsafe { ((start + at) as *mut u32).write_unaligned(value) };
+        unsafe { ((start + AT) as *mut u32).write_unaligned(value) };
     }
 }
 

@@ -66,13 +66,6 @@ mod entries {
             }
         }
     }
-
-    /// On the gateway's own end of its veth: having a program there is what
-    /// makes the kernel take in redirected frames.
-    #[xdp]
-    pub fn pass(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
-    }
 }
 
 #[cfg(target_arch = "bpf")]

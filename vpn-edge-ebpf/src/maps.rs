@@ -3,11 +3,11 @@
 //! What user space reads and writes word by word is mapped into its memory.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 use vpn_edge_common as common;
-use vpn_edge_common::{Allocation, Counters, Edge, Event, Limits, SLOTS, Sessions, Word};
+use vpn_edge_common::{Allocation, Clock, Counters, Edge, Event, Limits, SLOTS, Sessions, Word};
 use vpn_edge_ebpf::mac1::Scratch;
 use vpn_edge_ebpf::world::World;
 
@@ -19,7 +19,7 @@ static ALLOCATIONS: Array<Allocation> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 #[map]
 static EDGE: Array<Edge> = Array::pinned(1, 0);
 
-/// By [`Allocation::slot`], as are the next two.
+/// By [`Allocation::slot`], as are the next three.
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 
@@ -27,7 +27,13 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 static SESSIONS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 #[map]
+static REPLAYS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+#[map]
 static LIMITS: Array<Limits> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+#[map]
+static CLOCK: Array<Clock> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
 static SOURCES: Array<Word> = Array::pinned(common::SOURCES, BPF_F_MMAPABLE);
@@ -59,6 +65,11 @@ impl World<'static> for Kernel {
     }
 
     #[inline(always)]
+    fn replays(&self, slot: u16) -> Option<&'static Sessions> {
+        REPLAYS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
     fn limits(&self, slot: u16) -> Option<&'static Limits> {
         LIMITS.get(u32::from(slot))
     }
@@ -80,6 +91,26 @@ impl World<'static> for Kernel {
     fn now(&self) -> u64 {
         // SAFETY: a plain helper call.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn tick(&self) -> u32 {
+        common::tick(jiffies())
+    }
+}
+
+#[inline(always)]
+fn jiffies() -> u64 {
+    // SAFETY: a plain helper call, which the verifier makes a load.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Tells user space what time the programs have.
+#[inline(always)]
+pub fn set_clock() {
+    if let Some(clock) = CLOCK.get(0) {
+        clock.jiffies.store(jiffies());
+        clock.nanoseconds.store(Kernel.now());
     }
 }
 

@@ -6,11 +6,12 @@
 //! sender's address does not matter, and clients may roam.
 
 use vpn_edge_common::wire::{length, message, time};
-use vpn_edge_common::{Bucket, Sessions, Word, tick};
+use vpn_edge_common::{Bucket, Sessions, Word};
 
-/// How long an announced index is taken: from the announcement to the last
-/// packet that the gateway takes under it. A response to an initiation may be
-/// as late as its time-out, and only then does the session begin.
+/// How long an announced index is taken, in nanoseconds: from the announcement
+/// to the last packet that the gateway takes under it. A response to an
+/// initiation may be as late as its time-out, and only then does the session
+/// begin.
 pub const LIFE: u64 = time::REJECT_AFTER + time::REKEY_TIMEOUT;
 
 /// The bucket that `index` belongs in.
@@ -26,16 +27,16 @@ pub fn bucket(sessions: &Sessions, index: u32) -> &Bucket {
     unsafe { sessions.0.get_unchecked(at) }
 }
 
-/// Whether the gateway takes packets under `index` at `now`, in nanoseconds.
+/// Whether the gateway takes packets under `index` at the tick `now`.
 #[inline(always)]
 #[must_use]
-pub fn is_live(bucket: &Bucket, index: u32, now: impl FnOnce() -> u64) -> bool {
+pub fn is_live(bucket: &Bucket, index: u32, now: impl FnOnce() -> u32) -> bool {
     let [a, b, c, d] = &bucket.0;
     let entry = of(a, index)
         .or_else(|| of(b, index))
         .or_else(|| of(c, index))
         .or_else(|| of(d, index));
-    entry.is_some_and(|entry| entry as u32 > tick(now()))
+    entry.is_some_and(|entry| entry as u32 > now())
 }
 
 #[inline(always)]
@@ -44,14 +45,15 @@ fn of(way: &Word, index: u32) -> Option<u64> {
     ((entry >> 32) as u32 == index).then_some(entry)
 }
 
-/// Takes in that the gateway announced `index`.
+/// Takes in that the gateway announced `index`, to hold until the tick
+/// `expiry`.
 ///
 /// In place of the same index, or of the entry that expires first. Two CPUs may
 /// do this at once, so the entry is exchanged only if it is still the one that
 /// was looked at; whoever was overtaken tries once more.
 #[inline(always)]
-pub fn announce(bucket: &Bucket, index: u32, now: u64) {
-    let entry = u64::from(index) << 32 | u64::from(tick(now + LIFE));
+pub fn announce(bucket: &Bucket, index: u32, expiry: u32) {
+    let entry = u64::from(index) << 32 | u64::from(expiry);
     let done = try_announce(bucket, index, entry);
     if !done && !try_announce(bucket, index, entry) {
         try_announce(bucket, index, entry);
@@ -96,22 +98,18 @@ const RESPONSE: u32 = message::RESPONSE as u32;
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
-    /// Some time after the machine started.
-    const START: u64 = 1000 * SECOND;
-
-    fn live(bucket: &Bucket, index: u32, now: u64) -> bool {
+    fn live(bucket: &Bucket, index: u32, now: u32) -> bool {
         is_live(bucket, index, || now)
     }
 
     #[test]
-    fn an_announced_index_lives_as_long_as_a_session_and_no_longer() {
+    fn an_announced_index_lives_until_it_expires_and_no_longer() {
         let bucket = Bucket::default();
-        announce(&bucket, 7, START);
-        assert!(live(&bucket, 7, START));
-        assert!(live(&bucket, 7, START + time::REJECT_AFTER));
-        assert!(!live(&bucket, 7, START + LIFE + SECOND));
-        assert!(!live(&bucket, 8, START));
+        announce(&bucket, 7, 100);
+        assert!(live(&bucket, 7, 1));
+        assert!(live(&bucket, 7, 99));
+        assert!(!live(&bucket, 7, 100));
+        assert!(!live(&bucket, 8, 1));
     }
 
     #[test]
@@ -119,39 +117,39 @@ mod tests {
         let bucket = Bucket::default();
         for index in [0, 1, u32::MAX] {
             assert!(!live(&bucket, index, 0));
-            assert!(!live(&bucket, index, START));
+            assert!(!live(&bucket, index, 100));
         }
     }
 
     #[test]
     fn index_zero_is_an_index_like_any_other() {
         let bucket = Bucket::default();
-        announce(&bucket, 0, START);
-        assert!(live(&bucket, 0, START));
+        announce(&bucket, 0, 100);
+        assert!(live(&bucket, 0, 50));
     }
 
     #[test]
     fn an_index_announced_again_takes_no_second_place() {
         let bucket = Bucket::default();
         for index in 1..=4 {
-            announce(&bucket, index, START + u64::from(index) * SECOND);
+            announce(&bucket, index, 100 + index);
         }
-        announce(&bucket, 1, START + 60 * SECOND);
+        announce(&bucket, 1, 200);
         for index in 1..=4 {
-            assert!(live(&bucket, index, START + 10 * SECOND), "{index}");
+            assert!(live(&bucket, index, 50), "{index}");
         }
-        assert!(live(&bucket, 1, START + 60 * SECOND + time::REJECT_AFTER));
+        assert!(live(&bucket, 1, 199));
     }
 
     #[test]
     fn a_full_bucket_forgets_the_index_that_expires_first() {
         let bucket = Bucket::default();
         for index in 1..=5 {
-            announce(&bucket, index, START + u64::from(index) * SECOND);
+            announce(&bucket, index, 100 + index);
         }
-        assert!(!live(&bucket, 1, START));
+        assert!(!live(&bucket, 1, 50));
         for index in 2..=5 {
-            assert!(live(&bucket, index, START), "{index}");
+            assert!(live(&bucket, index, 50), "{index}");
         }
     }
 
@@ -160,9 +158,9 @@ mod tests {
         for position in 0..4 {
             let bucket = Bucket::default();
             for index in 0..4 {
-                announce(&bucket, 100 + index, START + u64::from(index) * SECOND);
+                announce(&bucket, 100 + index, 100 + index);
             }
-            announce(&bucket, 100 + position, START + 9 * SECOND);
+            announce(&bucket, 100 + position, 200);
             let entries: Vec<u64> = bucket.0.iter().map(|way| way.load()).collect();
             let same = entries
                 .iter()

@@ -10,6 +10,7 @@ pub trait World<'m> {
     fn allocation(&self, port: u16) -> Option<&'m Allocation>;
     fn edge(&self) -> Option<&'m Edge>;
     fn sessions(&self, slot: u16) -> Option<&'m Sessions>;
+    fn replays(&self, slot: u16) -> Option<&'m Sessions>;
     fn limits(&self, slot: u16) -> Option<&'m Limits>;
     /// The bucket of [`crate::limit::source`].
     fn source(&self, bucket: u32) -> Option<&'m Word>;
@@ -17,4 +18,6 @@ pub trait World<'m> {
     fn scratch(&self) -> Option<&'m mut Scratch>;
     /// Nanoseconds of the monotonic clock, some milliseconds coarse.
     fn now(&self) -> u64;
+    /// The [`vpn_edge_common::tick`] of now.
+    fn tick(&self) -> u32;
 }

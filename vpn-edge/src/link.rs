@@ -20,6 +20,11 @@ use crate::netlink::{self, connect, find};
 /// The gateway's end, inside its namespace.
 pub const GATEWAY_END: &str = "eth0";
 
+/// Source of the frames that the edge redirects into a gateway's link. Frames
+/// that the node's kernel routes have another, so the gateway can tell what
+/// came past the guard.
+pub const EDGE_MAC: [u8; 6] = [2, 2, 0, 0, 0, 0];
+
 /// The node, as gateways see it: their next hop. It is on no interface; the
 /// gateway's neighbour entry for it is permanent.
 const NODE: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -130,7 +135,7 @@ pub async fn remove(name: &str) -> io::Result<()> {
 /// When an end is missing.
 pub async fn locate(name: &str, namespace: &Path) -> io::Result<Location> {
     let handle = connect()?;
-    let (ifindex, host_mac) = mac(&handle, name).await?;
+    let ifindex = netlink::index(&handle, name).await?;
     let (gateway_mac, address, takes_redirects) = netlink::inside(namespace, || async {
         use futures_util::TryStreamExt;
         let handle = connect()?;
@@ -159,20 +164,10 @@ pub async fn locate(name: &str, namespace: &Path) -> io::Result<Location> {
     Ok(Location {
         interface: name.into(),
         ifindex,
-        host_mac,
         gateway_mac,
         address,
         takes_redirects,
     })
-}
-
-/// An interface's index and MAC address.
-async fn mac(handle: &Handle, name: &str) -> io::Result<(u32, [u8; 6])> {
-    let link = find(handle, name)
-        .await
-        .map_err(io::Error::other)?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no interface `{name}`")))?;
-    Ok((link.header.index, address_of(&link)?))
 }
 
 fn address_of(link: &LinkMessage) -> io::Result<[u8; 6]> {

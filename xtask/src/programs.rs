@@ -7,8 +7,17 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use std::fs;
 use std::path::Path;
 
-/// Every BPF instruction takes eight bytes; a 64-bit constant takes two of them.
-const INSTRUCTION: u64 = 8;
+/// One instruction; a 64-bit constant takes two of them.
+type Instruction = [u8; 8];
+
+/// A program, or a function that programs call.
+struct Function {
+    section: String,
+    name: String,
+    instructions: usize,
+    /// Bytes of stack in its own frame.
+    stack: usize,
+}
 
 pub fn build_and_list() -> Result<()> {
     setup::ready(&[Need::Build])?;
@@ -20,11 +29,17 @@ pub fn build_and_list() -> Result<()> {
         .collect();
     objects.sort();
     println!(
-        "{:<16} {:<12} {:<20} {:>12}",
-        "object", "section", "function", "instructions"
+        "{:<16} {:<12} {:<20} {:>12} {:>12}",
+        "object", "section", "function", "instructions", "stack bytes"
     );
     for object in objects {
-        list(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        let name = object.file_name().unwrap_or_default().to_string_lossy();
+        for function in functions(&object)? {
+            println!(
+                "{name:<16} {:<12} {:<20} {:>12} {:>12}",
+                function.section, function.name, function.instructions, function.stack
+            );
+        }
     }
     Ok(())
 }
@@ -33,25 +48,109 @@ fn is_elf(path: &Path) -> bool {
     fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"))
 }
 
-fn list(path: &Path) -> Result<()> {
-    let bytes = fs::read(path)?;
-    let file = object::File::parse(&*bytes)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+fn functions(path: &Path) -> Result<Vec<Function>> {
+    let unreadable = || format!("cannot read {}", path.display());
+    let bytes = fs::read(path).with_context(unreadable)?;
+    let file = object::File::parse(&*bytes).with_context(unreadable)?;
+    let mut found = Vec::new();
     for section in file
         .sections()
         .filter(|section| section.kind() == SectionKind::Text)
     {
-        let functions = file.symbols().filter(|symbol| {
+        let symbols = file.symbols().filter(|symbol| {
             symbol.kind() == SymbolKind::Text && symbol.section_index() == Some(section.index())
         });
-        for function in functions {
-            println!(
-                "{name:<16} {:<12} {:<20} {:>12}",
-                section.name()?,
-                function.name()?,
-                function.size() / INSTRUCTION
+        for symbol in symbols {
+            let code = section
+                .data_range(symbol.address(), symbol.size())?
+                .with_context(|| format!("{} has no code", symbol.name().unwrap_or_default()))?;
+            let (code, _) = code.as_chunks();
+            found.push(Function {
+                section: section.name()?.into(),
+                name: symbol.name()?.into(),
+                instructions: code.len(),
+                stack: stack(code),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// How far below the frame pointer the code reaches: directly, or through a
+/// register that it sets to the frame pointer less a constant.
+fn stack(code: &[Instruction]) -> usize {
+    const FRAME_POINTER: u8 = 10;
+    const LDX: u8 = 1;
+    const ST: u8 = 2;
+    const STX: u8 = 3;
+    const MOVE: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    let mut deepest = 0;
+    let mut copies = [false; 16];
+    for instruction in code {
+        let [opcode, registers, ..] = *instruction;
+        let (destination, source) = (registers & 0xf, registers >> 4);
+        let offset = i16::from_le_bytes([instruction[2], instruction[3]]);
+        let immediate = i32::from_le_bytes(*instruction.last_chunk().expect("of eight bytes"));
+        let reaches = match opcode & 7 {
+            LDX if source == FRAME_POINTER => i32::from(offset),
+            ST | STX if destination == FRAME_POINTER => i32::from(offset),
+            _ if opcode == ADD && copies[usize::from(destination)] => immediate,
+            _ => 0,
+        };
+        deepest = deepest.max(-reaches);
+        copies[usize::from(destination)] = opcode == MOVE && source == FRAME_POINTER;
+    }
+    deepest as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel allows a program and all that it calls.
+    const STACK: usize = 512;
+
+    #[test]
+    fn the_programs_leave_room_on_the_stack_and_stay_small() {
+        let target = workspace::target_dir().join("ebpf");
+        let folder = build_ebpf::build(workspace::root(), &target).unwrap();
+        let functions = functions(&folder.join("vpn-edge-ebpf")).unwrap();
+        // Older kernels round frames up to 32 bytes.
+        let of = |name: &str| {
+            let function = functions.iter().find(|function| function.name == name);
+            let function = function.unwrap_or_else(|| panic!("no function {name}"));
+            (function.stack.next_multiple_of(32), function.instructions)
+        };
+        let (called, instructions) = of("compress");
+        assert!(instructions <= 4_000, "compress has {instructions}");
+        for (program, most) in [("ingress", 1_500), ("ingress_tc", 1_500), ("egress", 1_200)] {
+            let (own, instructions) = of(program);
+            assert!(
+                instructions <= most,
+                "{program} has {instructions} instructions"
+            );
+            let stack = own + called;
+            assert!(
+                stack > 0 && stack <= STACK / 2,
+                "{program} takes {stack} bytes of stack"
             );
         }
     }
-    Ok(())
+
+    #[test]
+    fn the_stack_is_as_deep_as_the_code_reaches() {
+        let reach = |code: &[Instruction]| stack(code);
+        // *(u64 *)(r10 - 16) = r1
+        let store = [0x7b, 0x1a, 0xf0, 0xff, 0, 0, 0, 0];
+        // r2 = r10; r2 += -104
+        let copy = [0xbf, 0xa2, 0, 0, 0, 0, 0, 0];
+        let add = [0x07, 0x02, 0, 0, 0x98, 0xff, 0xff, 0xff];
+        // r1 += -104, which is no frame pointer
+        let other = [0x07, 0x01, 0, 0, 0x98, 0xff, 0xff, 0xff];
+        assert_eq!(reach(&[]), 0);
+        assert_eq!(reach(&[store]), 16);
+        assert_eq!(reach(&[store, copy, add]), 104);
+        assert_eq!(reach(&[store, copy, other]), 16);
+    }
 }

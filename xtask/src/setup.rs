@@ -26,6 +26,8 @@ pub enum Need {
     Tun,
     /// To show a database behind a gateway.
     Demo,
+    /// To measure against the rules of others.
+    Bench,
     /// To boot other kernels.
     Kernels,
     /// To build libFuzzer, which is C++.
@@ -61,6 +63,7 @@ impl Need {
                 "wireguard-go",
                 "wireguard-tools",
             ],
+            Self::Bench => &["conntrack", "iptables"],
             Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[
@@ -88,7 +91,13 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         match need {
             Need::Bpf => loads_programs()?,
             Need::Tun => has_tun()?,
-            Need::Build | Need::Lab | Need::Demo | Need::Kernels | Need::Fuzz | Need::Lint => {}
+            Need::Build
+            | Need::Lab
+            | Need::Bench
+            | Need::Demo
+            | Need::Kernels
+            | Need::Fuzz
+            | Need::Lint => {}
         }
     }
     let packages: Vec<&str> = needs

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use crate::message;
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use vpn_edge_common::{Allocation, Limits, Rates, frame_addresses, mapped, mode};
+use vpn_edge_common::{Allocation, DropReason, Limits, Rates, frame_addresses, mapped, mode};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::Admitted;
 use vpn_edge_ebpf::steer::{Refusal, Rung, decide};
@@ -21,6 +21,8 @@ const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 3]];
 const KEY: [u8; 32] = [0x4b; 32];
 const LIVE: u32 = 1;
 const NOW: u64 = 1_000_000_000_000;
+const TICK: u32 = 1000;
+const LIFE: u32 = 100;
 
 /// Ports, their modes, and whether a plan limits them.
 const PORTS: [(u16, u8, bool); 4] = [
@@ -97,6 +99,25 @@ fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Admitted> {
     assert!(matches!(tags, 0 | 4 | 8), "{tags} bytes of tags");
     sound(&frame[tags..], &bytes[tags..]);
     entitled(&bytes[tags..], admitted, setting);
+
+    let again = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| steered.admitted);
+    let handshake = bytes[tags + ETHERNET + IP + 8] <= 2;
+    if handshake {
+        let replay = matches!(
+            again,
+            Err(Refusal::Drop {
+                reason: DropReason::Replay,
+                ..
+            })
+        );
+        assert!(replay, "let in twice");
+    } else {
+        assert_eq!(
+            again,
+            Ok(admitted),
+            "one packet of a session is like another"
+        );
+    }
     Some(admitted)
 }
 
@@ -191,6 +212,11 @@ fn set(tables: &Tables, state: u8) {
     let word = |used_up: bool| if used_up { u64::MAX / 2 } else { 0 };
     let [source, handshakes, unknown, packets, bytes, grace] = bits(state).map(word);
     tables.sources[0].store(source);
+    for replays in tables.replays.values() {
+        for way in replays.0.iter().flat_map(|bucket| &bucket.0) {
+            way.store(0);
+        }
+    }
     for Limits {
         handshakes: of_handshakes,
         unknown: of_unknown,
@@ -213,7 +239,9 @@ fn tables() -> Tables {
     tables.edge.address = mapped(NODE);
     // All sources share the first bucket.
     tables.edge.seed = 0;
+    tables.edge.session_life = LIFE;
     tables.now = NOW;
+    tables.tick = TICK;
     for (slot, (port, mode, limited)) in (0..).zip(PORTS) {
         let allocation = Allocation {
             mode,
@@ -231,7 +259,7 @@ fn tables() -> Tables {
         };
         tables.insert(port, allocation);
         let sessions = &tables.sessions[&slot];
-        session::announce(session::bucket(sessions, LIVE), LIVE, NOW);
+        session::announce(session::bucket(sessions, LIVE), LIVE, TICK + LIFE);
     }
     tables
 }

@@ -7,6 +7,7 @@ use vpn_edge_common::{Allocation, Rates, SLOTS, frame_addresses, mapped, mode};
 use super::index::Entry;
 use crate::datapath::{Change, Memory};
 use crate::domain::Limits;
+use crate::link::EDGE_MAC;
 
 /// More ports are allocated than the node has counter slots.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +104,7 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
             mode::TC
         },
         ifindex: location.ifindex,
-        frame: frame_addresses(location.gateway_mac, location.host_mac),
+        frame: frame_addresses(location.gateway_mac, EDGE_MAC),
         gateway: mapped(location.address.octets()),
         ..identity
     }
@@ -138,7 +139,6 @@ mod tests {
             location: open.then(|| Location {
                 interface: format!("veth{tenant}"),
                 ifindex: tenant as u32,
-                host_mac: [2; 6],
                 gateway_mac: [4; 6],
                 address: Ipv4Addr::new(100, 64, 0, tenant as u8),
                 takes_redirects: true,

@@ -142,7 +142,6 @@ mod tests {
             location: Some(Location {
                 interface: "vpn-edge-31001".into(),
                 ifindex: 9,
-                host_mac: [2; 6],
                 gateway_mac: [4; 6],
                 address: Ipv4Addr::new(100, 64, 121, 25),
                 takes_redirects: true,

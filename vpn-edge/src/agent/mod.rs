@@ -127,6 +127,7 @@ impl Agent {
         let Some(desired) = self.index.desired() else {
             return Ok(());
         };
+        self.revoke(&desired);
         if self.datapath.upgrading() {
             self.apply(&desired)?;
         }
@@ -152,6 +153,21 @@ impl Agent {
             changed
         });
         hooked
+    }
+
+    /// Closes what is no longer to be open before anything else is done: whom
+    /// it was open to is cut off whatever happens to the rest.
+    fn revoke(&mut self, desired: &BTreeMap<u16, Entry>) {
+        for (&port, allocation) in self.observed.iter().flatten() {
+            let still = desired.get(&port).is_some_and(|entry| {
+                entry.location.is_some()
+                    && allocation.tenant == *entry.tenant.as_bytes()
+                    && allocation.generation == entry.generation
+            });
+            if allocation.mode > mode::CLOSED && !still {
+                self.datapath.maps.close(port);
+            }
+        }
     }
 
     /// Brings the port map to what is desired.

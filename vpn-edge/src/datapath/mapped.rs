@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use vpn_edge_common::{Limits, Sessions, Word};
+use vpn_edge_common::{Clock, Limits, Sessions, Word};
 
 /// What may lie in memory that the kernel and other processes change.
 ///
@@ -24,6 +24,8 @@ unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 unsafe impl Shared for Sessions {}
 // SAFETY: as above.
 unsafe impl Shared for Limits {}
+// SAFETY: as above.
+unsafe impl Shared for Clock {}
 
 /// The values of an array map. To be written only if it was mapped so.
 pub(super) struct Mapped<T> {

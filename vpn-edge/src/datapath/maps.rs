@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use vpn_edge_common::{
-    Allocation, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
+    Allocation, Clock, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
 };
 use vpn_edge_ebpf::session::LIFE;
 use vpn_edge_ebpf::tables::Tables;
@@ -79,8 +79,10 @@ pub struct Change {
 pub struct Reader {
     allocations: Mapped<Cell>,
     sessions: Mapped<Sessions>,
+    replays: Mapped<Sessions>,
     limits: Mapped<Limits>,
     sources: Mapped<Word>,
+    clock: Mapped<Clock>,
     edge: Array<MapData, Edge>,
     counters: PerCpuArray<MapData, Counters>,
 }
@@ -109,8 +111,10 @@ impl Reader {
         Ok(Self {
             allocations: memory(folder, map::ALLOCATIONS, PORTS, writable)?,
             sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
+            replays: memory(folder, map::REPLAYS, SLOTS, writable)?,
             limits: memory(folder, map::LIMITS, SLOTS, writable)?,
             sources: memory(folder, map::SOURCES, SOURCES, writable)?,
+            clock: memory(folder, map::CLOCK, 1, writable)?,
             edge: Array::try_from(Map::Array(pinned(folder, map::EDGE)?))
                 .map_err(|source| unreadable(map::EDGE, source))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(pinned(folder, map::COUNTERS)?))
@@ -167,10 +171,18 @@ impl Reader {
     /// Session indexes of a slot under which its gateway takes packets now.
     #[must_use]
     pub fn sessions(&self, slot: u16) -> usize {
-        let now = tick(monotonic());
+        let now = self.tick();
         let sessions = &self.sessions[usize::from(slot)];
-        let ways = sessions.0.iter().flat_map(|bucket| &bucket.0);
-        ways.filter(|way| way.load() as u32 > now).count()
+        ways(sessions).filter(|way| way.load() as u32 > now).count()
+    }
+
+    /// What time the programs have. Before a first session was announced they
+    /// have not told, and it does not matter.
+    #[must_use]
+    pub fn tick(&self) -> u32 {
+        let clock = &self.clock[0];
+        let since = monotonic().saturating_sub(clock.nanoseconds.load());
+        tick(clock.jiffies.load() + since / jiffy())
     }
 
     /// Until when a slot's unknown sessions pass, from now; nothing if they do
@@ -192,22 +204,22 @@ impl Reader {
         let mut tables = Tables::default();
         tables.edge = self.edge()?;
         tables.now = monotonic();
+        tables.tick = self.tick();
         copy(self.sources.iter(), tables.sources.iter());
         for (port, allocation) in self.allocations() {
             tables.insert(port, allocation);
             let slot = usize::from(allocation.slot);
-            let (sessions, limits) = (&self.sessions[slot], &self.limits[slot]);
-            copy(
-                sessions.0.iter().flat_map(|bucket| &bucket.0),
-                tables.sessions[&allocation.slot]
-                    .0
-                    .iter()
-                    .flat_map(|bucket| &bucket.0),
-            );
-            copy(words(limits), words(&tables.limits[&allocation.slot]));
+            let key = &allocation.slot;
+            copy(ways(&self.sessions[slot]), ways(&tables.sessions[key]));
+            copy(ways(&self.replays[slot]), ways(&tables.replays[key]));
+            copy(words(&self.limits[slot]), words(&tables.limits[key]));
         }
         Ok(tables)
     }
+}
+
+fn ways(sessions: &Sessions) -> impl Iterator<Item = &Word> {
+    sessions.0.iter().flat_map(|bucket| &bucket.0)
 }
 
 fn words(limits: &Limits) -> impl Iterator<Item = &Word> {
@@ -340,15 +352,28 @@ impl Maps {
         Ok(())
     }
 
+    /// Closes a port at once, and leaves the rest of its allocation.
+    pub fn close(&mut self, port: u16) {
+        if let Some(allocation) = self.0.allocation(port) {
+            let closed = Allocation {
+                mode: mode::CLOSED,
+                ..allocation
+            };
+            self.0.allocations[usize::from(port)][HEAD].store(to_words(closed)[HEAD]);
+        }
+    }
+
     fn remember(&mut self, change: &Change) -> Result<(), MapError> {
+        if change.allocation.mode == mode::NONE {
+            // It names no slot.
+            return Ok(());
+        }
         let slot = change.allocation.slot;
         let limits = &self.0.limits[usize::from(slot)];
         if change.memory != Memory::Keep {
-            let sessions = &self.0.sessions[usize::from(slot)];
-            for way in sessions.0.iter().flat_map(|bucket| &bucket.0) {
-                way.store(0);
-            }
-            for word in words(limits) {
+            let (sessions, replays) = (&self.0.sessions, &self.0.replays);
+            let ways = [sessions, replays].map(|map| ways(&map[usize::from(slot)]));
+            for word in ways.into_iter().flatten().chain(words(limits)) {
                 word.store(0);
             }
         }
@@ -400,6 +425,19 @@ fn monotonic() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .expect("every Linux has this clock");
     Duration::from(now).as_nanos() as u64
+}
+
+/// How long a jiffy is, in nanoseconds.
+fn jiffy() -> u64 {
+    // The coarse clocks advance with each.
+    let length = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .expect("every Linux has this clock");
+    (Duration::from(length).as_nanos() as u64).max(1)
+}
+
+/// [`LIFE`] as a count of ticks, and one more as both ends fall in between.
+pub(super) fn session_life() -> u32 {
+    tick(LIFE / jiffy()) + 1
 }
 
 fn pinned(folder: &Path, name: &'static str) -> Result<MapData, MapError> {

@@ -25,6 +25,9 @@ pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
 /// The eBPF object that this binary was built with.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VPN_EDGE_EBPF"));
 
+/// The one program of a gateway's own end.
+static PASS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PASS_EBPF"));
+
 /// Why the datapath is not as asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -146,7 +149,7 @@ impl Datapath {
         let edge = Edge {
             address,
             uplink,
-            pad: 0,
+            session_life: maps::session_life(),
             seed,
         };
         if known != edge {
@@ -200,7 +203,7 @@ where
 ///
 /// When the kernel refuses it, or another XDP program is there.
 pub fn ready_gateway_end(interface: &str) -> Result<Ready, DatapathError> {
-    let mut ebpf = Ebpf::load(OBJECT)?;
+    let mut ebpf = Ebpf::load(PASS_OBJECT)?;
     load::<aya::programs::Xdp>(&mut ebpf, program::PASS)?;
     attach::xdp(&mut ebpf, program::PASS, interface)?;
     Ok(Ready { _ebpf: ebpf })

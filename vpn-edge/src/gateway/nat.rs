@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::GatewayConfig;
+use crate::link::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
 pub fn forward() -> io::Result<()> {
@@ -44,6 +45,9 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 /// What comes out of the tunnel is held to the networks packet by packet, not
 /// once a connection: a network that is taken away is out of reach at once.
 ///
+/// WireGuard takes packets from the edge alone: what the node's kernel routed
+/// here has passed no guard.
+///
 /// NAT keeps clear of the gateway's own port: a client's packet that left with
 /// it as its source would be taken for WireGuard traffic by the edge.
 fn rules(config: &GatewayConfig) -> String {
@@ -56,6 +60,8 @@ fn rules(config: &GatewayConfig) -> String {
         networks,
         ..
     } = config;
+    let [a, b, c, d, e, f] = EDGE_MAC;
+    let edge = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
     let tunnel = address.trunc();
     let sources = if *port < 32_768 {
         "32768-65535"
@@ -76,7 +82,8 @@ table inet vpn-edge {{
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname \"lo\" accept
-    iifname \"{link}\" udp dport {port} accept
+    iifname \"{link}\" udp dport {port} ether saddr {edge} accept
+    iifname \"{link}\" udp dport {port} drop
     ct state established,related accept
     iifname \"{interface}\" icmp type echo-request accept
   }}

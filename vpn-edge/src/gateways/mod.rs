@@ -46,7 +46,6 @@ pub struct Location {
     /// Host-side end of the gateway's veth.
     pub interface: String,
     pub ifindex: u32,
-    pub host_mac: [u8; 6],
     pub gateway_mac: [u8; 6],
     pub address: Ipv4Addr,
     /// The gateway's end takes in frames that XDP redirects.
