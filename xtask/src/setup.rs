@@ -30,6 +30,8 @@ pub enum Need {
     Bench,
     /// To boot other kernels.
     Kernels,
+    /// To build libFuzzer, which is C++.
+    Fuzz,
     /// To check the tree.
     Lint,
 }
@@ -62,6 +64,7 @@ impl Need {
                 "wireguard-tools",
             ],
             Self::Bench => &["conntrack", "iptables"],
+            Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[
                 "busybox-static",
@@ -88,7 +91,13 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         match need {
             Need::Bpf => loads_programs()?,
             Need::Tun => has_tun()?,
-            Need::Build | Need::Lab | Need::Bench | Need::Demo | Need::Kernels | Need::Lint => {}
+            Need::Build
+            | Need::Lab
+            | Need::Bench
+            | Need::Demo
+            | Need::Kernels
+            | Need::Fuzz
+            | Need::Lint => {}
         }
     }
     let packages: Vec<&str> = needs
