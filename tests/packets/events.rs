@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use vpn_edge::datapath::Events;
 use vpn_edge_common::{DropReason, Event, Rates, mapped};
 
-use crate::node::{GATEWAY, Node, PORT, SLOT, TENANT, Verdict, data, now};
+use crate::node::{GATEWAY, Node, OTHER_PORT, PORT, SLOT, TENANT, Verdict, data, now};
 
 /// Reasons are sampled on each CPU by itself.
 fn stay_on_this_cpu() {
@@ -104,6 +104,11 @@ fn a_refused_reply_is_told_with_the_tenant_that_it_came_from() {
         message: 4,
     };
     assert_eq!(event, expected);
+}
+
+#[test]
+fn a_refused_reply_to_a_client_on_another_tenants_port_is_told_with_its_own_tenant() {
+    assert_eq!(refused_reply(OTHER_PORT).tenant, TENANT);
 }
 
 #[test]
