@@ -87,7 +87,7 @@ pub struct Counters {
     pub ingress_bytes: u64,
     pub egress_packets: u64,
     pub egress_bytes: u64,
-    /// Initiations and responses that were let in.
+    /// Initiations and responses that were let in, other than by grace.
     pub handshakes: u64,
     /// Session indexes that the gateway announced, by initiations and
     /// responses of its own.
