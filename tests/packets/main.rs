@@ -14,3 +14,4 @@ mod publishing;
 mod rates;
 mod sessions;
 mod table;
+mod verifier;
