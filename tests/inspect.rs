@@ -223,6 +223,9 @@ fn a_handshake_passes_only_with_the_mac1_for_its_gateway() -> Result<()> {
     ensure!(good["stages"][0]["steps"][3]["good"] == true, "{good:#}");
     ensure!(good["stages"][0]["verdict"] == "steer", "{good:#}");
     ensure!(good["agrees"] == true, "{good:#}");
+    let again = fields(&edge, tenant.port, &initiation)?;
+    ensure!(again["stages"][0]["reason"] == "replay", "{again:#}");
+    ensure!(again["agrees"] == true, "{again:#}");
     let left = |traced: &Value| traced["stages"][0]["steps"][2]["handshakes_left"].as_u64();
     ensure!(left(&bad) <= Some(20) && left(&bad) >= Some(15), "{bad:#}");
 

@@ -2,9 +2,14 @@
 
 pub mod client;
 pub mod edge;
+#[cfg(test)]
+mod findings;
 pub mod laptop;
+pub mod message;
 pub mod names;
 pub mod node;
+pub mod packet;
 pub mod postgres;
+pub mod programs;
 pub mod sandbox;
 pub mod topology;

@@ -56,6 +56,8 @@ reasons! {
     Rewrite = "rewrite",
     /// A handshake message whose mac1 does not know the gateway's public key.
     Mac1 = "mac1",
+    /// A handshake message that was let in before.
+    Replay = "replay",
     /// A receiver index that the gateway has not announced, or too long ago.
     UnknownSession = "unknown_session",
     /// More handshake messages from one source than it may send.
@@ -85,7 +87,7 @@ pub struct Counters {
     pub ingress_bytes: u64,
     pub egress_packets: u64,
     pub egress_bytes: u64,
-    /// Initiations and responses that were let in.
+    /// Initiations and responses that were let in, other than by grace.
     pub handshakes: u64,
     /// Session indexes that the gateway announced, by initiations and
     /// responses of its own.
@@ -161,6 +163,15 @@ mod tests {
                 .iter()
                 .filter(|other| other.name() == reason.name());
             assert_eq!(same.count(), 1, "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_every_reason_as_it_is_meant() {
+        let readme = include_str!("../../README.md");
+        for reason in DropReason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.meaning());
+            assert!(readme.contains(&row), "README.md lacks {row}");
         }
     }
 }

@@ -40,6 +40,8 @@ pub mod map {
     pub const EDGE: &str = "EDGE";
     pub const COUNTERS: &str = "COUNTERS";
     pub const SESSIONS: &str = "SESSIONS";
+    /// Handshake messages that were let in, by their mac1, kept as sessions are.
+    pub const REPLAYS: &str = "REPLAYS";
     pub const LIMITS: &str = "LIMITS";
     pub const CLOCK: &str = "CLOCK";
     pub const SOURCES: &str = "SOURCES";

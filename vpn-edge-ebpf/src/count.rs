@@ -48,19 +48,20 @@ pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
         }
     });
     if let Some(count) = count {
-        sample(frame, count, reason);
+        sample(frame, slot, count, reason);
     }
 }
 
 #[inline(always)]
-fn sample(frame: &Frame<'_>, count: u64, reason: DropReason) {
+fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: DropReason) {
     let Some(located) = locate(frame) else {
         return;
     };
-    // One of the two ports is the tenant's, whichever way the packet went.
+    // One of the two ports is the tenant's, whichever way the packet went. The
+    // client's may be another tenant's.
     let allocation = Kernel
         .allocation(located.destination_port)
-        .filter(|allocation| allocation.mode != 0)
+        .filter(|allocation| allocation.mode != 0 && allocation.slot == slot)
         .or_else(|| Kernel.allocation(located.source_port));
     maps::report(Event {
         time: Kernel.now(),

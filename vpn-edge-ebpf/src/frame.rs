@@ -14,6 +14,7 @@ pub struct Frame<'a> {
     end: usize,
     /// Length of the whole frame, which may be more than can be read in place.
     length: usize,
+    merged: bool,
     bytes: PhantomData<&'a mut [u8]>,
 }
 
@@ -30,8 +31,23 @@ impl<'a> Frame<'a> {
             start,
             end,
             length,
+            merged: false,
             bytes: PhantomData,
         }
+    }
+
+    /// The same frame, said to hold several datagrams, one header for all.
+    #[inline(always)]
+    #[must_use]
+    pub const fn merged_if(self, merged: bool) -> Self {
+        Self { merged, ..self }
+    }
+
+    /// Whether it holds several datagrams, of which only the first can be seen.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_merged(&self) -> bool {
+        self.merged
     }
 
     /// The frame that is all of `bytes`.

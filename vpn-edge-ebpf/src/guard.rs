@@ -46,7 +46,7 @@ pub fn admit<'m>(
     allocation: &Allocation,
     edge: &Edge,
 ) -> Result<Admitted, DropReason> {
-    match u32::from_le(datagram.message()) {
+    let (mac, admitted) = match u32::from_le(datagram.message()) {
         INITIATION => {
             from_source(world, located, edge)?;
             let message = frame
@@ -56,7 +56,7 @@ pub fn admit<'m>(
             if !mac1::initiation(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
-            handshake(world, allocation)
+            (message.word::<116>(), Admitted::Handshake)
         }
         RESPONSE => {
             // It answers an initiation, which announced the index.
@@ -69,14 +69,16 @@ pub fn admit<'m>(
             if !mac1::response(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
-            let handshake = handshake(world, allocation)?;
-            Ok(match admitted {
-                Admitted::Grace => admitted,
-                _ => handshake,
-            })
+            let admitted = match admitted {
+                Admitted::Grace => Admitted::Grace,
+                _ => Admitted::Handshake,
+            };
+            (message.word::<60>(), admitted)
         }
-        _ => in_session(world, allocation, datagram.index()),
-    }
+        _ => return in_session(world, allocation, datagram.index()),
+    };
+    once(world, allocation, edge, mac)?;
+    Ok(admitted)
 }
 
 /// Holds what was let in, or what leaves, to the tenant's plan.
@@ -163,16 +165,29 @@ fn from_source<'m>(
     }
 }
 
+/// Lets in a handshake message with a good mac1, `mac`: once, and not more of
+/// them than the gateway takes. No implementation sends the same one twice.
 #[inline(always)]
-fn handshake<'m>(world: &impl World<'m>, allocation: &Allocation) -> Result<Admitted, DropReason> {
+fn once<'m>(
+    world: &impl World<'m>,
+    allocation: &Allocation,
+    edge: &Edge,
+    mac: u32,
+) -> Result<(), DropReason> {
+    let replays = world.replays(allocation.slot).ok_or(DropReason::Replay)?;
+    let now = world.tick();
+    let bucket = session::bucket(replays, mac);
+    if session::is_live(bucket, mac, || now) {
+        return Err(DropReason::Replay);
+    }
     let limits = world
         .limits(allocation.slot)
         .ok_or(DropReason::HandshakeRate)?;
-    if limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
-        Ok(Admitted::Handshake)
-    } else {
-        Err(DropReason::HandshakeRate)
+    if !limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
+        return Err(DropReason::HandshakeRate);
     }
+    session::announce(bucket, mac, now + edge.session_life);
+    Ok(())
 }
 
 /// Judges a message by its first four bytes (wire order) and its length.

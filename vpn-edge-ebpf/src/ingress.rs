@@ -44,18 +44,11 @@ pub fn xdp(ctx: &XdpContext) -> Result<u32, Refusal> {
 
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
-    let frame = frame(ctx);
-    let steered = decide(&Kernel, &frame, Rung::Tc)?;
-    let allocation = steered.allocation;
     let skb = ctx.skb.skb;
     // SAFETY: the hook's own skb.
-    if unsafe { (*skb).gso_size } != 0 {
-        // Only the first of the datagrams in it was judged.
-        return Err(Refusal::Drop {
-            slot: allocation.slot,
-            reason: DropReason::Merged,
-        });
-    }
+    let frame = frame(ctx).merged_if(unsafe { (*skb).gso_size } != 0);
+    let steered = decide(&Kernel, &frame, Rung::Tc)?;
+    let allocation = steered.allocation;
     let refuse = Refusal::Drop {
         slot: allocation.slot,
         reason: DropReason::Rewrite,

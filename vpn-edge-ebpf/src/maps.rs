@@ -19,12 +19,15 @@ static ALLOCATIONS: Array<Allocation> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 #[map]
 static EDGE: Array<Edge> = Array::pinned(1, 0);
 
-/// By [`Allocation::slot`], as are the next two.
+/// By [`Allocation::slot`], as are the next three.
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 
 #[map]
 static SESSIONS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+#[map]
+static REPLAYS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 #[map]
 static LIMITS: Array<Limits> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
@@ -59,6 +62,11 @@ impl World<'static> for Kernel {
     #[inline(always)]
     fn sessions(&self, slot: u16) -> Option<&'static Sessions> {
         SESSIONS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn replays(&self, slot: u16) -> Option<&'static Sessions> {
+        REPLAYS.get(u32::from(slot))
     }
 
     #[inline(always)]

@@ -109,7 +109,7 @@ impl Located {
     ///
     /// # Errors
     ///
-    /// The reason to drop it: options, fragment, or shorter than it says.
+    /// The reason to drop it: options, fragment, merged, or shorter than it says.
     #[inline(always)]
     pub fn datagram<'a>(&self, frame: &Frame<'a>) -> Result<Datagram<'a>, DropReason> {
         if self.header_words != 5 {
@@ -117,6 +117,9 @@ impl Located {
         }
         if self.fragment & MORE_FRAGMENTS != 0 {
             return Err(DropReason::Fragment);
+        }
+        if frame.is_merged() {
+            return Err(DropReason::Merged);
         }
         let bytes = frame.view::<SEEN>(self.l3).ok_or(DropReason::Truncated)?;
         let ip_length = bytes.u16::<2>();

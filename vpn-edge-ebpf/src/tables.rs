@@ -14,6 +14,7 @@ pub struct Tables {
     pub edge: Edge,
     /// By slot, as are the next; all of them zero where there is none.
     pub sessions: BTreeMap<u16, Sessions>,
+    pub replays: BTreeMap<u16, Sessions>,
     pub limits: BTreeMap<u16, Limits>,
     pub sources: Vec<Word>,
     /// Nanoseconds.
@@ -28,6 +29,7 @@ impl Default for Tables {
             allocations: BTreeMap::new(),
             edge: Edge::default(),
             sessions: BTreeMap::new(),
+            replays: BTreeMap::new(),
             limits: BTreeMap::new(),
             sources: (0..SOURCES).map(|_| Word::default()).collect(),
             now: 0,
@@ -42,6 +44,7 @@ impl Tables {
     pub fn insert(&mut self, port: u16, allocation: Allocation) {
         self.allocations.insert(port, allocation);
         self.sessions.entry(allocation.slot).or_default();
+        self.replays.entry(allocation.slot).or_default();
         self.limits.entry(allocation.slot).or_default();
     }
 }
@@ -57,6 +60,10 @@ impl<'m> World<'m> for &'m Tables {
 
     fn sessions(&self, slot: u16) -> Option<&'m Sessions> {
         self.sessions.get(&slot)
+    }
+
+    fn replays(&self, slot: u16) -> Option<&'m Sessions> {
+        self.replays.get(&slot)
     }
 
     fn limits(&self, slot: u16) -> Option<&'m Limits> {

@@ -10,6 +10,7 @@ pub trait World<'m> {
     fn allocation(&self, port: u16) -> Option<&'m Allocation>;
     fn edge(&self) -> Option<&'m Edge>;
     fn sessions(&self, slot: u16) -> Option<&'m Sessions>;
+    fn replays(&self, slot: u16) -> Option<&'m Sessions>;
     fn limits(&self, slot: u16) -> Option<&'m Limits>;
     /// The bucket of [`crate::limit::source`].
     fn source(&self, bucket: u32) -> Option<&'m Word>;

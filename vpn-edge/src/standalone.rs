@@ -131,7 +131,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         allowed_ips: args.allowed_ips,
         cluster_ranges: args.cluster_ranges,
     };
-    let router = api::router(registry.clone(), settings, tokens);
+    let router = api::router(registry.clone(), settings, tokens, agent.steered());
     tracing::info!(listen = %args.listen, uplink = %args.uplink, address = %uplink.address, "ready");
     let mut agent = tokio::spawn(agent.run(registry, gateways));
     let mut controller = tokio::spawn(controller.run());

@@ -27,7 +27,8 @@ pub fn from_build_script() -> Result<PathBuf, String> {
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let root = package.parent().ok_or("the package lies in no workspace")?;
     for source in [
-        "vpn-edge-ebpf",
+        "vpn-edge-ebpf/Cargo.toml",
+        "vpn-edge-ebpf/src",
         "vpn-edge-common",
         "xtask/src/build_ebpf.rs",
         "Cargo.lock",

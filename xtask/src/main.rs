@@ -4,6 +4,7 @@ mod bench;
 #[allow(dead_code, reason = "build scripts use the rest")]
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod lint;
 mod programs;
 mod setup;
@@ -35,6 +36,14 @@ enum Xtask {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         names: Vec<String>,
     },
+    /// Feed arbitrary frames to the host's build of the decision
+    Fuzz {
+        #[arg(default_value_t = 60)]
+        seconds: u64,
+        /// Keep inputs that reach new code in the tree's corpus
+        #[arg(long)]
+        keep: bool,
+    },
     /// Check form, clippy, licences and the tree's own rules
     Lint,
 }
@@ -57,6 +66,7 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
         Xtask::Bench { names } => bench::run(&names),
+        Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),
         Xtask::Lint => lint::run(),
     }
 }

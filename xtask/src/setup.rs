@@ -26,8 +26,12 @@ pub enum Need {
     Tun,
     /// To show a database behind a gateway.
     Demo,
+    /// To measure against the rules of others.
+    Bench,
     /// To boot other kernels.
     Kernels,
+    /// To build libFuzzer, which is C++.
+    Fuzz,
     /// To check the tree.
     Lint,
 }
@@ -59,6 +63,8 @@ impl Need {
                 "wireguard-go",
                 "wireguard-tools",
             ],
+            Self::Bench => &["conntrack", "iptables"],
+            Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[
                 "busybox-static",
@@ -85,7 +91,13 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         match need {
             Need::Bpf => loads_programs()?,
             Need::Tun => has_tun()?,
-            Need::Build | Need::Lab | Need::Demo | Need::Kernels | Need::Lint => {}
+            Need::Build
+            | Need::Lab
+            | Need::Bench
+            | Need::Demo
+            | Need::Kernels
+            | Need::Fuzz
+            | Need::Lint => {}
         }
     }
     let packages: Vec<&str> = needs

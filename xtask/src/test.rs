@@ -28,6 +28,12 @@ const SUITES: &[Suite] = &[
         cargo: &[&["test", "--workspace", "--test", "packets"]],
     },
     Suite {
+        name: "agreement",
+        about: "the kernel and the host judge random packets alike; VPN_EDGE_PACKETS=1000000 for many",
+        needs: &[Need::Build, Need::Bpf],
+        cargo: &[&["test", "--workspace", "--test", "agreement"]],
+    },
+    Suite {
         name: "lab",
         about: "real binaries and real WireGuard in network namespaces",
         needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],

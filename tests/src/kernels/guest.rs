@@ -81,7 +81,11 @@ fn qemu(kernel: &Path, image: &Path, messages: &Path) -> Result<Child> {
     command
         .args([
             "-machine",
-            "q35,accel=tcg",
+            "q35",
+            // With a thread for each CPU, one may run a breakpoint that another
+            // has just patched away, and the kernel panics over it.
+            "-accel",
+            "tcg,thread=single",
             "-cpu",
             "max",
             "-smp",

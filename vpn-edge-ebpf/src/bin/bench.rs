@@ -13,9 +13,9 @@ mod programs {
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
     use aya_ebpf::programs::XdpContext;
-    use vpn_edge_common::bench::{FRAME, Template};
+    use vpn_edge_common::bench::{FRAME, REPLY, STRIDE, Template, gateway};
     use vpn_edge_ebpf::checksum;
-    use vpn_edge_ebpf::frame::Frame;
+    use vpn_edge_ebpf::frame::{Frame, View};
 
     /// Where `redirect` sends to.
     #[map]
@@ -24,11 +24,13 @@ mod programs {
     #[map]
     static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
 
-    /// Frames that `generate` sent and `count` took.
+    /// Frames that were sent, that the far end took, and that came back.
     #[map]
     static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
     #[map]
     static TAKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+    #[map]
+    static REPLIES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
     /// The loop that program costs are told from.
     #[xdp]
@@ -50,7 +52,7 @@ mod programs {
     }
 
     /// Makes the frame anew, as the one before may have been rewritten in the
-    /// same memory, and sends it off. Source ports go round the flows.
+    /// same memory, and sends it off. Frames go round the flows.
     #[xdp]
     pub fn generate(ctx: XdpContext) -> u32 {
         try_generate(&ctx).unwrap_or(XDP_ABORTED)
@@ -59,25 +61,83 @@ mod programs {
     #[inline(always)]
     fn try_generate(ctx: &XdpContext) -> Option<u32> {
         let template = TEMPLATE.get(0)?;
-        let sent = count(&SENT)?;
-        let flow = (sent & u64::from(template.flow_mask)) as u16;
-        let packet = frame(ctx).view::<42>(0)?;
-        packet.write::<0, 42>(template.headers);
-        let port = u16::from_be_bytes([template.headers[34], template.headers[35]]);
-        packet.write_u16::<34>(port.wrapping_add(flow));
-        let (old, new) = (
-            u32::from(port.to_be()),
-            u32::from(port.wrapping_add(flow).to_be()),
-        );
-        let sum = packet.u16::<40>().to_be();
-        packet.write_u16::<40>(u16::from_be(checksum::replace_udp(sum, old, new)));
+        let packet = frame(ctx).view::<50>(0)?;
+        packet.write::<0, 50>(template.headers);
+
+        let flow = count(&SENT)? as u32 & template.flow_mask;
+        let turn = (u64::from(flow) * STRIDE).checked_rem(u64::from(template.ports))?;
+        let port = packet.u16::<36>().wrapping_add(turn as u16);
+        let source_port = packet.u16::<34>().wrapping_add((flow & 0xff) as u16);
+        let source =
+            u32::from_be(packet.word::<26>()).wrapping_add(flow >> (template.source_shift & 31));
+
+        replace_address::<26>(packet, source);
+        if template.routed != 0 {
+            replace_address::<30>(packet, gateway(port));
+        }
+        replace_word::<34>(packet, u32::from(source_port) << 16 | u32::from(port));
+        if flow & template.flood_mask != 0 {
+            let flood = u32::from_be(template.flood);
+            if template.flood_index == 0 {
+                replace_word::<42>(packet, flood);
+            } else {
+                replace_word::<46>(packet, flood);
+            }
+        }
         Some(XDP_TX)
+    }
+
+    #[inline(always)]
+    fn replace_address<const AT: usize>(packet: View<'_, 50>, new: u32) {
+        let sum = packet.u16::<24>().to_be();
+        let sum = checksum::replace(sum, packet.word::<AT>(), new.to_be());
+        packet.write_u16::<24>(u16::from_be(sum));
+        replace_word::<AT>(packet, new);
+    }
+
+    /// Changes a word that UDP's checksum covers.
+    #[inline(always)]
+    fn replace_word<const AT: usize>(packet: View<'_, 50>, new: u32) {
+        let sum = packet.u16::<40>().to_be();
+        let sum = checksum::replace_udp(sum, packet.word::<AT>(), new.to_be());
+        packet.write_u16::<40>(u16::from_be(sum));
+        packet.write_word::<AT>(new.to_be());
     }
 
     /// The far end: counts and takes the frame off.
     #[xdp]
     pub fn count_and_drop(_ctx: XdpContext) -> u32 {
         count(&TAKEN).map_or(XDP_ABORTED, |_| XDP_DROP)
+    }
+
+    /// The far end, before anything is measured: sends back what has the
+    /// address of its port's gateway, so that both ends know the flow.
+    #[xdp]
+    pub fn reflect(ctx: XdpContext) -> u32 {
+        try_reflect(&ctx).unwrap_or(XDP_DROP)
+    }
+
+    #[inline(always)]
+    fn try_reflect(ctx: &XdpContext) -> Option<u32> {
+        let packet = frame(ctx).view::<42>(0)?;
+        let (source, destination) = (packet.word::<26>(), packet.word::<30>());
+        let (from, to) = (packet.u16::<34>(), packet.u16::<36>());
+        if u32::from_be(destination) != gateway(to) {
+            return None;
+        }
+        count(&TAKEN)?;
+        packet.write_addresses(REPLY);
+        packet.write_word::<26>(destination);
+        packet.write_word::<30>(source);
+        packet.write_u16::<34>(to);
+        packet.write_u16::<36>(from);
+        Some(XDP_TX)
+    }
+
+    /// The client's end: counts what came back.
+    #[xdp]
+    pub fn count_replies(_ctx: XdpContext) -> u32 {
+        count(&REPLIES).map_or(XDP_ABORTED, |_| XDP_DROP)
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use uuid::Uuid;
 use vpn_edge_common::{Allocation, mode};
 
 use crate::datapath::{Change, Datapath, Hook, Rung};
@@ -29,9 +30,9 @@ const RESYNC: Duration = Duration::from_secs(5);
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What the edge steers by now: generation by port. Nothing before the agent
-/// has looked.
-pub type Steered = Option<BTreeMap<u16, u64>>;
+/// What the edge steers by now: tenant and generation by port. Nothing before
+/// the agent has looked.
+pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
 
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {
@@ -141,24 +142,36 @@ impl Agent {
         let hooked = self.hook(&mut desired);
         let observed = self.apply(&desired)?;
         self.unhook(&desired)?;
-        let steered: BTreeMap<u16, u64> = observed
-            .iter()
-            .filter(|(_, allocation)| allocation.mode > mode::CLOSED)
-            .map(|(&port, allocation)| (port, allocation.generation))
-            .collect();
+        self.tell(&observed);
         self.observed = Some(observed);
+        hooked
+    }
+
+    /// Says what is open.
+    fn tell(&self, observed: &BTreeMap<u16, Allocation>) {
+        let open = observed
+            .iter()
+            .filter(|(_, allocation)| allocation.mode > mode::CLOSED);
+        let steered: BTreeMap<u16, (Uuid, u64)> = open
+            .map(|(&port, allocation)| {
+                let tenant = Uuid::from_bytes(allocation.tenant);
+                (port, (tenant, allocation.generation))
+            })
+            .collect();
         self.steered.send_if_modified(|now| {
             let changed = now.as_ref() != Some(&steered);
             *now = Some(steered);
             changed
         });
-        hooked
     }
 
     /// Closes what is no longer to be open before anything else is done: whom
     /// it was open to is cut off whatever happens to the rest.
     fn revoke(&mut self, desired: &BTreeMap<u16, Entry>) {
-        for (&port, allocation) in self.observed.iter().flatten() {
+        let Some(mut observed) = self.observed.take() else {
+            return;
+        };
+        for (&port, allocation) in &mut observed {
             let still = desired.get(&port).is_some_and(|entry| {
                 entry.location.is_some()
                     && allocation.tenant == *entry.tenant.as_bytes()
@@ -166,8 +179,11 @@ impl Agent {
             });
             if allocation.mode > mode::CLOSED && !still {
                 self.datapath.maps.close(port);
+                allocation.mode = mode::CLOSED;
             }
         }
+        self.tell(&observed);
+        self.observed = Some(observed);
     }
 
     /// Brings the port map to what is desired.

@@ -9,6 +9,7 @@ mod tenants;
 mod tokens;
 mod vpn;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use ipnet::Ipv4Net;
+use tokio::sync::watch;
 use tower_http::trace::TraceLayer;
+use uuid::Uuid;
 
+use crate::agent::Steered;
+use crate::domain::Tenant;
 use crate::registry::Registry;
 
 pub use body::{
@@ -36,6 +41,9 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// How long a request may take, its body's arrival included.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long an answer waits for the edge to act on it.
+const REVOCATION: Duration = Duration::from_secs(1);
 
 /// What the clients' configurations say beside the tenant's own.
 #[derive(Clone, Debug)]
@@ -54,21 +62,50 @@ struct Api {
     registry: Arc<dyn Registry>,
     settings: Arc<Settings>,
     tokens: Arc<Tokens>,
+    steered: watch::Receiver<Steered>,
 }
 
-/// The API's routes, under `/v1`.
-pub fn router(registry: Arc<dyn Registry>, settings: Settings, tokens: Tokens) -> Router {
-    routes(registry, settings, tokens, REQUEST_DEADLINE)
+impl Api {
+    /// Waits until the edge steers no packet by keys that the tenant no longer
+    /// has: what was revoked is out of force when the caller hears of it.
+    ///
+    /// An edge that does not get to it is not waited for: it will.
+    async fn revoked(&self, id: Uuid, tenant: Option<&Tenant>) {
+        let kept = tenant
+            .filter(|tenant| tenant.vpn.allocation.is_some())
+            .map(|tenant| (id, tenant.vpn.generation));
+        let mut steered = self.steered.clone();
+        let closed = steered.wait_for(|steered| {
+            let mut open = steered.iter().flat_map(BTreeMap::values);
+            !open.any(|open| open.0 == id && Some(*open) != kept)
+        });
+        if tokio::time::timeout(REVOCATION, closed).await.is_err() {
+            tracing::error!(tenant = %id, "the edge has not closed the port yet");
+        }
+    }
+}
+
+/// The API's routes, under `/v1`, over a registry, and over what the edge says
+/// that it steers by.
+pub fn router(
+    registry: Arc<dyn Registry>,
+    settings: Settings,
+    tokens: Tokens,
+    steered: watch::Receiver<Steered>,
+) -> Router {
+    routes(registry, settings, tokens, steered, REQUEST_DEADLINE)
 }
 
 fn routes(
     registry: Arc<dyn Registry>,
     settings: Settings,
     tokens: Tokens,
+    steered: watch::Receiver<Steered>,
     deadline: Duration,
 ) -> Router {
     let api = Api {
         registry,
+        steered,
         settings: Arc::new(settings),
         tokens: Arc::new(tokens),
     };

@@ -84,6 +84,7 @@ pub async fn patch(
         Ok(())
     });
     let tenant = api.registry.update(id, change).await?;
+    api.revoked(id, Some(&tenant)).await;
     Ok(Json(TenantBody::from(&tenant)))
 }
 
@@ -95,6 +96,7 @@ pub async fn delete(
     find(&api, &caller, id).await?;
     caller.check_admin()?;
     if api.registry.delete(id).await? {
+        api.revoked(id, None).await;
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(VpnError::TenantNotFound.into())

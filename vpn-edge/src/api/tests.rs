@@ -20,6 +20,8 @@ pub(crate) struct Server {
     pub admin: Zeroizing<String>,
     pub acme: Zeroizing<String>,
     pub rival: Zeroizing<String>,
+    /// What the edge would say.
+    steered: watch::Sender<Steered>,
     client: reqwest::Client,
     pub dir: tempfile::TempDir,
 }
@@ -44,7 +46,14 @@ impl Server {
         let (acme, rival) = (member("acme"), member("rival"));
         let admin = Tokens::add(&file, &Caller::Admin).unwrap();
         let tokens = Tokens::load(&file).unwrap();
-        let app = routes(registry.clone(), settings(), tokens, deadline);
+        let steered = watch::Sender::default();
+        let app = routes(
+            registry.clone(),
+            settings(),
+            tokens,
+            steered.subscribe(),
+            deadline,
+        );
         let url = listen(app).await;
         Server {
             url,
@@ -52,6 +61,7 @@ impl Server {
             admin,
             acme,
             rival,
+            steered,
             client: reqwest::Client::new(),
             dir,
         }

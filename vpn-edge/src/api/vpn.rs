@@ -40,6 +40,7 @@ pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): Tenan
         tenant.disable(pool, Timestamp::now())
     });
     let tenant = api.registry.update(id, change).await?;
+    api.revoked(id, Some(&tenant)).await;
     answer(&api, StatusCode::OK, &tenant)
 }
 
@@ -51,6 +52,7 @@ pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): Te
         tenant.regenerate(keys.clone(), Timestamp::now())
     });
     let tenant = api.registry.update(id, change).await?;
+    api.revoked(id, Some(&tenant)).await;
     answer(&api, StatusCode::ACCEPTED, &tenant)
 }
 

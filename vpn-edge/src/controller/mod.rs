@@ -228,7 +228,7 @@ impl Controller {
             .steered
             .borrow()
             .as_ref()
-            .map(|steered| steered.get(&allocation.port) == Some(&generation))
+            .map(|steered| steered.get(&allocation.port) == Some(&(tenant.id, generation)))
         else {
             return Ok(());
         };

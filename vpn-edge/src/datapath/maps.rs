@@ -79,6 +79,7 @@ pub struct Change {
 pub struct Reader {
     allocations: Mapped<Cell>,
     sessions: Mapped<Sessions>,
+    replays: Mapped<Sessions>,
     limits: Mapped<Limits>,
     sources: Mapped<Word>,
     clock: Mapped<Clock>,
@@ -110,6 +111,7 @@ impl Reader {
         Ok(Self {
             allocations: memory(folder, map::ALLOCATIONS, PORTS, writable)?,
             sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
+            replays: memory(folder, map::REPLAYS, SLOTS, writable)?,
             limits: memory(folder, map::LIMITS, SLOTS, writable)?,
             sources: memory(folder, map::SOURCES, SOURCES, writable)?,
             clock: memory(folder, map::CLOCK, 1, writable)?,
@@ -171,8 +173,7 @@ impl Reader {
     pub fn sessions(&self, slot: u16) -> usize {
         let now = self.tick();
         let sessions = &self.sessions[usize::from(slot)];
-        let ways = sessions.0.iter().flat_map(|bucket| &bucket.0);
-        ways.filter(|way| way.load() as u32 > now).count()
+        ways(sessions).filter(|way| way.load() as u32 > now).count()
     }
 
     /// What time the programs have. Before a first session was announced they
@@ -208,18 +209,17 @@ impl Reader {
         for (port, allocation) in self.allocations() {
             tables.insert(port, allocation);
             let slot = usize::from(allocation.slot);
-            let (sessions, limits) = (&self.sessions[slot], &self.limits[slot]);
-            copy(
-                sessions.0.iter().flat_map(|bucket| &bucket.0),
-                tables.sessions[&allocation.slot]
-                    .0
-                    .iter()
-                    .flat_map(|bucket| &bucket.0),
-            );
-            copy(words(limits), words(&tables.limits[&allocation.slot]));
+            let key = &allocation.slot;
+            copy(ways(&self.sessions[slot]), ways(&tables.sessions[key]));
+            copy(ways(&self.replays[slot]), ways(&tables.replays[key]));
+            copy(words(&self.limits[slot]), words(&tables.limits[key]));
         }
         Ok(tables)
     }
+}
+
+fn ways(sessions: &Sessions) -> impl Iterator<Item = &Word> {
+    sessions.0.iter().flat_map(|bucket| &bucket.0)
 }
 
 fn words(limits: &Limits) -> impl Iterator<Item = &Word> {
@@ -364,14 +364,16 @@ impl Maps {
     }
 
     fn remember(&mut self, change: &Change) -> Result<(), MapError> {
+        if change.allocation.mode == mode::NONE {
+            // It names no slot.
+            return Ok(());
+        }
         let slot = change.allocation.slot;
         let limits = &self.0.limits[usize::from(slot)];
         if change.memory != Memory::Keep {
-            let sessions = &self.0.sessions[usize::from(slot)];
-            for way in sessions.0.iter().flat_map(|bucket| &bucket.0) {
-                way.store(0);
-            }
-            for word in words(limits) {
+            let (sessions, replays) = (&self.0.sessions, &self.0.replays);
+            let ways = [sessions, replays].map(|map| ways(&map[usize::from(slot)]));
+            for word in ways.into_iter().flatten().chain(words(limits)) {
                 word.store(0);
             }
         }

@@ -359,7 +359,13 @@ impl Registry for Broken {
 async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
     let server = Server::start().await;
     let tokens = Tokens::load(&server.dir.path().join("tokens")).unwrap();
-    let url = listen(router(Arc::new(Broken), settings(), tokens)).await;
+    let url = listen(router(
+        Arc::new(Broken),
+        settings(),
+        tokens,
+        watch::channel(None).1,
+    ))
+    .await;
     let tenant = format!("/v1/tenants/{}", Uuid::nil());
     let create = json!({ "organisation": "acme", "plan": "team" });
     for (method, path) in [

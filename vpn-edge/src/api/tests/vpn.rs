@@ -301,3 +301,55 @@ async fn private_keys_are_in_the_configuration_alone() {
     assert!(config.contains(keys.client.to_base64().as_str()));
     assert!(!config.contains(keys.server.to_base64().as_str()));
 }
+
+#[tokio::test]
+async fn what_is_revoked_is_answered_when_the_edge_no_longer_steers_by_it() {
+    for action in ["disable", "regenerate"] {
+        let server = Server::start().await;
+        let tenant = server.enabled().await;
+        let id: Uuid = tenant.rsplit('/').next().unwrap().parse().unwrap();
+        let steers = |open: Vec<(u16, (Uuid, u64))>| {
+            server
+                .steered
+                .send_replace(Some(open.into_iter().collect()));
+        };
+        let generation = state(&server, &tenant).await["generation"]
+            .as_u64()
+            .unwrap();
+        let others = (30_001, (Uuid::new_v4(), 1));
+        steers(vec![(30_000, (id, generation)), others]);
+
+        let path = format!("{tenant}/vpn/{action}");
+        let request = server.request(&server.acme, Method::POST, &path).send();
+        let mut request = tokio::spawn(request);
+        while state(&server, &tenant).await["state"] == "enabled" {
+            tokio::task::yield_now().await;
+        }
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut request).await;
+        assert!(
+            early.is_err(),
+            "{action} was answered before the edge acted"
+        );
+        // Another tenant's port, and the new keys' own, hold nothing up.
+        let mut open = vec![others];
+        if action == "regenerate" {
+            open.push((30_000, (id, generation + 1)));
+        }
+        steers(open);
+        let response = request.await.unwrap().unwrap();
+        assert!(response.status().is_success(), "{action}");
+    }
+}
+
+#[tokio::test]
+async fn an_edge_that_does_not_act_holds_no_answer_up_for_good() {
+    let server = Server::start().await;
+    let tenant = server.enabled().await;
+    let id: Uuid = tenant.rsplit('/').next().unwrap().parse().unwrap();
+    let stuck = [(30_000, (id, 1))].into_iter().collect();
+    server.steered.send_replace(Some(stuck));
+    let (status, text) = server
+        .post(&server.acme, &format!("{tenant}/vpn/disable"))
+        .await;
+    assert_eq!(status, 200, "{text}");
+}

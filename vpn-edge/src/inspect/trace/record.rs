@@ -47,6 +47,8 @@ pub enum Step {
     },
     /// Whether it knows the gateway's public key.
     Mac1 { good: bool },
+    /// Whether the gateway got the same message before.
+    Replay { known: bool },
     /// How many handshake messages the gateway still takes.
     Handshakes { handshakes_left: u64 },
     /// How much the tenant's plan still allows.
@@ -100,13 +102,13 @@ pub fn decide<'a, 'm>(
     };
     let decided = steer::decide(&recorder, frame, rung);
     let mut steps = recorder.steps.into_inner();
-    if let Err(Refusal::Drop {
-        reason: DropReason::Mac1,
-        ..
-    }) = decided
-        && let Some(Step::Mac1 { good }) = steps.last_mut()
-    {
-        *good = false;
+    // What these were asked for is known only from what came of it.
+    if let Err(Refusal::Drop { reason, .. }) = decided {
+        match (reason, steps.last_mut()) {
+            (DropReason::Mac1, Some(Step::Mac1 { good })) => *good = false,
+            (DropReason::Replay, Some(Step::Replay { known })) => *known = true,
+            _ => {}
+        }
     }
     (steps, decided)
 }
@@ -159,7 +161,7 @@ impl Recorder<'_> {
                     packets_left: left_of(&limits.unknown, now, UNKNOWN),
                 }
             }
-            Some(Step::Mac1 { .. }) => Step::Handshakes {
+            Some(Step::Replay { .. }) => Step::Handshakes {
                 handshakes_left: left_of(&limits.handshakes, now, HANDSHAKES),
             },
             _ => self.plan(limits),
@@ -231,6 +233,11 @@ impl<'m> World<'m> for Recorder<'m> {
         sessions
     }
 
+    fn replays(&self, slot: u16) -> Option<&'m Sessions> {
+        self.note(Step::Replay { known: false });
+        self.tables.replays(slot)
+    }
+
     fn limits(&self, slot: u16) -> Option<&'m Limits> {
         let limits = self.tables.limits(slot)?;
         let step = self.limit(limits);
@@ -248,7 +255,6 @@ impl<'m> World<'m> for Recorder<'m> {
     }
 
     fn scratch(&self) -> Option<&'m mut Scratch> {
-        // Whether it is good is known only afterwards.
         self.note(Step::Mac1 { good: true });
         self.tables.scratch()
     }
@@ -285,6 +291,7 @@ impl Step {
             Self::Grace { .. } => "grace",
             Self::Source { .. } => "source",
             Self::Mac1 { .. } => "mac1",
+            Self::Replay { .. } => "replay",
             Self::Handshakes { .. } => "handshakes",
             Self::Plan { .. } => "plan",
         }
@@ -347,6 +354,8 @@ impl fmt::Display for Step {
             Self::Mac1 { good: false } => {
                 write!(f, "bad: it does not know the gateway's public key")
             }
+            Self::Replay { known: false } => write!(f, "the gateway did not get it before"),
+            Self::Replay { known: true } => write!(f, "the gateway got the same one before"),
             Self::Handshakes { handshakes_left } => write!(
                 f,
                 "the gateway takes {handshakes_left} of {} handshake messages at once",

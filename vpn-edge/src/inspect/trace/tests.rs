@@ -49,8 +49,8 @@ fn tables(change: impl FnOnce(&mut Allocation)) -> Tables {
     tables.edge = Edge {
         address: mapped(NODE.octets()),
         uplink: 1,
+        session_life: ticks(185),
         seed: 0x9e37_79b9_7f4a_7c15,
-        ..Edge::default()
     };
     (tables.now, tables.tick) = (NOW, TICK);
     tables.insert(PORT, allocation);
@@ -134,6 +134,11 @@ fn every_question_is_told_with_its_answer() {
         ),
         ("a cookie", &plain, fields(Kind::Cookie, LIVE)),
         ("an initiation", &plain, fields(Kind::Initiation, 7)),
+        (
+            "the same initiation again",
+            &plain,
+            fields(Kind::Initiation, 7),
+        ),
         ("a response", &plain, fields(Kind::Response, LIVE)),
         (
             "an initiation of another gateway's",

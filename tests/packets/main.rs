@@ -1,0 +1,17 @@
+//! Packets through the programs in the kernel.
+//!
+//! Each case is a packet in, a verdict, and, where the packet is steered, the
+//! whole packet out. The expected packets are built afresh, with checksums by
+//! etherparse, and never by the code under test. Reasons are told by the
+//! counters, of which a dropped packet moves exactly one.
+
+mod egress;
+mod events;
+mod handshakes;
+mod node;
+mod order;
+mod publishing;
+mod rates;
+mod sessions;
+mod table;
+mod verifier;

@@ -1,0 +1,21 @@
+//! How much work the programs are to the verifier.
+
+use lab::sandbox::Sandbox;
+use vpn_edge::datapath::Datapath;
+use vpn_edge_common::program;
+
+/// What the kernel looks at before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`).
+const LIMIT: u32 = 1_000_000;
+
+#[test]
+fn the_verifier_takes_the_programs_with_room_to_spare() {
+    let sandbox = Sandbox::enter().unwrap();
+    let mut datapath = Datapath::open(&sandbox.bpffs()).unwrap();
+    for name in [program::INGRESS, program::INGRESS_TC, program::EGRESS] {
+        let program = datapath.ebpf().program(name).unwrap();
+        let info = program.info().unwrap();
+        let verified = info.verified_instruction_count().unwrap();
+        println!("{name}: {verified} instructions verified");
+        assert!(verified <= LIMIT / 10, "{name}: {verified}");
+    }
+}
