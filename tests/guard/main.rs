@@ -4,6 +4,8 @@
 mod floods;
 mod forger;
 mod gate;
+mod plans;
+mod restarts;
 mod roaming;
 
 use std::collections::BTreeMap;
