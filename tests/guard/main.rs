@@ -6,6 +6,7 @@ mod forger;
 mod gate;
 mod plans;
 mod restarts;
+mod revocation;
 mod roaming;
 
 use std::collections::BTreeMap;
