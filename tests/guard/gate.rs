@@ -25,9 +25,14 @@ impl Gate {
             "ip netns exec {namespace} nft -f - <<'END'
              table inet lab {{
                counter came {{ }}
+               counter arrived {{ }}
                chain came {{
                  type filter hook prerouting priority raw;
                  udp dport {port} udp sport {FORGED} counter name came
+               }}
+               chain arrived {{
+                 type filter hook input priority filter + 10;
+                 udp dport {port} udp sport {FORGED} counter name arrived
                }}
              }}\nEND"
         ))?;
@@ -40,6 +45,19 @@ impl Gate {
     /// Forged packets that came into the namespace.
     pub fn came(&self) -> Result<u64> {
         self.count("came")
+    }
+
+    /// Forged packets that WireGuard got.
+    pub fn arrived(&self) -> Result<u64> {
+        self.count("arrived")
+    }
+
+    /// A script for the edge that succeeds when a counter has come to `packets`.
+    pub fn has(&self, counter: &str, packets: u64) -> String {
+        format!(
+            "ip netns exec {} nft list counter inet lab {counter} | grep -qw 'packets {packets}'",
+            self.namespace
+        )
     }
 
     fn count(&self, counter: &str) -> Result<u64> {

@@ -1,6 +1,7 @@
 //! What the guard keeps out and what it must not: strangers, clients that move,
 //! and whatever is restarted or lost meanwhile. Real WireGuard at both ends.
 
+mod bypass;
 mod floods;
 mod forger;
 mod gate;
