@@ -11,5 +11,7 @@ pub mod node;
 pub mod packet;
 pub mod postgres;
 pub mod programs;
+pub mod raw;
 pub mod sandbox;
 pub mod topology;
+pub mod transfer;

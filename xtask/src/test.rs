@@ -52,6 +52,15 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "guard",
+        about: "floods, roaming, lost maps and revocation, against transfers in the lab",
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "guard"],
+        ],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],
