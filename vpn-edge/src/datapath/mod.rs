@@ -7,9 +7,11 @@
 mod attach;
 mod mapped;
 mod maps;
+mod programs;
 
 pub use attach::{Hook, Rung, remove};
 pub use maps::{Change, Events, MapError, Maps, Memory, Reader};
+pub use programs::{ProgramFacts, ProgramRuns, Programs};
 
 use std::fs;
 use std::io;
@@ -64,6 +66,8 @@ pub enum DatapathError {
     },
     #[error("cannot pin at {path}: {message}")]
     Pin { path: PathBuf, message: String },
+    #[error("the kernel does not tell about the eBPF programs: {0}")]
+    Programs(ProgramError),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
     #[error(transparent)]
