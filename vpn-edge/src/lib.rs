@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod gateways;
 pub mod inspect;
 pub mod link;
+pub mod metrics;
 pub mod netlink;
 pub mod registry;
 pub mod standalone;

@@ -23,6 +23,7 @@ use crate::controller::{self, Controller};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
+use crate::metrics;
 use crate::netlink;
 use crate::registry::SqliteRegistry;
 
@@ -37,6 +38,10 @@ pub struct StandaloneArgs {
     /// Address and port of the HTTP API.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// Address and port of /metrics, for Prometheus, and /healthz, for a load
+    /// balancer; open to whoever reaches them.
+    #[arg(long, default_value = "127.0.0.1:9095")]
+    metrics: SocketAddr,
     /// Interface that clients' packets come in by.
     #[arg(long)]
     uplink: String,
@@ -114,8 +119,13 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         mtu: uplink.mtu,
     })
     .await?;
+    let observers = TcpListener::bind(args.metrics).await.with_context(|| {
+        let metrics = args.metrics;
+        format!("cannot serve metrics on {metrics}: name another address with --metrics")
+    })?;
     let mut datapath = Datapath::open(&args.bpffs)?;
     datapath.set_edge(mapped(uplink.address.octets()), uplink.index)?;
+    let programs = datapath.programs()?;
     let agent = Agent::attach(datapath, &args.uplink, PlanLimits::new(args.limits))?;
     let gateways = Arc::new(gateways);
 
@@ -132,13 +142,20 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         cluster_ranges: args.cluster_ranges,
     };
     let router = api::router(registry.clone(), settings, tokens, agent.steered());
-    tracing::info!(listen = %args.listen, uplink = %args.uplink, address = %uplink.address, "ready");
+    let metrics = metrics::router(metrics::Sources {
+        reader: datapath::Reader::open(&args.bpffs)?,
+        programs,
+        agent: agent.status(),
+        ports: args.ports,
+    });
+    tracing::info!(listen = %args.listen, metrics = %args.metrics, uplink = %args.uplink, address = %uplink.address, "ready");
     let mut agent = tokio::spawn(agent.run(registry, gateways));
     let mut controller = tokio::spawn(controller.run());
     tokio::select! {
         ended = &mut agent => bail!("the agent ended: {ended:?}"),
         ended = &mut controller => bail!("the controller ended: {ended:?}"),
         ended = axum::serve(listener, router).into_future() => ended.context("the API ended")?,
+        ended = axum::serve(observers, metrics).into_future() => ended.context("the metrics ended")?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

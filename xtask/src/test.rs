@@ -61,6 +61,15 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "metrics",
+        about: "what Prometheus and a load balancer are told, and what they make of it",
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "metrics"],
+        ],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],

@@ -5,9 +5,11 @@
 
 mod diff;
 mod index;
+mod status;
 
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
+pub use status::{SyncCounts, SyncStatus};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub struct Agent {
     /// Host-side veths with the egress program, by index.
     hooked: BTreeMap<String, u32>,
     steered: watch::Sender<Steered>,
+    status: Arc<SyncStatus>,
 }
 
 impl Agent {
@@ -75,6 +78,7 @@ impl Agent {
             observed: None,
             hooked: BTreeMap::new(),
             steered: watch::Sender::default(),
+            status: Arc::default(),
         })
     }
 
@@ -84,17 +88,26 @@ impl Agent {
         self.steered.subscribe()
     }
 
+    /// How it goes, as it goes.
+    #[must_use]
+    pub fn status(&self) -> Arc<SyncStatus> {
+        Arc::clone(&self.status)
+    }
+
     /// Runs for good. The kernel side goes on without it.
     pub async fn run(mut self, registry: Arc<dyn Registry>, gateways: Arc<dyn Gateways>) {
         let mut tenants_changed = registry.changes();
         let mut gateways_changed = gateways.changes();
+        let _listener = self.status.listen(registry.changes(), gateways.changes());
         let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let attempt = self.status.attempt();
             let outcome = match self.list(registry.as_ref(), gateways.as_ref()).await {
                 Ok(()) => tokio::task::block_in_place(|| self.sync()),
                 Err(error) => Err(error),
             };
+            self.status.ended(attempt, &outcome);
             let retry = outcome.is_err();
             if let Err(error) = outcome {
                 tracing::error!(

@@ -7,10 +7,12 @@
 mod attach;
 mod mapped;
 mod maps;
+mod programs;
 mod running;
 
 pub use attach::{Hook, Rung, remove};
 pub use maps::{Change, Events, MapError, Maps, Memory, Reader, monotonic, tick_length};
+pub use programs::{ProgramFacts, ProgramRuns, Programs};
 pub use running::{Answer, Ran, Running};
 
 use std::fs;
@@ -71,6 +73,8 @@ pub enum DatapathError {
     Link(Box<LinkError>),
     #[error("cannot run program {id}: {source}")]
     Running { id: u32, source: Box<ProgramError> },
+    #[error("the kernel does not tell about the eBPF programs: {0}")]
+    Programs(ProgramError),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
     #[error(transparent)]

@@ -1,0 +1,201 @@
+//! How keeping the maps in step goes, for whoever watches the agent.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::RESYNC;
+
+/// For how long the maps count as in step without having been looked at.
+const STALE: Duration = RESYNC.saturating_mul(3);
+
+/// Seconds; from what a store takes to what an operator should hear of.
+const BUCKETS: [f64; 11] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0,
+];
+
+/// Shared by the agent, which writes it, and its observers.
+#[derive(Debug)]
+pub struct SyncStatus {
+    state: Mutex<State>,
+    /// Seconds that each attempt took.
+    pub durations: Histogram,
+    /// Seconds from a change to maps that follow it.
+    pub lags: Histogram,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    counts: SyncCounts,
+    /// The last success, by the clock that does not jump.
+    last: Option<Instant>,
+    /// Why the last attempt failed, if it did.
+    failure: Option<String>,
+    /// The first change that the maps do not follow yet.
+    changed: Option<Instant>,
+}
+
+/// What came of the agent's attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncCounts {
+    pub ok: u64,
+    pub failed: u64,
+    /// The last success.
+    pub last: Option<SystemTime>,
+}
+
+/// One attempt under way.
+pub(super) struct Attempt {
+    started: Instant,
+    changed: Option<Instant>,
+}
+
+impl Default for SyncStatus {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            durations: Histogram::new(BUCKETS),
+            lags: Histogram::new(BUCKETS),
+        }
+    }
+}
+
+impl SyncStatus {
+    #[must_use]
+    pub fn counts(&self) -> SyncCounts {
+        self.state().counts
+    }
+
+    /// Whether the maps are in step.
+    ///
+    /// # Errors
+    ///
+    /// When they are not, or may not be, with the reason.
+    pub fn health(&self) -> Result<(), String> {
+        let state = self.state();
+        if let Some(failure) = &state.failure {
+            return Err(format!("cannot bring the edge in step: {failure}"));
+        }
+        match state.last.map(|last| last.elapsed()) {
+            None => Err("the edge has not been brought in step yet".into()),
+            Some(age) if age > STALE => Err(format!(
+                "the edge was last brought in step {} s ago",
+                age.as_secs()
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Notes changes as they come, also while an attempt is under way, for as
+    /// long as what is returned lives.
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        mut tenants: watch::Receiver<u64>,
+        mut gateways: watch::Receiver<u64>,
+    ) -> JoinSet<()> {
+        let status = Arc::clone(self);
+        let mut listener = JoinSet::new();
+        listener.spawn(async move {
+            loop {
+                tokio::select! {
+                    Ok(()) = tenants.changed() => {}
+                    Ok(()) = gateways.changed() => {}
+                    else => return,
+                }
+                status.state().changed.get_or_insert_with(Instant::now);
+            }
+        });
+        listener
+    }
+
+    /// Begins an attempt, which answers for all changes until now.
+    pub(super) fn attempt(&self) -> Attempt {
+        Attempt {
+            started: Instant::now(),
+            changed: self.state().changed.take(),
+        }
+    }
+
+    /// Ends an attempt, and gives back how long a change waited for it.
+    pub(super) fn ended<T>(&self, attempt: Attempt, outcome: &Result<T>) -> Option<Duration> {
+        self.durations
+            .observe(attempt.started.elapsed().as_secs_f64());
+        let mut state = self.state();
+        match outcome {
+            Ok(_) => {
+                state.counts.ok += 1;
+                state.counts.last = Some(SystemTime::now());
+                state.last = Some(Instant::now());
+                state.failure = None;
+                let lag = attempt.changed?.elapsed();
+                self.lags.observe(lag.as_secs_f64());
+                Some(lag)
+            }
+            Err(error) => {
+                state.counts.failed += 1;
+                state.failure = Some(format!("{error:#}"));
+                // The next attempt answers for what this one did not do.
+                state.changed = attempt.changed.or(state.changed);
+                None
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn the_edge_is_healthy_only_while_the_last_attempt_succeeded() {
+        let status = SyncStatus::default();
+        assert!(status.health().unwrap_err().contains("not been"));
+        status.ended(status.attempt(), &Ok(()));
+        status.health().unwrap();
+        status.ended(status.attempt(), &Err::<(), _>(anyhow!("no uplink")));
+        assert!(status.health().unwrap_err().ends_with(": no uplink"));
+        status.ended(status.attempt(), &Ok(()));
+        status.health().unwrap();
+        let counts = status.counts();
+        assert_eq!((counts.ok, counts.failed), (2, 1));
+    }
+
+    #[test]
+    fn a_success_long_ago_is_none() {
+        let status = SyncStatus::default();
+        status.ended(status.attempt(), &Ok(()));
+        let long_ago = Instant::now().checked_sub(STALE + Duration::from_secs(1));
+        status.state().last = Some(long_ago.expect("the machine runs for longer"));
+        assert!(status.health().unwrap_err().contains("last brought"));
+    }
+
+    #[tokio::test]
+    async fn lag_is_counted_from_the_first_change_that_was_not_followed() {
+        let status = Arc::new(SyncStatus::default());
+        let (tenants, gateways) = (watch::Sender::new(0), watch::Sender::new(0));
+        let _listener = status.listen(tenants.subscribe(), gateways.subscribe());
+        assert_eq!(status.ended(status.attempt(), &Ok(())), None);
+
+        tenants.send_modify(|count| *count += 1);
+        while status.state().changed.is_none() {
+            tokio::task::yield_now().await;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let failed = Err::<(), _>(anyhow!("no uplink"));
+        assert_eq!(status.ended(status.attempt(), &failed), None);
+        let lag = status.ended(status.attempt(), &Ok(())).unwrap();
+        assert!(lag >= Duration::from_millis(20), "{lag:?}");
+        // Answered for once.
+        assert_eq!(status.ended(status.attempt(), &Ok(())), None);
+    }
+}

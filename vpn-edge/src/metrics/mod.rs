@@ -1,0 +1,81 @@
+//! What Prometheus and a load balancer are told.
+//!
+//! The maps are read when asked, and never in between.
+
+mod collector;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::sync::Mutex;
+
+use crate::agent::SyncStatus;
+use crate::datapath::{Programs, Reader};
+use crate::domain::PortRange;
+use collector::Snapshot;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What metrics are made of.
+pub struct Sources {
+    pub reader: Reader,
+    pub programs: Programs,
+    pub agent: Arc<SyncStatus>,
+    /// The ports for tenants.
+    pub ports: PortRange,
+}
+
+#[derive(Clone)]
+struct Metrics {
+    sources: Arc<Sources>,
+    /// One look at a time, however many ask.
+    turn: Arc<Mutex<()>>,
+}
+
+/// `/metrics` and `/healthz`.
+pub fn router(sources: Sources) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(Metrics {
+            sources: Arc::new(sources),
+            turn: Arc::default(),
+        })
+}
+
+async fn metrics(State(metrics): State<Metrics>) -> Response {
+    let Metrics { sources, turn } = metrics;
+    let turn = turn.lock_owned().await;
+    let text = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        render(Snapshot::take(&sources)?)
+    });
+    let error = match text.await.map_err(anyhow::Error::from) {
+        Ok(Ok(text)) => return ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(Err(error)) | Err(error) => error,
+    };
+    tracing::error!("cannot tell metrics: {error:#}");
+    let message = format!("cannot tell metrics: {error:#}\n");
+    (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+}
+
+fn render(snapshot: Snapshot) -> anyhow::Result<String> {
+    let mut registry = Registry::with_prefix("vpn_edge");
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
+    match metrics.sources.agent.health() {
+        Ok(()) => (StatusCode::OK, "ok\n".into()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
