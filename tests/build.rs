@@ -8,7 +8,7 @@ fn main() -> Result<(), String> {
     let programs = build_ebpf::from_build_script()?;
     println!(
         "cargo::rustc-env=BENCH_EBPF={}",
-        programs.join("bench").display()
+        programs.join("baselines").display()
     );
     Ok(())
 }
