@@ -147,6 +147,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         programs,
         agent: agent.status(),
         ports: args.ports,
+        uplink: args.uplink.clone(),
+        bpffs: args.bpffs,
     });
     tracing::info!(listen = %args.listen, metrics = %args.metrics, uplink = %args.uplink, address = %uplink.address, "ready");
     let mut agent = tokio::spawn(agent.run(registry, gateways));

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use aya::programs::loaded_programs;
 
-use super::{Datapath, DatapathError};
+use super::{Datapath, DatapathError, Running};
 
 /// The programs of one [`Datapath`], which may outlive it.
 #[derive(Debug)]
@@ -57,6 +57,12 @@ impl Datapath {
 impl Programs {
     pub fn facts(&self) -> impl Iterator<Item = &ProgramFacts> {
         self.0.values()
+    }
+
+    /// Whether the program that runs is one of these.
+    #[must_use]
+    pub fn has(&self, running: &Running) -> bool {
+        self.0.contains_key(&running.id())
     }
 
     /// How each ran, if the kernel counts at all (`kernel.bpf_stats_enabled`).

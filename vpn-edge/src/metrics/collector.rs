@@ -13,11 +13,11 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use uuid::Uuid;
-use vpn_edge_common::{BUCKETS, Counters, DropReason, SCHEMA, SLOTS, map, mode};
+use vpn_edge_common::{BUCKETS, Counters, DropReason, SCHEMA, SLOTS, map, mode, program};
 
 use super::Sources;
 use crate::agent::SyncCounts;
-use crate::datapath::{ProgramFacts, ProgramRuns, Reader};
+use crate::datapath::{Hook, ProgramFacts, ProgramRuns, Reader, Running};
 use crate::domain::PortRange;
 
 /// Ports that have an entry of their own in the port map.
@@ -40,6 +40,8 @@ pub struct Snapshot {
     ports: Vec<Port>,
     range: PortRange,
     programs: Vec<ProgramFacts>,
+    /// Whether the uplink's hooks have them.
+    attached: [(&'static str, bool); 2],
     /// None when the kernel does not count.
     runs: Option<Vec<ProgramRuns>>,
     syncs: SyncCounts,
@@ -65,12 +67,25 @@ impl Snapshot {
             ports: ports(&sources.reader)?,
             range: sources.ports,
             programs: sources.programs.facts().cloned().collect(),
+            attached: attached(sources)?,
             runs: sources.programs.runs(),
             syncs: sources.agent.counts(),
             durations: sources.agent.durations.clone(),
             lags: sources.agent.lags.clone(),
         })
     }
+}
+
+fn attached(sources: &Sources) -> Result<[(&'static str, bool); 2]> {
+    let ours = |hook| -> Result<bool> {
+        let running = Running::find(&sources.bpffs, &hook)?;
+        Ok(running.is_some_and(|running| sources.programs.has(&running)))
+    };
+    let uplink = &sources.uplink;
+    Ok([
+        (program::INGRESS, ours(Hook::UplinkXdp(uplink.clone()))?),
+        (program::INGRESS_TC, ours(Hook::UplinkTc(uplink.clone()))?),
+    ])
 }
 
 fn ports(reader: &Reader) -> Result<Vec<Port>> {
@@ -326,6 +341,14 @@ impl Snapshot {
             runs().map(|program| ([("program", &program.name)], program.runs)),
         )?;
         families.gauges(
+            "program_attached",
+            "Whether the uplink has this daemon's program: 1 or 0. Without native \
+             XDP in the driver, ingress stays 0 and ingress_tc does its work.",
+            self.attached
+                .iter()
+                .map(|&(name, attached)| ([("program", name)], u64::from(attached))),
+        )?;
+        families.gauges(
             "program_instructions",
             "Instructions that the verifier looked at; absent before Linux 5.16.",
             self.programs
@@ -439,6 +462,7 @@ mod tests {
                 instructions: Some(4_321),
                 loaded: Some(at(1_700_000_000)),
             }],
+            attached: [(program::INGRESS, false), (program::INGRESS_TC, true)],
             runs: Some(vec![ProgramRuns {
                 name: "ingress".into(),
                 runs: 30,

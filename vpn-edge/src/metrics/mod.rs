@@ -4,6 +4,7 @@
 
 mod collector;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -29,6 +30,9 @@ pub struct Sources {
     pub agent: Arc<SyncStatus>,
     /// The ports for tenants.
     pub ports: PortRange,
+    pub uplink: String,
+    /// Folder on bpffs where the agent pins.
+    pub bpffs: PathBuf,
 }
 
 #[derive(Clone)]
