@@ -320,6 +320,20 @@ fn map_entries_changed_by_someone_else_are_repaired() -> Result<()> {
 }
 
 #[test]
+fn maps_follow_the_registry_also_while_the_uplink_is_not_to_be_had() -> Result<()> {
+    let (edge, _, tenant, _) = connected()?;
+    edge.node
+        .sh("ip link set eth0 down; ip link set eth0 name gone0")?;
+    let start = std::time::Instant::now();
+    while !edge.log().contains("no interface `eth0`") {
+        ensure!(start.elapsed() < Duration::from_secs(20), "{}", edge.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    edge.tenant(&["disable", &tenant.id])?;
+    edge.await_ports(|ports| ports.is_empty())
+}
+
+#[test]
 fn a_killed_gateway_is_made_again_and_the_client_finds_it() -> Result<()> {
     let (edge, client, tenant, _) = connected()?;
     let before = gateways(&edge)?;

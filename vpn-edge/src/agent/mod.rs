@@ -108,12 +108,14 @@ impl Agent {
                 Err(error) => Err(error),
             };
             self.status.ended(attempt, &outcome);
-            let retry = outcome.is_err();
-            if let Err(error) = outcome {
-                tracing::error!(
-                    "cannot bring the edge in step, traffic goes on as it was: {error:#}"
-                );
-                self.observed = None;
+            let retry = !matches!(outcome, Ok(None));
+            match outcome {
+                Ok(None) => {}
+                Ok(Some(error)) => tracing::error!("a gateway is left out: {error:#}"),
+                Err(error) => {
+                    tracing::error!("cannot bring the edge in step: {error:#}");
+                    self.observed = None;
+                }
             }
             tokio::select! {
                 Ok(()) = tenants_changed.changed() => {}
@@ -136,28 +138,33 @@ impl Agent {
         self.hooked.clear();
     }
 
-    /// Brings hooks and maps to what is desired.
-    fn sync(&mut self) -> Result<()> {
-        let Some(desired) = self.index.desired() else {
-            return Ok(());
+    /// Brings hooks and maps to what is desired. Gives back why a gateway could
+    /// not be hooked, which is that gateway's matter and not the edge's.
+    fn sync(&mut self) -> Result<Option<anyhow::Error>> {
+        let Some(mut desired) = self.index.desired() else {
+            return Ok(None);
         };
+        let look = self.observed.is_none();
+        if look {
+            self.observed = Some(self.datapath.maps.allocations());
+        }
         self.revoke(&desired);
         if self.datapath.upgrading() {
             self.apply(&desired)?;
         }
-        if self.observed.is_none() {
-            // Someone may have taken the programs off, or made the link anew.
-            self.datapath.attach_uplink(&self.uplink)?;
-        }
+        // Someone may have taken the programs off, or made the link anew. An
+        // uplink that is not to be had keeps no map from following.
+        let attached = match look {
+            true => self.datapath.attach_uplink(&self.uplink).map(drop),
+            false => Ok(()),
+        };
         // A reply must find its hook before the first packet is let in. What
         // cannot be hooked stays closed, and keeps nothing else from closing.
-        let mut desired = desired;
         let hooked = self.hook(&mut desired);
-        let observed = self.apply(&desired)?;
+        self.apply(&desired)?;
+        attached?;
         self.unhook(&desired)?;
-        self.tell(&observed);
-        self.observed = Some(observed);
-        hooked
+        Ok(hooked.err())
     }
 
     /// Says what is open.
@@ -184,6 +191,7 @@ impl Agent {
         let Some(mut observed) = self.observed.take() else {
             return;
         };
+        let mut revoked = false;
         for (&port, allocation) in &mut observed {
             let still = desired.get(&port).is_some_and(|entry| {
                 entry.location.is_some()
@@ -193,18 +201,18 @@ impl Agent {
             if allocation.mode > mode::CLOSED && !still {
                 self.datapath.maps.close(port);
                 allocation.mode = mode::CLOSED;
+                revoked = true;
             }
         }
-        self.tell(&observed);
+        if revoked {
+            self.tell(&observed);
+        }
         self.observed = Some(observed);
     }
 
     /// Brings the port map to what is desired.
-    fn apply(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<BTreeMap<u16, Allocation>> {
-        let mut observed = match self.observed.take() {
-            Some(observed) => observed,
-            None => self.datapath.maps.allocations(),
-        };
+    fn apply(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
+        let mut observed = self.observed.take().unwrap_or_default();
         let changes = diff(&observed, desired)?;
         for change in &changes {
             tracing::debug!(?change);
@@ -220,7 +228,9 @@ impl Agent {
                 observed.insert(port, allocation);
             }
         }
-        Ok(observed)
+        self.tell(&observed);
+        self.observed = Some(observed);
+        Ok(())
     }
 
     fn hook(&mut self, desired: &mut BTreeMap<u16, Entry>) -> Result<()> {
