@@ -40,9 +40,9 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// No gateway to steer to: being made, being replaced, or gone.
+    /// No gateway to steer to: being made, being replaced, gone, or without an address of the packet's IP version.
     NoGateway = "no_gateway",
-    /// IPv4 options: the program does not read past them.
+    /// IPv4 options or IPv6 extension headers: the program does not read past them.
     IpOptions = "ip_options",
     /// A first fragment: the rest cannot be judged.
     Fragment = "fragment",
@@ -64,7 +64,7 @@ reasons! {
     SourceRate = "source_rate",
     /// More handshake messages than a gateway takes from all its clients.
     HandshakeRate = "handshake_rate",
-    /// Unknown session indexes, beyond what passes after the maps were lost.
+    /// Unknown session indexes, beyond what passes after the maps were lost or on to another node.
     GraceRate = "grace_rate",
     /// More packets than the tenant's plan allows.
     PacketRate = "packet_rate",
@@ -72,6 +72,14 @@ reasons! {
     ByteRate = "byte_rate",
     /// Several datagrams merged into one packet by the network card.
     Merged = "merged",
+    /// Sent on from node to node without finding its gateway.
+    HopLimit = "hop_limit",
+    /// No route to the gateway's node, or back to the client.
+    NoRoute = "no_route",
+    /// Longer than the link to the next node takes.
+    TooBig = "too_big",
+    /// An answer from a gateway on another node, to a flow that this node does not know.
+    UnknownFlow = "unknown_flow",
 }
 
 /// Room for reasons that are yet to come, without a change of layout.
@@ -94,6 +102,11 @@ pub struct Counters {
     pub announced: u64,
     /// Packets that were let in though their session index was unknown.
     pub graced: u64,
+    /// Packets that were sent on to the gateway's node though their session
+    /// index was unknown here.
+    pub relayed: u64,
+    /// ICMP errors about the tenant's packets, sent on to where they belong.
+    pub errors: u64,
     pub pad: u64,
     /// Dropped packets, by [`DropReason`].
     pub drops: [u64; DROP_REASONS],
@@ -112,6 +125,8 @@ impl Counters {
         self.handshakes += other.handshakes;
         self.announced += other.announced;
         self.graced += other.graced;
+        self.relayed += other.relayed;
+        self.errors += other.errors;
         for (sum, drops) in self.drops.iter_mut().zip(other.drops) {
             *sum += drops;
         }
@@ -141,7 +156,7 @@ pub struct Event {
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Counters>() == 8 * 8 + DROP_REASONS * 12);
+    assert!(core::mem::size_of::<Counters>() == 8 * 10 + DROP_REASONS * 12);
     assert!(core::mem::size_of::<Event>() == 56);
     assert!(DropReason::ALL.len() <= DROP_REASONS);
 };

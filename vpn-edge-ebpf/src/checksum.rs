@@ -1,32 +1,66 @@
 //! Internet checksums, kept up incrementally (RFC 1624, equation 3).
 
-/// The checksum of a packet in which the four bytes `old` became `new`.
-///
-/// All three are taken from, and go back to, memory in wire order: one's
-/// complement sums do not care about byte order as long as it is one.
-#[inline(always)]
-#[must_use]
-pub fn replace(checksum: u16, old: u32, new: u32) -> u16 {
-    let sum = u64::from(!checksum) + u64::from(!old) + u64::from(new);
-    !fold(sum)
-}
+use vpn_edge_common::Words;
 
-/// [`replace`] for UDP, where zero means that there is no checksum.
-#[inline(always)]
-#[must_use]
-pub fn replace_udp(checksum: u16, old: u32, new: u32) -> u16 {
-    if checksum == 0 {
-        return 0;
+/// By how much a packet's sum changes.
+///
+/// All numbers are taken from, and go back to, memory in wire order: one's
+/// complement sums do not care about byte order as long as it is one.
+#[derive(Clone, Copy, Default)]
+pub struct Change(u64);
+
+impl Change {
+    /// Four bytes `old` became `new`.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, old: u32, new: u32) -> Self {
+        Self(self.0 + u64::from(!old) + u64::from(new))
     }
-    match replace(checksum, old, new) {
-        0 => 0xffff,
-        sum => sum,
+
+    /// An IPv6 address `old` became `new`.
+    #[inline(always)]
+    #[must_use]
+    pub fn address(self, old: Words, new: Words) -> Self {
+        let [a, b] = old;
+        let [c, d] = new;
+        self.word(a as u32, c as u32)
+            .word((a >> 32) as u32, (c >> 32) as u32)
+            .word(b as u32, d as u32)
+            .word((b >> 32) as u32, (d >> 32) as u32)
+    }
+
+    /// The checksum after the change.
+    #[inline(always)]
+    #[must_use]
+    pub fn apply(self, checksum: u16) -> u16 {
+        !fold(self.0 + u64::from(!checksum))
+    }
+
+    /// [`Change::apply`] for UDP, where zero means that there is no checksum.
+    #[inline(always)]
+    #[must_use]
+    pub fn apply_udp(self, checksum: u16) -> u16 {
+        if checksum == 0 {
+            return 0;
+        }
+        match self.apply(checksum) {
+            0 => 0xffff,
+            sum => sum,
+        }
+    }
+
+    /// The change as the kernel's helpers take it.
+    #[inline(always)]
+    #[must_use]
+    pub fn partial(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
     }
 }
 
 #[inline(always)]
 fn fold(sum: u64) -> u16 {
-    // The sum of one 16-bit and two 32-bit numbers has at most 34 bits.
+    // The sum of a few 32-bit numbers has at most 38 bits.
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
@@ -37,6 +71,14 @@ fn fold(sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn replace(checksum: u16, old: u32, new: u32) -> u16 {
+        Change::default().word(old, new).apply(checksum)
+    }
+
+    fn replace_udp(checksum: u16, old: u32, new: u32) -> u16 {
+        Change::default().word(old, new).apply_udp(checksum)
+    }
 
     fn whole(words: &[u16]) -> u16 {
         let mut sum: u32 = words.iter().map(|&word| u32::from(word)).sum();

@@ -1,14 +1,14 @@
 //! The one place for each counter.
 
 use crate::maps::{self, Kernel};
-use vpn_edge_common::{Counters, DropReason, Event, mapped};
+use vpn_edge_common::{Counters, DropReason, Event, address};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::Admitted;
 use vpn_edge_ebpf::parse::locate;
 use vpn_edge_ebpf::world::World;
 
 #[inline(always)]
-pub fn ingress(slot: u16, bytes: u16, admitted: Admitted) {
+pub fn ingress(slot: u16, bytes: u32, admitted: Admitted) {
     with(slot, |counters| {
         counters.ingress_packets += 1;
         counters.ingress_bytes += u64::from(bytes);
@@ -16,6 +16,7 @@ pub fn ingress(slot: u16, bytes: u16, admitted: Admitted) {
             Admitted::Session => {}
             Admitted::Handshake => counters.handshakes += 1,
             Admitted::Grace => counters.graced += 1,
+            Admitted::Relayed => counters.relayed += 1,
         }
     });
 }
@@ -32,6 +33,13 @@ pub fn egress(slot: u16, packets: u32, bytes: u32, announced: bool) {
 /// Counts a drop, and once a tick for each reason tells what was dropped.
 #[inline(always)]
 pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
+    let (start, end) = frame.bounds();
+    dropped(start, end, frame.length(), slot, reason);
+}
+
+/// [`drop`] as a function for its own stack.
+#[inline(never)]
+fn dropped(start: usize, end: usize, length: usize, slot: u16, reason: DropReason) {
     let mut count = None;
     with(slot, |counters| {
         let at = reason as usize;
@@ -48,13 +56,15 @@ pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
         }
     });
     if let Some(count) = count {
-        sample(frame, slot, count, reason);
+        // SAFETY: the bounds are those of a frame that the caller has.
+        let frame = unsafe { Frame::new(start, end, length) };
+        sample(&frame, slot, count, reason);
     }
 }
 
 #[inline(always)]
 fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: DropReason) {
-    let Some(located) = locate(frame) else {
+    let Ok(located) = locate(frame) else {
         return;
     };
     // One of the two ports is the tenant's, whichever way the packet went. The
@@ -67,7 +77,7 @@ fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: DropReason) {
         time: Kernel.now(),
         count,
         tenant: allocation.map_or([0; 16], |allocation| allocation.tenant),
-        source: mapped(located.source.to_ne_bytes()),
+        source: address(located.source),
         source_port: located.source_port,
         destination_port: located.destination_port,
         length: frame.length() as u16,

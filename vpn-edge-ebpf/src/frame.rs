@@ -58,6 +58,13 @@ impl<'a> Frame<'a> {
         unsafe { Self::new(range.start as usize, range.end as usize, bytes.len()) }
     }
 
+    /// Where the bytes begin and end that can be read in place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bounds(&self) -> (usize, usize) {
+        (self.start, self.end)
+    }
+
     /// Length of the whole frame in bytes.
     #[inline(always)]
     #[must_use]
@@ -115,6 +122,15 @@ impl<const N: usize> View<'_, N> {
         unsafe { load_u32::<AT>(self.start) }
     }
 
+    /// Eight bytes in wire order, as the integer of the same memory.
+    #[inline(always)]
+    #[must_use]
+    pub fn double<const AT: usize>(&self) -> u64 {
+        const { assert!(AT + 8 <= N) };
+        // SAFETY: as in `u8`, for eight bytes.
+        unsafe { load_u64::<AT>(self.start) }
+    }
+
     /// Writes `bytes`, unaligned.
     #[inline(always)]
     pub fn write<const AT: usize, const LENGTH: usize>(&self, bytes: [u8; LENGTH]) {
@@ -147,6 +163,22 @@ impl<const N: usize> View<'_, N> {
         // SAFETY: as in `write`.
         unsafe { store_u32::<AT>(self.start, value) };
     }
+
+    /// Writes eight bytes given in wire order.
+    #[inline(always)]
+    pub fn write_double<const AT: usize>(&self, value: u64) {
+        const { assert!(AT + 8 <= N) };
+        // SAFETY: as in `write`.
+        unsafe { store_u64::<AT>(self.start, value) };
+    }
+
+    /// Writes one byte.
+    #[inline(always)]
+    pub fn write_u8<const AT: usize>(&self, value: u8) {
+        const { assert!(AT < N) };
+        // SAFETY: as in `write`.
+        unsafe { *((self.start + AT) as *mut u8) = value };
+    }
 }
 
 // LLVM splits an access without known alignment into single bytes, though the
@@ -176,6 +208,26 @@ mod access {
                 start = in(reg) start, at = const AT, options(readonly, nostack));
         }
         value as u32
+    }
+
+    #[inline(always)]
+    pub unsafe fn load_u64<const AT: usize>(start: usize) -> u64 {
+        let value: u64;
+        // SAFETY: the caller vouches for eight readable bytes.
+        unsafe {
+            asm!("{value} = *(u64 *)({start} + {at})", value = out(reg) value,
+                start = in(reg) start, at = const AT, options(readonly, nostack));
+        }
+        value
+    }
+
+    #[inline(always)]
+    pub unsafe fn store_u64<const AT: usize>(start: usize, value: u64) {
+        // SAFETY: the caller vouches for eight writable bytes.
+        unsafe {
+            asm!("*(u64 *)({start} + {at}) = {value}", value = in(reg) value,
+                start = in(reg) start, at = const AT, options(nostack));
+        }
     }
 
     #[inline(always)]
@@ -211,6 +263,16 @@ mod access {
         unsafe { ((start + AT) as *const u32).read_unaligned() }
     }
 
+    pub unsafe fn load_u64<const AT: usize>(start: usize) -> u64 {
+        // SAFETY: the caller vouches for eight readable bytes.
+        unsafe { ((start + AT) as *const u64).read_unaligned() }
+    }
+
+    pub unsafe fn store_u64<const AT: usize>(start: usize, value: u64) {
+        // SAFETY: the caller vouches for eight writable bytes.
+        unsafe { ((start + AT) as *mut u64).write_unaligned(value) };
+    }
+
     pub unsafe fn store_u16<const AT: usize>(start: usize, value: u16) {
         // SAFETY: the caller vouches for two writable bytes.
         unsafe { ((start + AT) as *mut u16).write_unaligned(value) };
@@ -222,4 +284,4 @@ mod access {
     }
 }
 
-use access::{load_u16, load_u32, store_u16, store_u32};
+use access::{load_u16, load_u32, load_u64, store_u16, store_u32, store_u64};

@@ -12,7 +12,7 @@ use crate::parse::{Datagram, Located};
 use crate::world::World;
 use crate::{mac1, session};
 use vpn_edge_common::wire::{length, message};
-use vpn_edge_common::{Allocation, DropReason, Edge};
+use vpn_edge_common::{Allocation, DropReason, Edge, FLOWS, Version, mode, unmapped_words};
 
 /// By what right a packet was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub enum Admitted {
     Handshake,
     /// Its session is unknown, which is forgiven for a while.
     Grace,
+    /// Its session is unknown here: the gateway's own node has the last word,
+    /// as a load balancer may have moved the flow.
+    Relayed,
+}
+
+/// A packet that was let in.
+#[derive(Clone, Copy)]
+pub struct Admission {
+    pub by: Admitted,
+    /// Beginning of the mac1 by which a handshake message is known again.
+    mac: Option<u32>,
 }
 
 /// To the gateway or from it: the index into [`vpn_edge_common::Limits`]' pairs.
@@ -45,8 +56,8 @@ pub fn admit<'m>(
     datagram: &Datagram<'_>,
     allocation: &Allocation,
     edge: &Edge,
-) -> Result<Admitted, DropReason> {
-    let (mac, admitted) = match u32::from_le(datagram.message()) {
+) -> Result<Admission, DropReason> {
+    let (mac, by) = match u32::from_le(datagram.message()) {
         INITIATION => {
             from_source(world, located, edge)?;
             let message = frame
@@ -69,16 +80,29 @@ pub fn admit<'m>(
             if !mac1::response(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
-            let admitted = match admitted {
-                Admitted::Grace => Admitted::Grace,
-                _ => Admitted::Handshake,
+            let by = match admitted {
+                Admitted::Session => Admitted::Handshake,
+                other => other,
             };
-            (message.word::<60>(), admitted)
+            (message.word::<60>(), by)
         }
-        _ => return in_session(world, allocation, datagram.index()),
+        _ => {
+            let by = in_session(world, allocation, datagram.index())?;
+            return Ok(Admission { by, mac: None });
+        }
     };
     once(world, allocation, edge, mac)?;
-    Ok(admitted)
+    Ok(Admission { by, mac: Some(mac) })
+}
+
+/// Forgets that a packet was let in, for whoever is to judge it next.
+#[inline(always)]
+pub fn forget<'m>(world: &impl World<'m>, allocation: &Allocation, admission: Admission) {
+    if let Some(mac) = admission.mac
+        && let Some(replays) = world.replays(allocation.slot)
+    {
+        session::forget(session::bucket(replays, mac), mac);
+    }
 }
 
 /// Holds what was let in, or what leaves, to the tenant's plan.
@@ -135,6 +159,12 @@ fn in_session<'m>(
     let limits = world
         .limits(allocation.slot)
         .ok_or(DropReason::UnknownSession)?;
+    if allocation.mode == mode::HOP {
+        if !limit::take(&limits.unknown, world.now(), UNKNOWN) {
+            return Err(DropReason::GraceRate);
+        }
+        return Ok(Admitted::Relayed);
+    }
     let grace = limits.grace.load();
     if grace == 0 {
         return Err(DropReason::UnknownSession);
@@ -156,13 +186,39 @@ fn from_source<'m>(
     edge: &Edge,
 ) -> Result<(), DropReason> {
     let bucket = world
-        .source(limit::source(edge.seed, u64::from(located.source)))
+        .source(limit::source(edge.seed, source(located, edge)))
         .ok_or(DropReason::SourceRate)?;
     if limit::take(bucket, world.now(), SOURCE) {
         Ok(())
     } else {
         Err(DropReason::SourceRate)
     }
+}
+
+/// Who counts as one source: an IPv4 address, the upper half of an IPv6 one.
+///
+/// Another edge node sends for many clients, each from a port of its own.
+#[inline(always)]
+fn source(located: &Located, edge: &Edge) -> u64 {
+    let address = match located.version {
+        Version::V4 => u64::from(unmapped_words(located.source)),
+        Version::V6 => located.source[0],
+    };
+    let port = located.source_port;
+    if hop(edge, port).is_some() {
+        address ^ u64::from(port) << 32
+    } else {
+        address
+    }
+}
+
+/// Which of the tenant's flows a port stands for, if it is one of those that
+/// packets to other nodes leave from.
+#[inline(always)]
+#[must_use]
+pub fn hop(edge: &Edge, port: u16) -> Option<usize> {
+    let at = usize::from(port.wrapping_sub(edge.hop_ports));
+    (at < FLOWS && edge.hop_ports != 0).then_some(at)
 }
 
 /// Lets in a handshake message with a good mac1, `mac`: once, and not more of

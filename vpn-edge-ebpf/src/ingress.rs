@@ -1,127 +1,192 @@
-//! Client to gateway: the decision carried out, in XDP and in tc.
+//! What an uplink takes in: the decision carried out, in XDP and in tc.
 
-use crate::count;
 use crate::maps::Kernel;
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::{
-    bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_xdp_adjust_head,
-};
+use crate::route::{self, Route};
+use crate::{count, skb};
+use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_xdp_adjust_head};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use vpn_edge_common::DropReason;
+use vpn_edge_common::{DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
-use vpn_edge_ebpf::parse::ETHERNET;
+use vpn_edge_ebpf::guard;
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{Refusal, Rung, decide, v4};
+use vpn_edge_ebpf::steer::{Journey, Refusal, Rung, Way, decide};
 
-/// What the decision reads at most: Ethernet with two tags, IPv4, UDP, and a
-/// handshake message.
-const HEADERS: u32 = 14 + 8 + 20 + 8 + 148;
+/// What became of a packet that was to leave the node again, as the functions
+/// below say it.
+mod sent {
+    /// Not sent: the tc stage is to do it, or the kernel.
+    pub const PASS: u32 = 0x100;
+    pub const TOO_BIG: u32 = 0x101;
+    pub const NO_ROUTE: u32 = 0x102;
+    pub const UNCHANGED: u32 = 0x103;
+}
 
 #[inline(always)]
-pub fn xdp(ctx: &XdpContext) -> Result<u32, Refusal> {
-    let frame = xdp_frame(ctx);
+pub fn xdp<const FRAGMENTS: bool>(ctx: &XdpContext) -> Result<u32, Refusal> {
+    let frame = xdp_frame::<FRAGMENTS>(ctx);
     let steered = decide(&Kernel, &frame, Rung::Xdp)?;
-    let allocation = steered.allocation;
-    let refuse = Refusal::Drop {
-        slot: allocation.slot,
-        reason: DropReason::Rewrite,
-    };
-    let tags = rewrite::to_gateway(&frame, &steered).ok_or(refuse)?;
-    count::ingress(
-        allocation.slot,
-        steered.datagram.ip_length,
-        steered.admitted,
-    );
-    if tags != 0 {
-        // SAFETY: `ctx` is the hook's own; no view is used after this.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, tags as i32) } != 0 {
-            return Err(refuse);
+    let (slot, length) = (steered.allocation.slot, steered.datagram.ip_length);
+    match steered.way {
+        Way::Gateway { admission, gateway } => {
+            let refuse = Refusal::Drop {
+                slot,
+                reason: DropReason::Rewrite,
+            };
+            let (frame_addresses, ifindex) = (steered.allocation.frame, steered.allocation.ifindex);
+            let tags = rewrite::to_gateway(&frame, &steered.located, gateway, frame_addresses)
+                .ok_or(refuse)?;
+            count::ingress(slot, length, admission.by);
+            cut(ctx.ctx, tags).ok_or(refuse)?;
+            // SAFETY: a plain helper call.
+            Ok(unsafe { bpf_redirect(ifindex, 0) } as u32)
+        }
+        Way::Node { admission, journey } => {
+            let allocation = steered.allocation;
+            let outcome = sent(xdp_send(ctx.ctx, journey, steered.edge), slot);
+            match outcome {
+                Ok(_) => count::ingress(slot, length, admission.by),
+                // The tc stage judges it anew.
+                Err(Refusal::Pass) => guard::forget(&Kernel, allocation, admission),
+                Err(_) => {}
+            }
+            outcome
+        }
+        Way::Client { journey } => {
+            let verdict = sent(xdp_send(ctx.ctx, journey, steered.edge), slot)?;
+            count::egress(slot, 1, length, false);
+            Ok(verdict)
         }
     }
-    // SAFETY: a plain helper call.
-    Ok(unsafe { bpf_redirect(allocation.ifindex, 0) } as u32)
 }
 
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
-    let skb = ctx.skb.skb;
     // SAFETY: the hook's own skb.
-    let frame = frame(ctx).merged_if(unsafe { (*skb).gso_size } != 0);
+    let merged = unsafe { (*ctx.skb.skb).gso_size } != 0;
+    let frame = skb::frame(ctx).merged_if(merged);
     let steered = decide(&Kernel, &frame, Rung::Tc)?;
     let allocation = steered.allocation;
-    let refuse = Refusal::Drop {
-        slot: allocation.slot,
-        reason: DropReason::Rewrite,
+    let (slot, length) = (allocation.slot, steered.datagram.ip_length);
+    let journey = match steered.way {
+        Way::Gateway { admission, gateway } => {
+            count::ingress(slot, length, admission.by);
+            let located = &steered.located;
+            let (version, old) = (located.version, located.destination);
+            let refuse = Refusal::Drop {
+                slot,
+                reason: DropReason::Rewrite,
+            };
+            skb::untag(ctx, located.l3).ok_or(refuse)?;
+            skb::address(ctx, version, skb::Field::Destination, old, gateway).ok_or(refuse)?;
+            skb::store(ctx, 0, &allocation.frame).ok_or(refuse)?;
+            // SAFETY: a plain helper call.
+            return Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32);
+        }
+        Way::Node { admission, journey } => {
+            count::ingress(slot, length, admission.by);
+            journey
+        }
+        Way::Client { journey } => {
+            count::egress(slot, 1, length, false);
+            journey
+        }
     };
-    let (old, new) = (steered.destination, v4(&allocation.gateway));
-    count::ingress(
-        allocation.slot,
-        steered.datagram.ip_length,
-        steered.admitted,
-    );
+    sent(tc_send(ctx.skb.skb, journey), slot).map(|verdict| verdict as i32)
+}
 
-    // The outermost tag is in the skb's metadata, others are in the frame.
-    // SAFETY: the hook's own skb.
-    let mut tags = (steered.l3 - ETHERNET) / 4 + unsafe { (*skb).vlan_present } as usize;
-    for _ in 0..3 {
-        if tags == 0 {
-            break;
-        }
-        // SAFETY: as above; no view is used after this.
-        if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
-            return Err(refuse);
-        }
-        tags -= 1;
+#[inline(always)]
+fn sent(code: u32, slot: u16) -> Result<u32, Refusal> {
+    let reason = match code {
+        sent::PASS => return Err(Refusal::Pass),
+        sent::TOO_BIG => DropReason::TooBig,
+        sent::NO_ROUTE => DropReason::NoRoute,
+        sent::UNCHANGED => DropReason::Rewrite,
+        verdict => return Ok(verdict),
+    };
+    Err(Refusal::Drop { slot, reason })
+}
+
+/// Sends the packet out, if its next hop is known and XDP sends by the
+/// interface: a verdict, or one of [`sent`].
+#[inline(always)]
+fn xdp_send(ctx: *mut xdp_md, journey: &mut Journey, edge: &Edge) -> u32 {
+    // SAFETY: the hook's own context.
+    let ingress = unsafe { (*ctx).ingress_ifindex };
+    // SAFETY: as above.
+    match unsafe { route::find(ctx.cast(), journey, ingress) } {
+        Route::Found => {}
+        Route::Unresolved => return sent::PASS,
+        Route::TooBig => return sent::TOO_BIG,
+        Route::None => return sent::NO_ROUTE,
     }
-    address(ctx, 16, old, new).ok_or(refuse)?;
-    store(ctx, 0, &allocation.frame).ok_or(refuse)?;
+    let ifindex = journey.uplink;
+    if !(0..UPLINKS).any(|at| edge.uplinks[at] == ifindex) {
+        return sent::PASS;
+    }
+    if !xdp_change(ctx, journey) {
+        return sent::UNCHANGED;
+    }
+    if ifindex == ingress {
+        return XDP_TX;
+    }
     // SAFETY: a plain helper call.
-    Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32)
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
+}
+
+/// Makes the packet what it is to be. A function for its own stack, as is
+/// [`tc_send`].
+#[inline(never)]
+fn xdp_change(ctx: *mut xdp_md, journey: &Journey) -> bool {
+    // SAFETY: the hook's own context.
+    let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
+    // SAFETY: the kernel vouches for the bytes between the two.
+    let frame = unsafe { Frame::new(start, end, end - start) };
+    rewrite::to_ends(&frame, journey)
+        .and_then(|tags| cut(ctx, tags))
+        .is_some()
+}
+
+/// Sends the packet out; the kernel resolves its next hop, if need be.
+#[inline(never)]
+fn tc_send(skb: *mut __sk_buff, journey: &mut Journey) -> u32 {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the hook's own skb.
+    let ingress = unsafe { (*skb).ifindex };
+    // SAFETY: as above.
+    match unsafe { route::find(skb.cast(), journey, ingress) } {
+        Route::Found | Route::Unresolved => {}
+        Route::TooBig => return sent::TOO_BIG,
+        Route::None => return sent::NO_ROUTE,
+    }
+    let changed = skb::untag(ctx, journey.l3 as usize).and_then(|()| skb::ends(ctx, journey));
+    if changed.is_none() {
+        return sent::UNCHANGED;
+    }
+    // SAFETY: a plain helper call.
+    unsafe { bpf_redirect_neigh(journey.uplink, core::ptr::null_mut(), 0, 0) as u32 }
+}
+
+/// Cuts `tags` bytes off in front. No view is good after this.
+#[inline(always)]
+fn cut(ctx: *mut xdp_md, tags: usize) -> Option<()> {
+    // SAFETY: `ctx` is the hook's own.
+    let cut = || unsafe { bpf_xdp_adjust_head(ctx, tags as i32) } == 0;
+    (tags == 0 || cut()).then_some(())
 }
 
 /// The frame as XDP has it.
 #[inline(always)]
-pub fn xdp_frame(ctx: &XdpContext) -> Frame<'_> {
+pub fn xdp_frame<const FRAGMENTS: bool>(ctx: &XdpContext) -> Frame<'_> {
     let (start, end) = (ctx.data(), ctx.data_end());
+    let length = if FRAGMENTS {
+        // SAFETY: the hook's own context.
+        unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize }
+    } else {
+        end - start
+    };
     // SAFETY: the kernel vouches for the bytes between the two.
-    unsafe { Frame::new(start, end, end - start) }
-}
-
-/// The skb's frame, its headers pulled in where they were not linear.
-#[inline(always)]
-pub fn frame(ctx: &TcContext) -> Frame<'_> {
-    if ctx.data() + HEADERS as usize > ctx.data_end() {
-        let wanted = if ctx.len() < HEADERS {
-            ctx.len()
-        } else {
-            HEADERS
-        };
-        // A failure leaves the data as it is, and the parser judges that.
-        let _ = ctx.pull_data(wanted);
-    }
-    // SAFETY: the kernel vouches for the bytes between the two.
-    unsafe { Frame::new(ctx.data(), ctx.data_end(), ctx.len() as usize) }
-}
-
-/// Changes the IPv4 address at `at` bytes into the header of an untagged
-/// frame, and both checksums with it, whatever state the skb keeps them in.
-#[inline(always)]
-pub fn address(ctx: &TcContext, at: usize, old: u32, new: u32) -> Option<()> {
-    const UDP_CHECKSUM: usize = ETHERNET + 26;
-    const IP_CHECKSUM: usize = ETHERNET + 10;
-    let flags = u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0) | 4;
-    let (old, fresh) = (u64::from(old), u64::from(new));
-    ctx.l4_csum_replace(UDP_CHECKSUM, old, fresh, flags).ok()?;
-    ctx.l3_csum_replace(IP_CHECKSUM, old, fresh, 4).ok()?;
-    store(ctx, ETHERNET + at, &[new])
-}
-
-#[inline(always)]
-fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Option<()> {
-    // The checksum was kept up by hand; the skb's own sum over the frame, if
-    // it has one, starts behind the Ethernet header and already follows.
-    let (from, length) = (words.as_ptr().cast(), 4 * N as u32);
-    // SAFETY: `from` has `length` bytes, and the kernel checks the skb's bounds.
-    let done = unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, from, length, 0) };
-    (done == 0).then_some(())
+    unsafe { Frame::new(start, end, length) }
 }

@@ -8,6 +8,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod checksum;
+pub mod flow;
 pub mod frame;
 pub mod guard;
 pub mod limit;

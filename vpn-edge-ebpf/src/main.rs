@@ -19,10 +19,14 @@ mod egress;
 mod ingress;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod route;
+#[cfg(target_arch = "bpf")]
+mod skb;
 
 #[cfg(target_arch = "bpf")]
 mod entries {
-    use crate::{count, egress, ingress};
+    use crate::{count, egress, ingress, skb};
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
@@ -32,36 +36,51 @@ mod entries {
     const TC_NEXT: i32 = TC_ACT_UNSPEC;
 
     #[xdp]
+    #[inline(always)]
     pub fn ingress(ctx: XdpContext) -> u32 {
-        match ingress::xdp(&ctx) {
+        xdp::<false>(&ctx)
+    }
+
+    /// For frames of several fragments, from Linux 5.18.
+    #[xdp(frags)]
+    #[inline(always)]
+    pub fn ingress_frags(ctx: XdpContext) -> u32 {
+        xdp::<true>(&ctx)
+    }
+
+    #[inline(always)]
+    fn xdp<const FRAGMENTS: bool>(ctx: &XdpContext) -> u32 {
+        match ingress::xdp::<FRAGMENTS>(ctx) {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => xdp_action::XDP_PASS,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(&ingress::xdp_frame(&ctx), slot, reason);
+                count::drop(&ingress::xdp_frame::<FRAGMENTS>(ctx), slot, reason);
                 xdp_action::XDP_DROP
             }
         }
     }
 
     #[classifier]
+    #[inline(always)]
     pub fn ingress_tc(ctx: TcContext) -> i32 {
         match ingress::tc(&ctx) {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => TC_NEXT,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(&ingress::frame(&ctx), slot, reason);
+                count::drop(&skb::frame(&ctx), slot, reason);
                 TC_ACT_SHOT
             }
         }
     }
 
     #[classifier]
+    #[inline(always)]
     pub fn egress(ctx: TcContext) -> i32 {
         match egress::tc(&ctx) {
             Ok(verdict) => verdict,
             Err(Refusal::Pass) => TC_NEXT,
             Err(Refusal::Drop { slot, reason }) => {
-                count::drop(&ingress::frame(&ctx), slot, reason);
+                count::drop(&skb::frame(&ctx), slot, reason);
                 TC_ACT_SHOT
             }
         }

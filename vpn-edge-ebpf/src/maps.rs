@@ -7,8 +7,11 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 use vpn_edge_common as common;
-use vpn_edge_common::{Allocation, Clock, Counters, Edge, Event, Limits, SLOTS, Sessions, Word};
+use vpn_edge_common::{
+    Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word,
+};
 use vpn_edge_ebpf::mac1::Scratch;
+use vpn_edge_ebpf::steer::Journey;
 use vpn_edge_ebpf::world::World;
 
 /// By UDP port in host order. As long as there are ports, so that no packet
@@ -19,7 +22,7 @@ static ALLOCATIONS: Array<Allocation> = Array::pinned(1 << 16, BPF_F_MMAPABLE);
 #[map]
 static EDGE: Array<Edge> = Array::pinned(1, 0);
 
-/// By [`Allocation::slot`], as are the next three.
+/// By [`Allocation::slot`], as are the next four.
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(SLOTS, 0);
 
@@ -33,6 +36,9 @@ static REPLAYS: Array<Sessions> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 static LIMITS: Array<Limits> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 #[map]
+static FLOWS: Array<Flows> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+#[map]
 static CLOCK: Array<Clock> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
@@ -44,6 +50,10 @@ static EVENTS: RingBuf = RingBuf::pinned(common::EVENTS, 0);
 /// Not shared with anyone: one run of a program on one CPU.
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// As [`SCRATCH`].
+#[map]
+static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
 
 /// The maps and the clock, as a decision asks for them.
 pub struct Kernel;
@@ -75,6 +85,11 @@ impl World<'static> for Kernel {
     }
 
     #[inline(always)]
+    fn flows(&self, slot: u16) -> Option<&'static Flows> {
+        FLOWS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
     fn source(&self, bucket: u32) -> Option<&'static Word> {
         SOURCES.get(bucket)
     }
@@ -85,6 +100,13 @@ impl World<'static> for Kernel {
         // SAFETY: the value is this CPU's own, and no program that uses it is
         // interrupted by another on the same CPU.
         Some(unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn journey(&self) -> Option<&'static mut Journey> {
+        let journey = JOURNEY.get_ptr_mut(0)?;
+        // SAFETY: as above.
+        Some(unsafe { &mut *journey })
     }
 
     #[inline(always)]

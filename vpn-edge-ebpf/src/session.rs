@@ -60,6 +60,16 @@ pub fn announce(bucket: &Bucket, index: u32, expiry: u32) {
     }
 }
 
+/// Takes `index` out again.
+#[inline(always)]
+pub fn forget(bucket: &Bucket, index: u32) {
+    for way in &bucket.0 {
+        if let Some(entry) = of(way, index) {
+            let _ = way.exchange(entry, 0);
+        }
+    }
+}
+
 #[inline(always)]
 fn try_announce(bucket: &Bucket, index: u32, entry: u64) -> bool {
     let [a, b, c, d] = &bucket.0;

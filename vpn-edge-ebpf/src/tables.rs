@@ -3,9 +3,10 @@
 use core::cell::UnsafeCell;
 use std::collections::BTreeMap;
 
-use vpn_edge_common::{Allocation, Edge, Limits, SOURCES, Sessions, Word};
+use vpn_edge_common::{Allocation, Edge, Flows, Limits, SOURCES, Sessions, Word};
 
 use crate::mac1::Scratch;
+use crate::steer::Journey;
 use crate::world::World;
 
 /// A world that stands still until it is changed.
@@ -16,11 +17,13 @@ pub struct Tables {
     pub sessions: BTreeMap<u16, Sessions>,
     pub replays: BTreeMap<u16, Sessions>,
     pub limits: BTreeMap<u16, Limits>,
+    pub flows: BTreeMap<u16, Flows>,
     pub sources: Vec<Word>,
     /// Nanoseconds.
     pub now: u64,
     pub tick: u32,
     scratch: UnsafeCell<Scratch>,
+    journey: UnsafeCell<Journey>,
 }
 
 impl Default for Tables {
@@ -31,10 +34,12 @@ impl Default for Tables {
             sessions: BTreeMap::new(),
             replays: BTreeMap::new(),
             limits: BTreeMap::new(),
+            flows: BTreeMap::new(),
             sources: (0..SOURCES).map(|_| Word::default()).collect(),
             now: 0,
             tick: 0,
             scratch: UnsafeCell::default(),
+            journey: UnsafeCell::default(),
         }
     }
 }
@@ -46,6 +51,7 @@ impl Tables {
         self.sessions.entry(allocation.slot).or_default();
         self.replays.entry(allocation.slot).or_default();
         self.limits.entry(allocation.slot).or_default();
+        self.flows.entry(allocation.slot).or_default();
     }
 }
 
@@ -70,6 +76,10 @@ impl<'m> World<'m> for &'m Tables {
         self.limits.get(&slot)
     }
 
+    fn flows(&self, slot: u16) -> Option<&'m Flows> {
+        self.flows.get(&slot)
+    }
+
     fn source(&self, bucket: u32) -> Option<&'m Word> {
         self.sources.get(bucket as usize)
     }
@@ -78,6 +88,11 @@ impl<'m> World<'m> for &'m Tables {
         // SAFETY: a decision asks once and is done with it before it ends, and
         // the cell keeps tables to one thread.
         Some(unsafe { &mut *self.scratch.get() })
+    }
+
+    fn journey(&self) -> Option<&'m mut Journey> {
+        // SAFETY: as above; what it gives back is read before the next decision.
+        Some(unsafe { &mut *self.journey.get() })
     }
 
     fn now(&self) -> u64 {

@@ -14,7 +14,7 @@ use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use crate::gateways::Location;
+use crate::gateways::{Addresses, Link};
 use crate::netlink::{self, connect, find};
 
 /// The gateway's end, inside its namespace.
@@ -133,7 +133,7 @@ pub async fn remove(name: &str) -> io::Result<()> {
 /// # Errors
 ///
 /// When an end is missing.
-pub async fn locate(name: &str, namespace: &Path) -> io::Result<Location> {
+pub async fn locate(name: &str, namespace: &Path) -> io::Result<Link> {
     let handle = connect()?;
     let ifindex = netlink::index(&handle, name).await?;
     let (gateway_mac, address, takes_redirects) = netlink::inside(namespace, || async {
@@ -161,11 +161,14 @@ pub async fn locate(name: &str, namespace: &Path) -> io::Result<Location> {
         Ok((address_of(&link)?, address, has_native_xdp(&link)))
     })
     .await?;
-    Ok(Location {
+    Ok(Link {
         interface: name.into(),
         ifindex,
         gateway_mac,
-        address,
+        addresses: Addresses {
+            v4: Some(address),
+            v6: None,
+        },
         takes_redirects,
     })
 }

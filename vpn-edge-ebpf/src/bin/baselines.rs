@@ -90,7 +90,8 @@ mod programs {
     #[inline(always)]
     fn replace_address<const AT: usize>(packet: View<'_, 50>, new: u32) {
         let sum = packet.u16::<24>().to_be();
-        let sum = checksum::replace(sum, packet.word::<AT>(), new.to_be());
+        let change = checksum::Change::default().word(packet.word::<AT>(), new.to_be());
+        let sum = change.apply(sum);
         packet.write_u16::<24>(u16::from_be(sum));
         replace_word::<AT>(packet, new);
     }
@@ -99,7 +100,8 @@ mod programs {
     #[inline(always)]
     fn replace_word<const AT: usize>(packet: View<'_, 50>, new: u32) {
         let sum = packet.u16::<40>().to_be();
-        let sum = checksum::replace_udp(sum, packet.word::<AT>(), new.to_be());
+        let change = checksum::Change::default().word(packet.word::<AT>(), new.to_be());
+        let sum = change.apply_udp(sum);
         packet.write_u16::<40>(u16::from_be(sum));
         packet.write_word::<AT>(new.to_be());
     }

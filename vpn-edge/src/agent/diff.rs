@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vpn_edge_common::{Allocation, Rates, SLOTS, frame_addresses, mapped, mode};
+use vpn_edge_common::{Address, Allocation, Rates, SLOTS, frame_addresses, mapped, mode};
 
 use super::index::Entry;
 use crate::datapath::{Change, Memory};
 use crate::domain::Limits;
+use crate::gateways::{Addresses, Location};
 use crate::link::EDGE_MAC;
 
 /// More ports are allocated than the node has counter slots.
@@ -97,17 +98,34 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
     let Some(location) = &entry.location else {
         return identity;
     };
-    Allocation {
-        mode: if location.takes_redirects {
-            mode::XDP
-        } else {
-            mode::TC
+    match location {
+        Location::Here(link) => Allocation {
+            mode: if link.takes_redirects {
+                mode::XDP
+            } else {
+                mode::TC
+            },
+            ifindex: link.ifindex,
+            frame: frame_addresses(link.gateway_mac, EDGE_MAC),
+            gateway: v4(link.addresses),
+            gateway6: v6(link.addresses),
+            ..identity
         },
-        ifindex: location.ifindex,
-        frame: frame_addresses(location.gateway_mac, EDGE_MAC),
-        gateway: mapped(location.address.octets()),
-        ..identity
+        Location::There(node) => Allocation {
+            mode: mode::HOP,
+            gateway: v4(*node),
+            gateway6: v6(*node),
+            ..identity
+        },
     }
+}
+
+fn v4(addresses: Addresses) -> Address {
+    addresses.v4.map_or([0; 16], |v4| mapped(v4.octets()))
+}
+
+fn v6(addresses: Addresses) -> Address {
+    addresses.v6.map_or([0; 16], |v6| v6.octets())
 }
 
 /// What a packet and a byte cost so that no more than the limits pass. Rounded
@@ -128,7 +146,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::gateways::Location;
+    use crate::gateways::Link;
 
     fn entry(tenant: u128, generation: u64, open: bool) -> Entry {
         Entry {
@@ -136,12 +154,17 @@ mod tests {
             generation,
             mac1: [7; 8],
             limits: Limits::default(),
-            location: open.then(|| Location {
-                interface: format!("veth{tenant}"),
-                ifindex: tenant as u32,
-                gateway_mac: [4; 6],
-                address: Ipv4Addr::new(100, 64, 0, tenant as u8),
-                takes_redirects: true,
+            location: open.then(|| {
+                Location::Here(Link {
+                    interface: format!("veth{tenant}"),
+                    ifindex: tenant as u32,
+                    gateway_mac: [4; 6],
+                    addresses: Addresses {
+                        v4: Some(Ipv4Addr::new(100, 64, 0, tenant as u8)),
+                        v6: None,
+                    },
+                    takes_redirects: true,
+                })
             }),
         }
     }

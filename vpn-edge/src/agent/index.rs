@@ -117,6 +117,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{Keys, Plan, PortPool};
+    use crate::gateways::{Addresses, Link};
 
     const PORT: u16 = 31_001;
 
@@ -139,13 +140,16 @@ mod tests {
             port: PORT,
             networks: Vec::new(),
             state: GatewayState::Ready,
-            location: Some(Location {
+            location: Some(Location::Here(Link {
                 interface: "vpn-edge-31001".into(),
                 ifindex: 9,
                 gateway_mac: [4; 6],
-                address: Ipv4Addr::new(100, 64, 121, 25),
+                addresses: Addresses {
+                    v4: Some(Ipv4Addr::new(100, 64, 121, 25)),
+                    v6: None,
+                },
                 takes_redirects: true,
-            }),
+            })),
         }
     }
 

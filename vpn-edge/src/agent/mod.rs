@@ -23,7 +23,7 @@ use vpn_edge_common::{Allocation, mode};
 
 use crate::datapath::{Change, Datapath, Hook, Rung};
 use crate::domain::PlanLimits;
-use crate::gateways::Gateways;
+use crate::gateways::{Gateways, Location};
 use crate::registry::Registry;
 
 /// How often the kernel's maps and hooks are compared with what they are to be.
@@ -236,16 +236,15 @@ impl Agent {
     fn hook(&mut self, desired: &mut BTreeMap<u16, Entry>) -> Result<()> {
         let mut outcome = Ok(());
         for entry in desired.values_mut() {
-            let Some(location) = &entry.location else {
+            let Some(Location::Here(link)) = &entry.location else {
                 continue;
             };
-            if self.hooked.get(&location.interface) == Some(&location.ifindex) {
+            if self.hooked.get(&link.interface) == Some(&link.ifindex) {
                 continue;
             }
-            match self.datapath.attach_gateway(&location.interface) {
+            match self.datapath.attach_gateway(&link.interface) {
                 Ok(()) => {
-                    self.hooked
-                        .insert(location.interface.clone(), location.ifindex);
+                    self.hooked.insert(link.interface.clone(), link.ifindex);
                 }
                 Err(error) => {
                     entry.location = None;
@@ -259,7 +258,10 @@ impl Agent {
     fn unhook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
         let gateways: BTreeSet<String> = desired
             .values()
-            .filter_map(|entry| Some(entry.location.as_ref()?.interface.clone()))
+            .filter_map(|entry| match &entry.location {
+                Some(Location::Here(link)) => Some(link.interface.clone()),
+                _ => None,
+            })
             .collect();
         self.hooked
             .retain(|interface, _| gateways.contains(interface));

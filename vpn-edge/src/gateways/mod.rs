@@ -2,7 +2,7 @@
 
 pub mod netns;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -40,16 +40,32 @@ pub struct Gateway {
     pub location: Option<Location>,
 }
 
-/// Where a gateway of this node is.
+/// Where a gateway is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
+pub enum Location {
+    /// On this node, behind a link of its own.
+    Here(Link),
+    /// On another node, which has these addresses.
+    There(Addresses),
+}
+
+/// A gateway's link on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
     /// Host-side end of the gateway's veth.
     pub interface: String,
     pub ifindex: u32,
     pub gateway_mac: [u8; 6],
-    pub address: Ipv4Addr,
+    pub addresses: Addresses,
     /// The gateway's end takes in frames that XDP redirects.
     pub takes_redirects: bool,
+}
+
+/// At most one address of each IP version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// Makes, removes and finds gateways.

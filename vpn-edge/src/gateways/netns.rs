@@ -450,7 +450,7 @@ async fn follow(
             }
             if ready {
                 match link::locate(&place.link, &place.namespace).await {
-                    Ok(location) => record(GatewayState::Ready, Some(location)),
+                    Ok(link) => record(GatewayState::Ready, Some(Location::Here(link))),
                     Err(error) => {
                         record(
                             GatewayState::Failed(format!("its link is gone: {error}")),

@@ -1,0 +1,83 @@
+//! The way out of the node, as the kernel's routes say.
+
+use aya_ebpf::helpers::generated::bpf_fib_lookup;
+use core::ffi::c_void;
+use vpn_edge_common::unmapped_words;
+use vpn_edge_ebpf::steer::Journey;
+
+/// What the kernel says of a packet's way out, which it writes into the
+/// [`Journey`].
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Interface and Ethernet addresses are known.
+    Found,
+    /// The interface is known, but its next hop is yet to be asked for.
+    Unresolved,
+    /// It is longer than the way takes.
+    TooBig,
+    None,
+}
+
+/// Asks for packets of the node's own, that leave by the interface.
+const OUTPUT: u32 = 1 << 1;
+const SUCCESS: i64 = 0;
+const UNSUPPORTED: i64 = 6;
+const NO_NEIGHBOUR: i64 = 7;
+const FRAGMENT_NEEDED: i64 = 8;
+
+/// Finds the way for a packet that came in by `ingress`, for what it is to be.
+/// A function for its own stack.
+///
+/// # Safety
+///
+/// `ctx` must be the hook's own.
+#[inline(never)]
+pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
+    const UDP: u64 = 17 << 8;
+    let to = &journey.to;
+    let (ifindex, flags) = match journey.uplink {
+        0 => (ingress, 0),
+        uplink => (uplink, OUTPUT),
+    };
+    // The kernel's `struct bpf_fib_lookup`: family, protocol and length;
+    // interface; source; destination; and what it fills in, both MAC addresses.
+    let mut asked = [
+        UDP | u64::from(journey.length) << 48,
+        u64::from(ifindex),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    if journey.is_v6 {
+        asked[0] |= 10;
+        [asked[2], asked[3]] = to.source;
+        [asked[4], asked[5]] = to.destination;
+    } else {
+        asked[0] |= 2;
+        asked[2] = u64::from(unmapped_words(to.source));
+        asked[4] = u64::from(unmapped_words(to.destination));
+    }
+    let size = size_of_val(&asked) as i32;
+    let asked = &raw mut asked;
+    // SAFETY: 64 bytes, as the kernel has them.
+    let answer = unsafe { bpf_fib_lookup(ctx.cast(), asked.cast(), size, flags) };
+    // SAFETY: as above.
+    let [_, ifindex, .., before, after] = unsafe { *asked };
+    journey.uplink = ifindex as u32;
+    // The source stands from byte 52 on, the destination from 58 on.
+    journey.frame = [
+        (after >> 16) as u32,
+        (after >> 48) as u32 | ((before >> 32) as u32) << 16,
+        (before >> 48) as u32 | (after as u32) << 16,
+    ];
+    match i64::from(answer) {
+        SUCCESS => Route::Found,
+        NO_NEIGHBOUR | UNSUPPORTED => Route::Unresolved,
+        FRAGMENT_NEEDED => Route::TooBig,
+        _ => Route::None,
+    }
+}
