@@ -193,6 +193,13 @@ impl Known<'_> {
         }
     }
 
+    /// The tick of the client's last packet, and of the last reply.
+    #[must_use]
+    pub fn seen(&self) -> (u32, u32) {
+        let seen = self.flow.seen.load();
+        ((seen >> 32) as u32, seen as u32)
+    }
+
     /// Whether a reply proved it within the last `life` ticks.
     #[inline(always)]
     #[must_use]

@@ -140,7 +140,7 @@ impl Datapath {
 
     fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
         let pin = self.link(&hook)?;
-        let name = program::INGRESS;
+        let name = self.xdp;
         if let Some(link) = pinned(&pin)? {
             let link = XdpLink::try_from(link).map_err(|error| unpinnable(&pin, &error))?;
             let program = program_mut::<Xdp>(&mut self.ebpf, name);

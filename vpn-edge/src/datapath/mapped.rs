@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use vpn_edge_common::{Clock, Limits, Sessions, Word};
+use vpn_edge_common::{Clock, Flows, Limits, Sessions, Word};
 
 /// What may lie in memory that the kernel and other processes change.
 ///
@@ -22,6 +22,8 @@ unsafe impl Shared for Word {}
 unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 // SAFETY: words in nested arrays, by their definitions.
 unsafe impl Shared for Sessions {}
+// SAFETY: as above.
+unsafe impl Shared for Flows {}
 // SAFETY: as above.
 unsafe impl Shared for Limits {}
 // SAFETY: as above.

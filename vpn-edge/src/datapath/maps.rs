@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use vpn_edge_common::{
-    Allocation, Clock, Counters, Edge, Limits, SLOTS, SOURCES, Sessions, Word, map, mode, tick,
+    Address, Allocation, Clock, Counters, Edge, FLOWS, Flow, Flows, Limits, SLOTS, SOURCES, Sessions, Word, address, map, mode, tick,
 };
+use vpn_edge_ebpf::flow;
 use vpn_edge_ebpf::session::LIFE;
 use vpn_edge_ebpf::tables::Tables;
 
@@ -75,12 +77,34 @@ pub struct Change {
     pub grace: bool,
 }
 
+/// A client, and how its packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientFlow {
+    pub client: SocketAddr,
+    /// The node's address that it sends to.
+    pub own: Option<IpAddr>,
+    /// The port that its packets leave from if the gateway is on another node.
+    pub hop_port: u16,
+    /// Since its last packet; where no flow has to be kept for replies, since
+    /// its last handshake.
+    pub seen: Duration,
+    /// Since the last reply that was noted, if there was one.
+    pub proven: Option<Duration>,
+}
+
+/// The address as the standard library has it.
+#[must_use]
+pub fn ip(address: Address) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
+
 /// The maps, to be read: what the running programs see.
 pub struct Reader {
     allocations: Mapped<Cell>,
     sessions: Mapped<Sessions>,
     replays: Mapped<Sessions>,
     limits: Mapped<Limits>,
+    flows: Mapped<Flows>,
     sources: Mapped<Word>,
     clock: Mapped<Clock>,
     edge: Array<MapData, Edge>,
@@ -113,6 +137,7 @@ impl Reader {
             sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
             replays: memory(folder, map::REPLAYS, SLOTS, writable)?,
             limits: memory(folder, map::LIMITS, SLOTS, writable)?,
+            flows: memory(folder, map::FLOWS, SLOTS, writable)?,
             sources: memory(folder, map::SOURCES, SOURCES, writable)?,
             clock: memory(folder, map::CLOCK, 1, writable)?,
             edge: Array::try_from(Map::Array(pinned(folder, map::EDGE)?))
@@ -185,6 +210,33 @@ impl Reader {
         tick(clock.jiffies.load() + since / jiffy())
     }
 
+    /// The clients that a slot's packets came from lately, in no order.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the lookup.
+    pub fn flows(&self, slot: u16) -> Result<Vec<ClientFlow>, MapError> {
+        let edge = self.edge()?;
+        let now = self.tick();
+        let flows = &self.flows[usize::from(slot)];
+        let ago = |tick: u32| tick_length() * now.saturating_sub(tick);
+        let known = (0..FLOWS).filter_map(|at| {
+            let known = flow::at(flows, at, edge.seed)?;
+            let (seen, proven) = known.seen();
+            (seen + edge.session_life > now).then(|| ClientFlow {
+                client: SocketAddr::new(ip(address(known.client.address)), known.client.port()),
+                own: edge
+                    .own
+                    .get(usize::from(known.own))
+                    .map(|own| ip(own.address)),
+                hop_port: edge.hop_ports.wrapping_add(at as u16),
+                seen: ago(seen),
+                proven: (proven != 0).then(|| ago(proven)),
+            })
+        });
+        Ok(known.collect())
+    }
+
     /// Until when a slot's unknown sessions pass, from now; nothing if they do
     /// not.
     #[must_use]
@@ -213,6 +265,7 @@ impl Reader {
             copy(ways(&self.sessions[slot]), ways(&tables.sessions[key]));
             copy(ways(&self.replays[slot]), ways(&tables.replays[key]));
             copy(words(&self.limits[slot]), words(&tables.limits[key]));
+            copy(parts(&self.flows[slot]), parts(&tables.flows[key]));
         }
         Ok(tables)
     }
@@ -235,6 +288,18 @@ fn words(limits: &Limits) -> impl Iterator<Item = &Word> {
         .into_iter()
         .chain(packets)
         .chain(bytes)
+}
+
+fn parts(flows: &Flows) -> impl Iterator<Item = &Word> {
+    flows.0.iter().flat_map(|flow| {
+        let Flow {
+            address,
+            key,
+            seen,
+            indexes,
+        } = flow;
+        address.iter().chain([key, seen, indexes])
+    })
 }
 
 fn copy<'a>(from: impl Iterator<Item = &'a Word>, to: impl Iterator<Item = &'a Word>) {
@@ -374,6 +439,9 @@ impl Maps {
             let (sessions, replays) = (&self.0.sessions, &self.0.replays);
             let ways = [sessions, replays].map(|map| ways(&map[usize::from(slot)]));
             for word in ways.into_iter().flatten().chain(words(limits)) {
+                word.store(0);
+            }
+            for word in parts(&self.0.flows[usize::from(slot)]) {
                 word.store(0);
             }
         }

@@ -11,18 +11,19 @@ mod programs;
 mod running;
 
 pub use attach::{Hook, Rung, remove};
-pub use maps::{Change, Events, MapError, Maps, Memory, Reader, monotonic, tick_length};
+pub use maps::{Change, ClientFlow, Events, MapError, Maps, Memory, Reader, ip, monotonic, tick_length};
 pub use programs::{ProgramFacts, ProgramRuns, Programs};
 pub use running::{Answer, Ran, Running};
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use vpn_edge_common::{Address, Edge, SCHEMA, map, program};
+use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, mapped, program};
 
 /// Where bpffs is mounted, and the folder in it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
@@ -84,11 +85,65 @@ pub enum DatapathError {
 /// Programs and maps of this binary, in the kernel and pinned.
 pub struct Datapath {
     ebpf: Ebpf,
+    /// Which of the XDP programs the kernel took.
+    xdp: &'static str,
     folder: PathBuf,
     /// Where builds with another schema pinned.
     others: Vec<PathBuf>,
     upgrading: bool,
     pub maps: Maps,
+}
+
+/// A node, as its programs are to see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeNode {
+    /// Addresses that clients send to, each with the index of the interface
+    /// that replies from it leave by. Replies leave from the first of their IP
+    /// version, unless their flow is known to have come to another. Those
+    /// beyond [`vpn_edge_common::OWN_ADDRESSES`] are left out.
+    pub own: Vec<(IpAddr, u32)>,
+    /// Interfaces that XDP may send out of.
+    pub xdp_uplinks: Vec<u32>,
+    /// The first of [`vpn_edge_common::FLOWS`] ports that packets to other
+    /// nodes leave from; zero if they are not sent on.
+    pub hop_ports: u16,
+}
+
+/// Puts addresses in their places: the first of each IP version at the front,
+/// the others where they were, as flows name them by place.
+fn places(known: &[Own; OWN_ADDRESSES], wanted: &[(IpAddr, u32)]) -> [Own; OWN_ADDRESSES] {
+    let mut places = [Own::default(); OWN_ADDRESSES];
+    let mut others = Vec::new();
+    for &(ip, uplink) in wanted {
+        let own = Own {
+            address: match ip {
+                IpAddr::V4(v4) => mapped(v4.octets()),
+                IpAddr::V6(v6) => v6.octets(),
+            },
+            uplink,
+            pad: 0,
+        };
+        let first = &mut places[usize::from(ip.is_ipv6())];
+        if *first == Own::default() {
+            *first = own;
+        } else {
+            others.push(own);
+        }
+    }
+    let stays = |own: &Own| (2..OWN_ADDRESSES).find(|&at| known[at].address == own.address);
+    others.retain(|own| match stays(own) {
+        Some(at) => {
+            places[at] = *own;
+            false
+        }
+        None => true,
+    });
+    let free = (2..OWN_ADDRESSES).filter(|&at| places[at] == Own::default());
+    let free: Vec<usize> = free.collect();
+    for (at, own) in free.into_iter().zip(others) {
+        places[at] = own;
+    }
+    places
 }
 
 /// The folder for this binary's schema under `root`.
@@ -124,12 +179,13 @@ impl Datapath {
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(folder.join("maps"))
             .load(OBJECT)?;
-        load::<aya::programs::Xdp>(&mut ebpf, program::INGRESS)?;
+        let xdp = load_xdp(&mut ebpf)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::INGRESS_TC)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::EGRESS)?;
         let maps = Maps::open(&folder.join("maps"))?;
         Ok(Self {
             ebpf,
+            xdp,
             folder,
             others,
             upgrading,
@@ -144,24 +200,31 @@ impl Datapath {
         self.upgrading
     }
 
-    /// Says which node this is: the address that clients send to, and the
-    /// interface that replies leave by.
+    /// Says which node this is.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the map update.
-    pub fn set_edge(&mut self, address: Address, uplink: u32) -> Result<(), DatapathError> {
+    pub fn set_edge(&mut self, node: &EdgeNode) -> Result<(), DatapathError> {
         let known = self.maps.edge()?;
         let seed = if known.seed == 0 {
             getrandom::u64().map_err(DatapathError::Random)? | 1
         } else {
             known.seed
         };
+        let own = places(&known.own, &node.own);
+        let mut uplinks = [0; UPLINKS];
+        for (place, &index) in uplinks.iter_mut().zip(&node.xdp_uplinks) {
+            *place = index;
+        }
         let edge = Edge {
-            address,
-            uplink,
-            session_life: maps::session_life(),
+            own,
+            uplinks,
             seed,
+            session_life: maps::session_life(),
+            hop_ports: node.hop_ports,
+            several: u8::from(own[2..].iter().any(|own| own.uplink != 0)),
+            pad: 0,
         };
         if known != edge {
             self.maps.set_edge(edge)?;
@@ -169,9 +232,29 @@ impl Datapath {
         Ok(())
     }
 
+    /// Name of the XDP program.
+    #[must_use]
+    pub fn xdp(&self) -> &'static str {
+        self.xdp
+    }
+
     /// The eBPF object's programs, for test runs.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+}
+
+/// Loads the XDP program: for frames of several fragments, if the kernel has
+/// them.
+fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, DatapathError> {
+    let fragments = load::<aya::programs::Xdp>(ebpf, program::INGRESS_FRAGS);
+    match fragments {
+        Ok(()) => Ok(program::INGRESS_FRAGS),
+        Err(error) => {
+            tracing::debug!("{error}");
+            load::<aya::programs::Xdp>(ebpf, program::INGRESS)?;
+            Ok(program::INGRESS)
+        }
     }
 }
 
