@@ -51,6 +51,7 @@ impl Need {
         match self {
             Self::Build | Self::Bpf | Self::Tun | Self::Lint => &[],
             Self::Lab => &[
+                "conntrack",
                 "dnsmasq-base",
                 "ethtool",
                 "iperf3",
@@ -63,7 +64,7 @@ impl Need {
                 "wireguard-go",
                 "wireguard-tools",
             ],
-            Self::Bench => &["conntrack", "iptables"],
+            Self::Bench => &["iptables"],
             Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[

@@ -70,6 +70,12 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "network",
+        about: "the node's own network as it changes, neighbours and tracked connections",
+        needs: &[Need::Build, Need::Lab],
+        cargo: &[&["test", "--workspace", "--test", "network"]],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],

@@ -1,0 +1,350 @@
+//! Next hops towards other nodes, which the kernel keeps resolved for us.
+//!
+//! From Linux 5.16 an entry can be marked "managed": the kernel then resolves
+//! it anew whenever it ages or fails. Before, it resolves an entry once when
+//! told that it is in use, so it is told again whenever the entry ages or fails.
+//! One request says both, and an older kernel hears the half that it knows.
+//! An entry that we asked for has our protocol number. That is how the next
+//! process finds it, and nobody else's is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+    NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
+    RouteType, RouteVia,
+};
+use rtnetlink::{Error, Handle};
+
+use super::table::is_up;
+
+/// Marks entries as ours. Numbers of this kind are nobody's by right; this one
+/// is not in iproute2's list of protocols.
+const OURS: RouteProtocol = RouteProtocol::Other(118);
+
+/// A neighbour: the index of an interface, and an address behind it.
+type Hop = (u32, IpAddr);
+
+/// The neighbours that are kept, and how they are.
+#[derive(Debug)]
+pub struct Neighbours {
+    handle: Handle,
+    nodes: BTreeSet<IpAddr>,
+    hops: BTreeMap<Hop, Condition>,
+    /// Whether the hops' interfaces are up.
+    interfaces: BTreeMap<u32, bool>,
+}
+
+/// What a program sees of an entry: its MAC address, while it is good.
+type Condition = Option<Vec<u8>>;
+
+/// The kernel's entry for a neighbour.
+#[derive(Debug, Clone)]
+struct Entry {
+    state: NeighbourState,
+    mac: Option<Vec<u8>>,
+    managed: bool,
+    /// Set by a program that learns neighbours elsewhere.
+    learned: bool,
+    protocol: Option<RouteProtocol>,
+}
+
+impl Entry {
+    fn of(message: &NeighbourMessage) -> Option<(Hop, Self)> {
+        let mut address = None;
+        let mut entry = Self {
+            state: message.header.state,
+            mac: None,
+            managed: false,
+            learned: message.header.flags.contains(NeighbourFlags::ExtLearned),
+            protocol: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                    address = Some(IpAddr::V4(*found));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
+                    address = Some(IpAddr::V6(*found));
+                }
+                NeighbourAttribute::LinkLayerAddress(mac) => entry.mac = Some(mac.clone()),
+                NeighbourAttribute::ExtFlags(flags) => {
+                    entry.managed = flags.contains(NeighbourExtFlags::Managed);
+                }
+                NeighbourAttribute::Protocol(protocol) => entry.protocol = Some(*protocol),
+                _ => {}
+            }
+        }
+        Some(((message.header.ifindex, address?), entry))
+    }
+
+    /// Whether the kernel made it by itself, or for us.
+    fn may_be_touched(&self) -> bool {
+        let fixed = matches!(
+            self.state,
+            NeighbourState::Permanent | NeighbourState::Noarp
+        );
+        !fixed && !self.learned && self.protocol.is_none_or(|protocol| protocol == OURS)
+    }
+
+    fn condition(&self) -> Condition {
+        match self.state {
+            NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed => None,
+            _ => self.mac.clone(),
+        }
+    }
+}
+
+impl Neighbours {
+    pub fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            nodes: BTreeSet::new(),
+            hops: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
+        }
+    }
+
+    /// Keeps the next hops towards these nodes, and lets go of all others.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked.
+    pub async fn keep(&mut self, nodes: BTreeSet<IpAddr>) -> Result<()> {
+        self.nodes = nodes;
+        self.renew().await
+    }
+
+    /// The same for the nodes that are kept already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked.
+    pub async fn renew(&mut self) -> Result<()> {
+        let hops = self.next_hops().await?;
+        let mut entries = BTreeMap::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let all = self.handle.neighbours().get();
+            let mut all = all.set_address_family(family).execute();
+            while let Some(message) = all.try_next().await.context("cannot list neighbours")? {
+                entries.extend(Entry::of(&message));
+            }
+        }
+        for (hop, entry) in &entries {
+            let unwanted = entry.managed && entry.protocol == Some(OURS);
+            if unwanted && !hops.contains(hop) && entry.may_be_touched() {
+                self.request(*hop, false).await;
+            }
+        }
+        self.hops.clear();
+        for hop in hops {
+            let entry = entries.get(&hop);
+            self.hops.insert(hop, entry.and_then(Entry::condition));
+            self.tend(hop, entry).await;
+        }
+        Ok(())
+    }
+
+    /// Whether any node is kept.
+    pub fn any(&self) -> bool {
+        !self.nodes.is_empty()
+    }
+
+    /// Whether this route is, or was, one towards a node.
+    pub fn routed_by(&self, route: &RouteMessage) -> bool {
+        let header = &route.header;
+        let destination = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                    Some(IpAddr::V4(*address))
+                }
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                    Some(IpAddr::V6(*address))
+                }
+                _ => None,
+            });
+        // Default routes have none.
+        let Some(destination) = destination else {
+            return self.nodes.iter().any(|node| match node {
+                IpAddr::V4(_) => header.address_family == AddressFamily::Inet,
+                IpAddr::V6(_) => header.address_family == AddressFamily::Inet6,
+            });
+        };
+        IpNet::new(destination, header.destination_prefix_length)
+            .is_ok_and(|network| self.nodes.iter().any(|node| network.contains(node)))
+    }
+
+    /// Takes note of an interface. Whether that changed a next hop: IPv4 routes
+    /// go with their interface without a word.
+    pub fn saw_link(&mut self, link: &LinkMessage, gone: bool) -> bool {
+        let up = is_up(link) && !gone;
+        match self.interfaces.get_mut(&link.header.index) {
+            Some(was) if *was != up => {
+                *was = up;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes note of an entry that changed. Whether that changed a next hop.
+    pub async fn saw(&mut self, message: &NeighbourMessage) -> bool {
+        let Some((hop, entry)) = Entry::of(message) else {
+            return false;
+        };
+        let Some(condition) = self.hops.get_mut(&hop) else {
+            return false;
+        };
+        let now = entry.condition();
+        let changed = *condition != now;
+        *condition = now;
+        let failed = entry.state == NeighbourState::Failed;
+        if changed && failed && entry.managed && entry.may_be_touched() {
+            // It answers at that MAC address no longer. The kernel asks anew
+            // within seconds; the first time, do it now.
+            self.request(hop, true).await;
+        } else {
+            self.tend(hop, Some(&entry)).await;
+        }
+        changed
+    }
+
+    /// Takes note of an entry that is gone. Whether that changed a next hop.
+    pub async fn lost(&mut self, message: &NeighbourMessage) -> bool {
+        let Some((hop, _)) = Entry::of(message) else {
+            return false;
+        };
+        let Some(condition) = self.hops.get_mut(&hop) else {
+            return false;
+        };
+        let changed = condition.take().is_some();
+        self.tend(hop, None).await;
+        changed
+    }
+
+    /// Has the kernel resolve a hop unless it does, or somebody else does.
+    async fn tend(&self, hop: Hop, entry: Option<&Entry>) {
+        let kept = entry.is_some_and(|entry| entry.managed || !entry.may_be_touched());
+        if !kept {
+            self.request(hop, true).await;
+        }
+    }
+
+    /// Has the kernel resolve a hop, and keep it resolved or not.
+    async fn request(&self, hop: Hop, managed: bool) {
+        let (index, address) = hop;
+        let mut request = self
+            .handle
+            .neighbours()
+            .add(index, address)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        let attributes = &mut request.message_mut().attributes;
+        attributes.push(NeighbourAttribute::Protocol(OURS));
+        if managed {
+            let flags = NeighbourExtFlags::Managed;
+            attributes.push(NeighbourAttribute::ExtFlags(flags));
+        }
+        if let Err(error) = request.execute().await {
+            tracing::debug!(%error, %address, index, "cannot have a neighbour resolved");
+        }
+    }
+
+    /// The neighbours that packets to the nodes may go to.
+    async fn next_hops(&mut self) -> Result<BTreeSet<Hop>> {
+        let mut hops = BTreeSet::new();
+        for &node in &self.nodes {
+            match self.route(node).await {
+                Ok(found) => hops.extend(found),
+                Err(Error::NetlinkError(error)) => {
+                    tracing::debug!(%error, %node, "no route to a node");
+                }
+                Err(error) => return Err(error).context("cannot ask for a route"),
+            }
+        }
+        self.interfaces.clear();
+        let mut silent = BTreeSet::new();
+        let indexes: BTreeSet<u32> = hops.iter().map(|(index, _)| *index).collect();
+        for index in indexes {
+            let mut links = self.handle.link().get().match_index(index).execute();
+            if let Ok(Some(link)) = links.try_next().await {
+                self.interfaces.insert(index, is_up(&link));
+                // Nobody there resolves anything.
+                let flags = LinkFlags::Noarp | LinkFlags::Loopback;
+                if link.header.flags.intersects(flags) {
+                    silent.insert(index);
+                }
+            }
+        }
+        hops.retain(|(index, _)| !silent.contains(index));
+        Ok(hops)
+    }
+
+    async fn route(&self, node: IpAddr) -> Result<Vec<Hop>, Error> {
+        let mut question = RouteMessage::default();
+        (
+            question.header.address_family,
+            question.header.destination_prefix_length,
+        ) = match node {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        // The route with all of its hops, not the one that some packet takes.
+        question.header.flags = RouteFlags::FibMatch;
+        let destination = RouteAttribute::Destination(node.into());
+        question.attributes.push(destination);
+        let mut answers = self.handle.route().get(question).execute();
+        let mut hops = Vec::new();
+        while let Some(route) = answers.try_next().await? {
+            if route.header.kind != RouteType::Unicast {
+                continue;
+            }
+            hops.extend(hop(node, None, &route.attributes));
+            for attribute in &route.attributes {
+                let RouteAttribute::MultiPath(paths) = attribute else {
+                    continue;
+                };
+                let alive = paths
+                    .iter()
+                    .filter(|path| !path.flags.contains(RouteNextHopFlags::Dead));
+                hops.extend(
+                    alive
+                        .filter_map(|path| hop(node, Some(path.interface_index), &path.attributes)),
+                );
+            }
+        }
+        Ok(hops)
+    }
+}
+
+/// Where a packet for `node` goes: to a gateway, or else to itself.
+fn hop(node: IpAddr, mut index: Option<u32>, attributes: &[RouteAttribute]) -> Option<Hop> {
+    let mut gateway = None;
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(interface) => index = Some(*interface),
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => {
+                gateway = Some(IpAddr::V4(*address));
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                gateway = Some(IpAddr::V6(*address));
+            }
+            _ => {}
+        }
+    }
+    Some((index?, gateway.unwrap_or(node)))
+}
