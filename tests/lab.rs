@@ -241,7 +241,7 @@ fn a_restarted_daemon_replaces_programs_in_place() -> Result<()> {
         let filters = edge.node.sh(&format!(
             "for device in eth0 {veth}; do tc filter show dev $device ingress; done"
         ))?;
-        let links = edge.node.sh("ls /sys/fs/bpf/vpn-edge/v2/links")?;
+        let links = edge.node.sh("ls /sys/fs/bpf/vpn-edge/v3/links")?;
         Ok((
             filters.matches("direct-action").count(),
             links.lines().count(),
@@ -632,7 +632,7 @@ const LEFT: &str = "
     pgrep -a vpn-edge || true";
 
 fn allocations() -> Result<Array<MapData, Allocation>> {
-    let data = MapData::from_pin("/sys/fs/bpf/vpn-edge/v2/maps/ALLOCATIONS")?;
+    let data = MapData::from_pin("/sys/fs/bpf/vpn-edge/v3/maps/ALLOCATIONS")?;
     Ok(Array::try_from(Map::Array(data))?)
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{client, gateway, inspect, standalone, teardown};
+use crate::{agent, client, gateway, inspect, standalone, teardown};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ pub struct Cli {
 enum Command {
     /// Run the whole system on this machine.
     Standalone(standalone::StandaloneArgs),
+    /// Be an edge node for gateways on other nodes.
+    Agent(agent::AgentArgs),
     /// Take off this machine what `standalone` leaves there when it ends.
     Teardown(teardown::TeardownArgs),
     /// Be a tenant's gateway, in the namespace this starts in.
@@ -25,8 +27,6 @@ enum Command {
     Ports(inspect::ports::PortsArgs),
     /// Show what was dropped and why, or follow drops as they happen.
     Drops(inspect::drops::DropsArgs),
-    /// Ask what the edge does with a packet, step by step.
-    Trace(inspect::trace::TraceArgs),
     /// Show the tenants' traffic on a live screen.
     Top(inspect::top::TopArgs),
     /// Manage tenants and their VPN.
@@ -44,11 +44,11 @@ impl Cli {
     pub async fn run(self) -> Result<()> {
         match self.command {
             Command::Standalone(args) => standalone::run(args).await,
+            Command::Agent(args) => agent::run(args).await,
             Command::Teardown(args) => teardown::run(args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),
             Command::Drops(args) => inspect::drops::run(&args).await,
-            Command::Trace(args) => inspect::trace::run(&args),
             Command::Top(args) => inspect::top::run(&args),
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),

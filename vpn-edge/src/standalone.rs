@@ -4,27 +4,20 @@
 //! namespaces. It only puts parts together; each knows no more than its seam.
 
 use std::future::IntoFuture;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
-use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::LinkAttribute;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use vpn_edge_common::{SLOTS, mapped};
+use vpn_edge_common::NODE_SLOT;
 
-use crate::agent::Agent;
+use crate::agent::{Edge, EdgeArgs, Local};
 use crate::api::{self, Tokens};
 use crate::controller::{self, Controller};
-use crate::datapath::{self, Datapath};
-use crate::domain::{PlanLimit, PlanLimits, PortRange};
+use crate::domain::PortRange;
 use crate::gateways::netns::{self, NetnsGateways};
-use crate::metrics;
-use crate::netlink;
 use crate::registry::SqliteRegistry;
 
 #[derive(Debug, clap::Args)]
@@ -38,16 +31,8 @@ pub struct StandaloneArgs {
     /// Address and port of the HTTP API.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Address and port of /metrics, for Prometheus, and /healthz, for a load
-    /// balancer; open to whoever reaches them.
-    #[arg(long, default_value = "127.0.0.1:9095")]
-    metrics: SocketAddr,
-    /// Interface that clients' packets come in by.
-    #[arg(long)]
-    uplink: String,
-    /// IPv4 address that clients send to [default: the uplink's first].
-    #[arg(long)]
-    address: Option<Ipv4Addr>,
+    #[command(flatten)]
+    edge: EdgeArgs,
     /// Host name in clients' configurations.
     #[arg(long)]
     hostname: String,
@@ -70,16 +55,9 @@ pub struct StandaloneArgs {
     /// Addresses for gateways on this machine: a /16 that nothing else uses.
     #[arg(long, default_value = "100.64.0.0/16")]
     gateway_range: Ipv4Net,
-    /// What tenants of a plan may send and receive a second, each way, as
-    /// PLAN=packets:N,bytes:N; once a plan [default: no limits].
-    #[arg(long = "limit", value_name = "LIMIT")]
-    limits: Vec<PlanLimit>,
     /// Folder for what belongs to running gateways.
     #[arg(long, default_value = "/run/vpn-edge")]
     runtime: PathBuf,
-    /// Folder on bpffs for programs and maps.
-    #[arg(long, default_value = datapath::DEFAULT_ROOT)]
-    bpffs: PathBuf,
 }
 
 /// Runs until SIGTERM or SIGINT. Gateways and the kernel side stay.
@@ -88,8 +66,6 @@ pub struct StandaloneArgs {
 ///
 /// Whatever keeps the system from starting, with what to do about it.
 pub async fn run(args: StandaloneArgs) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     ensure!(
         nix::unistd::geteuid().is_root(),
         "`vpn-edge standalone` sets up interfaces and eBPF programs: run it as root"
@@ -103,37 +79,43 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     );
     let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
     ensure!(
-        ports <= SLOTS,
-        "--ports names {ports} ports, but an edge serves {SLOTS}: name fewer"
+        ports <= u32::from(NODE_SLOT),
+        "--ports names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
+    );
+    let hops = args.edge.hop_range()?;
+    ensure!(
+        *hops.end() < args.ports.first() || *hops.start() > args.ports.last(),
+        "--hop-ports {} overlaps --ports: name ports that no tenant gets",
+        args.edge.hop_ports
     );
     let tokens = Tokens::load(&args.tokens)?;
-    let uplink = Uplink::find(&args.uplink, args.address).await?;
+    let network = args.edge.network().await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
 
+    let snapshot = network.snapshot().await?;
     let gateways = NetnsGateways::adopt(netns::Settings {
         runtime: args.runtime,
         range: args.gateway_range,
-        mtu: uplink.mtu,
+        // What goes into a gateway is to fit out of every uplink.
+        mtu: snapshot
+            .uplinks
+            .iter()
+            .map(|uplink| uplink.mtu)
+            .min()
+            .unwrap_or(1500),
     })
     .await?;
-    let observers = TcpListener::bind(args.metrics).await.with_context(|| {
-        let metrics = args.metrics;
-        format!("cannot serve metrics on {metrics}: name another address with --metrics")
-    })?;
-    let mut datapath = Datapath::open(&args.bpffs)?;
-    datapath.set_edge(mapped(uplink.address.octets()), uplink.index)?;
-    let programs = datapath.programs()?;
-    let agent = Agent::attach(datapath, &args.uplink, PlanLimits::new(args.limits))?;
     let gateways = Arc::new(gateways);
+    let edge = Edge::start(&args.edge, network, args.ports).await?;
 
     let settings = controller::Settings {
         dns: args.dns,
         cluster_ranges: args.cluster_ranges.clone(),
     };
-    let steered = agent.steered();
+    let steered = edge.agent.steered();
     let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
     let settings = api::Settings {
         hostname: args.hostname,
@@ -141,81 +123,22 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         allowed_ips: args.allowed_ips,
         cluster_ranges: args.cluster_ranges,
     };
-    let router = api::router(registry.clone(), settings, tokens, agent.steered());
-    let metrics = metrics::router(metrics::Sources {
-        reader: datapath::Reader::open(&args.bpffs)?,
-        programs,
-        agent: agent.status(),
-        ports: args.ports,
-        uplink: args.uplink.clone(),
-        bpffs: args.bpffs,
-    });
-    tracing::info!(listen = %args.listen, metrics = %args.metrics, uplink = %args.uplink, address = %uplink.address, "ready");
-    let mut agent = tokio::spawn(agent.run(registry, gateways));
+    let router = api::router(registry.clone(), settings, tokens, edge.agent.steered());
+    let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
+    tracing::info!(listen = %args.listen, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());
-    tokio::select! {
-        ended = &mut agent => bail!("the agent ended: {ended:?}"),
-        ended = &mut controller => bail!("the controller ended: {ended:?}"),
-        ended = axum::serve(listener, router).into_future() => ended.context("the API ended")?,
-        ended = axum::serve(observers, metrics).into_future() => ended.context("the metrics ended")?,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("ending; gateways and traffic go on");
-    // What they are in the middle of ends before the runtime does.
-    agent.abort();
-    controller.abort();
-    let _ = tokio::join!(agent, controller);
-    Ok(())
-}
-
-/// The interface that clients' packets come in by, and the one with the
-/// address they are sent to; with VLANs these are two.
-struct Uplink {
-    address: Ipv4Addr,
-    index: u32,
-    mtu: u32,
-}
-
-impl Uplink {
-    async fn find(name: &str, address: Option<Ipv4Addr>) -> Result<Self> {
-        let handle = netlink::connect()?;
-        let link = netlink::find(&handle, name).await?.with_context(|| {
-            format!("no interface `{name}`: name one of `ip link` with --uplink")
-        })?;
-        let mut own = Vec::new();
-        let mut addresses = handle.address().get().execute();
-        while let Some(message) = addresses.try_next().await? {
-            for attribute in &message.attributes {
-                if let AddressAttribute::Local(std::net::IpAddr::V4(address)) = attribute {
-                    own.push((message.header.index, *address));
-                }
+    let work = async {
+        tokio::select! {
+            ended = &mut controller => bail!("the controller ended: {ended:?}"),
+            ended = axum::serve(listener, router).into_future() => {
+                ended.context("the API ended")
             }
         }
-        let uplink = link.header.index;
-        let found = match address {
-            Some(wanted) => own.iter().find(|(_, address)| *address == wanted),
-            None => own.iter().find(|(index, _)| *index == uplink),
-        };
-        let Some(&(index, address)) = found else {
-            match address {
-                Some(address) => bail!("{address} is on no interface: name one of `ip address`"),
-                None => {
-                    bail!("`{name}` has no IPv4 address: give it one, or name it with --address")
-                }
-            }
-        };
-        let mtu = link
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::Mtu(mtu) => Some(*mtu),
-                _ => None,
-            });
-        Ok(Self {
-            address,
-            index,
-            mtu: mtu.unwrap_or(1500),
-        })
-    }
+    };
+    let source = Arc::new(Local::new(registry, gateways));
+    let outcome = edge.run(source, work).await;
+    // What it is in the middle of ends before the runtime does.
+    controller.abort();
+    let _ = controller.await;
+    outcome
 }

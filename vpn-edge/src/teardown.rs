@@ -12,9 +12,9 @@ use crate::gateways::netns::{NetnsGateways, Settings};
 
 #[derive(Debug, clap::Args)]
 pub struct TeardownArgs {
-    /// The daemon's --uplink.
-    #[arg(long)]
-    uplink: String,
+    /// The daemon's --uplink; as many times as there.
+    #[arg(long = "uplink", required = true)]
+    uplinks: Vec<String>,
     /// The daemon's --runtime.
     #[arg(long, default_value = "/run/vpn-edge")]
     runtime: PathBuf,
@@ -30,7 +30,7 @@ pub struct TeardownArgs {
 /// When the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
     let gateways = NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?;
-    datapath::remove(&args.bpffs, &[args.uplink])?;
+    datapath::remove(&args.bpffs, &args.uplinks)?;
     for gateway in gateways.list().await? {
         gateways.remove(gateway.port).await?;
     }

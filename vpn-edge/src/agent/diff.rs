@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vpn_edge_common::{Address, Allocation, Rates, SLOTS, frame_addresses, mapped, mode};
+use vpn_edge_common::{Address, Allocation, NODE_SLOT, Rates, frame_addresses, mapped, mode};
 
 use super::index::Entry;
 use crate::datapath::{Change, Memory};
@@ -12,7 +12,7 @@ use crate::link::EDGE_MAC;
 
 /// More ports are allocated than the node has counter slots.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} ports are allocated, but an edge node serves {SLOTS}: make the port pool smaller")]
+#[error("{0} ports are allocated, but an edge node serves {NODE_SLOT}: make the port pool smaller")]
 pub struct OutOfSlots(pub usize);
 
 /// The changes from `observed` to `desired`, over the union of both.
@@ -47,7 +47,7 @@ pub fn diff(
             .get(&port)
             .filter(|known| known.tenant == *entry.tenant.as_bytes());
         if let Some(known) = known
-            && u32::from(known.slot) < SLOTS
+            && known.slot < NODE_SLOT
             && slots.insert(known.slot)
         {
             kept.insert(port, known);
@@ -56,7 +56,7 @@ pub fn diff(
 
     // Slots that were in use until now are given out last, so that whoever
     // reads counters does not see two tenants' numbers follow each other.
-    let (fresh, used): (Vec<u16>, Vec<u16>) = (0..SLOTS as u16)
+    let (fresh, used): (Vec<u16>, Vec<u16>) = (0..NODE_SLOT)
         .filter(|slot| !slots.contains(slot))
         .partition(|slot| observed.values().all(|allocation| allocation.slot != *slot));
     let mut free = fresh.into_iter().chain(used);
@@ -249,11 +249,11 @@ mod tests {
 
     #[test]
     fn an_edge_with_too_many_ports_says_so() {
-        let desired = (0..=SLOTS as u16)
+        let desired = (0..=NODE_SLOT)
             .map(|port| (port, entry(u128::from(port), 1, true)))
             .collect();
         let error = diff(&BTreeMap::new(), &desired).unwrap_err();
-        assert_eq!(error, OutOfSlots(SLOTS as usize + 1));
+        assert_eq!(error, OutOfSlots(usize::from(NODE_SLOT) + 1));
     }
 
     fn any_allocation() -> impl Strategy<Value = Allocation> {
@@ -292,7 +292,7 @@ mod tests {
             prop_assert_eq!(slots.len(), map.len(), "no slot serves two ports");
             for (port, entry) in &desired {
                 prop_assert_eq!(&map[port], &allocation(entry, map[port].slot));
-                prop_assert!(u32::from(map[port].slot) < SLOTS);
+                prop_assert!(map[port].slot < NODE_SLOT);
             }
             prop_assert_eq!(diff(&map, &desired), Ok(Vec::new()));
         }

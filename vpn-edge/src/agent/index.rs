@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 use vpn_edge_ebpf::mac1;
 
-use crate::domain::{GatewayState, Limits, PlanLimits, Tenant};
+use super::source::Allocated;
+use crate::domain::{GatewayState, Limits, PlanLimits};
 use crate::gateways::{Gateway, Location};
 
 /// What a port is to do.
@@ -44,30 +45,19 @@ impl Index {
         }
     }
 
-    /// Takes the complete list of tenants.
-    pub fn reset_tenants(&mut self, tenants: &[Tenant]) {
-        let before = self.tenants.take().unwrap_or_default();
-        let allocated = tenants.iter().filter_map(|tenant| {
-            let allocation = tenant.vpn.allocation.as_ref()?;
-            let generation = tenant.vpn.generation;
-            // A public key takes some 50 µs to compute, which adds up.
-            let known = before
-                .get(&allocation.port)
-                .filter(|known| known.tenant == tenant.id && known.generation == generation);
-            let mac1 = match known {
-                Some(known) => known.mac1,
-                None => mac1::key(allocation.keys.server.public().as_bytes()),
-            };
+    /// Takes the complete list of allocations.
+    pub fn reset_allocations(&mut self, allocated: Vec<Allocated>) {
+        let by_port = allocated.into_iter().map(|allocated| {
             let entry = Entry {
-                tenant: tenant.id,
-                generation,
-                mac1,
-                limits: self.limits.of(tenant.plan),
+                tenant: allocated.tenant,
+                generation: allocated.generation,
+                mac1: mac1::key(allocated.public_key.as_bytes()),
+                limits: self.limits.of(allocated.plan),
                 location: None,
             };
-            Some((allocation.port, entry))
+            (allocated.port, entry)
         });
-        self.tenants = Some(allocated.collect());
+        self.tenants = Some(by_port.collect());
     }
 
     /// Takes the complete list of gateways.
@@ -116,27 +106,30 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::domain::{Keys, Plan, PortPool};
+    use crate::domain::Plan;
     use crate::gateways::{Addresses, Link};
+    use crate::wireguard::{PrivateKey, PublicKey};
 
     const PORT: u16 = 31_001;
 
-    fn tenant() -> Tenant {
-        let now = jiff::Timestamp::UNIX_EPOCH;
-        let id = Uuid::from_u128(7);
-        let mut tenant = Tenant::new(id, "acme".into(), Plan::Business, now).unwrap();
-        let range = format!("{PORT}-{PORT}").parse().unwrap();
-        let mut pool = PortPool::new(range, [], []).unwrap();
-        tenant.set_ready(true);
-        let keys = Keys::generate().unwrap();
-        tenant.enable(&mut pool, Ok(keys), now).unwrap();
-        tenant
+    fn key(byte: u8) -> PublicKey {
+        PrivateKey::from_bytes([byte; 32]).public()
     }
 
-    fn gateway(tenant: &Tenant) -> Gateway {
+    fn allocated() -> Allocated {
+        Allocated {
+            port: PORT,
+            tenant: Uuid::from_u128(7),
+            generation: 2,
+            public_key: key(1),
+            plan: Plan::Business,
+        }
+    }
+
+    fn gateway(allocated: &Allocated) -> Gateway {
         Gateway {
-            tenant: tenant.id,
-            generation: tenant.vpn.generation,
+            tenant: allocated.tenant,
+            generation: allocated.generation,
             port: PORT,
             networks: Vec::new(),
             state: GatewayState::Ready,
@@ -153,9 +146,9 @@ mod tests {
         }
     }
 
-    fn located(tenants: &[Tenant], gateways: Vec<Gateway>) -> Option<bool> {
+    fn located(allocated: &[Allocated], gateways: Vec<Gateway>) -> Option<bool> {
         let mut index = Index::default();
-        index.reset_tenants(tenants);
+        index.reset_allocations(allocated.to_vec());
         index.reset_gateways(gateways);
         let desired = index.desired().unwrap();
         desired.get(&PORT).map(|entry| entry.location.is_some())
@@ -165,7 +158,7 @@ mod tests {
     fn nothing_is_desired_before_both_lists_are_complete() {
         let mut index = Index::default();
         assert_eq!(index.desired(), None);
-        index.reset_tenants(&[]);
+        index.reset_allocations(Vec::new());
         assert_eq!(index.desired(), None);
         index.reset_gateways(Vec::new());
         assert_eq!(index.desired(), Some(BTreeMap::new()));
@@ -177,15 +170,15 @@ mod tests {
 
     #[test]
     fn a_ready_gateway_of_the_right_generation_is_steered_to() {
-        let tenant = tenant();
-        let gateway = gateway(&tenant);
-        assert_eq!(located(&[tenant], vec![gateway]), Some(true));
+        let allocated = allocated();
+        let gateway = gateway(&allocated);
+        assert_eq!(located(&[allocated], vec![gateway]), Some(true));
     }
 
     #[test]
     fn a_port_stays_closed_while_its_gateway_is_missing_or_another() {
-        let tenant = tenant();
-        let right = gateway(&tenant);
+        let allocated = allocated();
+        let right = gateway(&allocated);
         let mut old = right.clone();
         old.generation -= 1;
         let mut foreign = right.clone();
@@ -194,7 +187,7 @@ mod tests {
         starting.state = GatewayState::Starting;
         for gateways in [vec![], vec![old], vec![foreign], vec![starting]] {
             assert_eq!(
-                located(std::slice::from_ref(&tenant), gateways),
+                located(std::slice::from_ref(&allocated), gateways),
                 Some(false)
             );
         }
@@ -202,33 +195,20 @@ mod tests {
 
     #[test]
     fn a_port_stays_closed_until_the_gateway_of_no_tenant_is_gone() {
-        let gateway = gateway(&tenant());
+        let gateway = gateway(&allocated());
         assert_eq!(located(&[], vec![gateway]), Some(false));
         assert_eq!(located(&[], vec![]), None);
     }
 
     #[test]
     fn what_proves_knowledge_of_the_key_follows_the_key() {
-        let mut tenant = tenant();
         let proof = |index: &Index| index.tenants.as_ref().unwrap()[&PORT].mac1;
         let mut index = Index::default();
-        index.reset_tenants(std::slice::from_ref(&tenant));
-        let first = proof(&index);
-        index.reset_tenants(std::slice::from_ref(&tenant));
-        assert_eq!(proof(&index), first);
-
-        let observed = crate::domain::Observed {
-            gateway: GatewayState::Ready,
-            steerable: true,
-        };
-        tenant.observe(&observed, jiff::Timestamp::UNIX_EPOCH);
-        let keys = Keys::generate().unwrap();
-        let expected = mac1::key(keys.server.public().as_bytes());
-        tenant
-            .regenerate(keys, jiff::Timestamp::UNIX_EPOCH)
-            .unwrap();
-        index.reset_tenants(&[tenant]);
-        assert_ne!(proof(&index), first);
-        assert_eq!(proof(&index), expected);
+        let mut allocated = allocated();
+        index.reset_allocations(vec![allocated.clone()]);
+        assert_eq!(proof(&index), mac1::key(key(1).as_bytes()));
+        allocated.public_key = key(2);
+        index.reset_allocations(vec![allocated]);
+        assert_eq!(proof(&index), mac1::key(key(2).as_bytes()));
     }
 }

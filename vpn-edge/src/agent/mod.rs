@@ -3,15 +3,21 @@
 //! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
 //! the kernel's maps back and mends whatever someone else did to them.
 
+mod command;
 mod diff;
 mod index;
+mod source;
 mod status;
 
+pub(crate) use command::Edge;
+pub use command::{AgentArgs, EdgeArgs, run};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
+pub use source::{Allocated, File, Local, Source, World};
 pub use status::{SyncCounts, SyncStatus};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +27,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use uuid::Uuid;
 use vpn_edge_common::{Allocation, mode};
 
-use crate::datapath::{Change, Datapath, Hook, Rung};
+use crate::conntrack;
+use crate::datapath::{Change, Datapath, EdgeNode, Hook, Rung};
 use crate::domain::PlanLimits;
-use crate::gateways::{Gateways, Location};
-use crate::registry::Registry;
+use crate::gateways::Location;
+use crate::network::{self, Network};
 
 /// How often the kernel's maps and hooks are compared with what they are to be.
 const RESYNC: Duration = Duration::from_secs(5);
@@ -39,18 +46,24 @@ pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {
     datapath: Datapath,
-    uplink: String,
+    network: Network,
+    /// The first port that packets to other nodes leave from.
+    hop_ports: u16,
     index: Index,
     /// The allocations as last read or written; none when that is unknown.
     observed: Option<BTreeMap<u16, Allocation>>,
+    /// Uplinks with the ingress programs, by name: index and rung.
+    attached: BTreeMap<String, (u32, Rung)>,
     /// Host-side veths with the egress program, by index.
     hooked: BTreeMap<String, u32>,
+    /// Ports whose packets took another way until now.
+    moved: BTreeSet<u16>,
     steered: watch::Sender<Steered>,
     status: Arc<SyncStatus>,
 }
 
 impl Agent {
-    /// Attaches the ingress programs to the uplink, in place of those of an
+    /// Attaches the ingress programs to the uplinks, in place of those of an
     /// earlier agent. What they know stays as it is for now.
     ///
     /// Programs of another schema go on until the first complete list: these
@@ -58,28 +71,33 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// When the uplink cannot be had.
-    pub fn attach(mut datapath: Datapath, uplink: &str, limits: PlanLimits) -> Result<Self> {
-        if datapath.upgrading() {
-            tracing::info!(uplink, "replacing the programs of another version");
-        } else {
-            match datapath.attach_uplink(uplink)? {
-                Rung::Xdp => tracing::info!(uplink, "attached XDP and tc"),
-                Rung::Tc => tracing::warn!(
-                    uplink,
-                    "the driver has no native XDP: attached tc alone, which costs more a packet"
-                ),
-            }
-        }
-        Ok(Self {
+    /// When an uplink cannot be had.
+    pub async fn attach(
+        datapath: Datapath,
+        network: Network,
+        hop_ports: u16,
+        limits: PlanLimits,
+    ) -> Result<Self> {
+        let snapshot = network.snapshot().await?;
+        let mut agent = Self {
             datapath,
-            uplink: uplink.into(),
+            network,
+            hop_ports,
             index: Index::new(limits),
             observed: None,
+            attached: BTreeMap::new(),
             hooked: BTreeMap::new(),
+            moved: BTreeSet::new(),
             steered: watch::Sender::default(),
             status: Arc::default(),
-        })
+        };
+        agent.set_edge(&snapshot)?;
+        if agent.datapath.upgrading() {
+            tracing::info!("replacing the programs of another version");
+        } else {
+            agent.attach_uplinks(&snapshot, true)?;
+        }
+        Ok(agent)
     }
 
     /// What the edge steers by, as it changes.
@@ -95,18 +113,15 @@ impl Agent {
     }
 
     /// Runs for good. The kernel side goes on without it.
-    pub async fn run(mut self, registry: Arc<dyn Registry>, gateways: Arc<dyn Gateways>) {
-        let mut tenants_changed = registry.changes();
-        let mut gateways_changed = gateways.changes();
-        let _listener = self.status.listen(registry.changes(), gateways.changes());
+    pub async fn run(mut self, source: Arc<dyn Source>) {
+        let mut source_changed = source.changes();
+        let mut network_changed = self.network.changes();
+        let _listener = self.status.listen(source.changes(), self.network.changes());
         let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let attempt = self.status.attempt();
-            let outcome = match self.list(registry.as_ref(), gateways.as_ref()).await {
-                Ok(()) => tokio::task::block_in_place(|| self.sync()),
-                Err(error) => Err(error),
-            };
+            let outcome = self.follow(source.as_ref()).await;
             self.status.ended(attempt, &outcome);
             let retry = !matches!(outcome, Ok(None));
             match outcome {
@@ -118,18 +133,38 @@ impl Agent {
                 }
             }
             tokio::select! {
-                Ok(()) = tenants_changed.changed() => {}
-                Ok(()) = gateways_changed.changed() => {}
+                Ok(()) = source_changed.changed() => {}
+                Ok(()) = network_changed.changed() => {}
                 _ = resync.tick() => self.forget(),
                 () = tokio::time::sleep(RETRY), if retry => {}
             }
         }
     }
 
-    async fn list(&mut self, registry: &dyn Registry, gateways: &dyn Gateways) -> Result<()> {
-        self.index.reset_tenants(&registry.list().await?);
-        self.index.reset_gateways(gateways.list().await?);
-        Ok(())
+    /// Asks for the world as it is, and follows it.
+    async fn follow(&mut self, source: &dyn Source) -> Result<Option<anyhow::Error>> {
+        let network = self.network.snapshot().await?;
+        let world = source.world().await?;
+        self.index.reset_allocations(world.allocated);
+        self.index.reset_gateways(world.gateways);
+        let outcome = tokio::task::block_in_place(|| self.sync(&network));
+        // What is below makes packets faster or unsticks them. It keeps nothing
+        // from being steered.
+        let nodes = self.nodes();
+        if let Err(error) = self.network.keep_neighbours(&nodes).await {
+            tracing::warn!("the way to other nodes is not kept resolved: {error:#}");
+        }
+        let moved = std::mem::take(&mut self.moved);
+        if !moved.is_empty() {
+            match conntrack::flush(&moved).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "flushed tracked connections of moved ports"),
+                Err(error) => {
+                    tracing::warn!("cannot flush tracked connections: {error:#}");
+                }
+            }
+        }
+        outcome
     }
 
     /// Makes the next [`Agent::sync`] look at the kernel anew.
@@ -138,9 +173,24 @@ impl Agent {
         self.hooked.clear();
     }
 
+    /// The nodes that packets are sent on to.
+    fn nodes(&self) -> BTreeSet<IpAddr> {
+        let desired = self.index.desired().unwrap_or_default();
+        let nodes = desired
+            .into_values()
+            .filter_map(|entry| match entry.location {
+                Some(Location::There(node)) => Some(node),
+                _ => None,
+            });
+        nodes
+            .flat_map(|node| [node.v4.map(IpAddr::V4), node.v6.map(IpAddr::V6)])
+            .flatten()
+            .collect()
+    }
+
     /// Brings hooks and maps to what is desired. Gives back why a gateway could
     /// not be hooked, which is that gateway's matter and not the edge's.
-    fn sync(&mut self) -> Result<Option<anyhow::Error>> {
+    fn sync(&mut self, network: &network::Snapshot) -> Result<Option<anyhow::Error>> {
         let Some(mut desired) = self.index.desired() else {
             return Ok(None);
         };
@@ -149,22 +199,72 @@ impl Agent {
             self.observed = Some(self.datapath.maps.allocations());
         }
         self.revoke(&desired);
+        self.set_edge(network)?;
         if self.datapath.upgrading() {
             self.apply(&desired)?;
         }
-        // Someone may have taken the programs off, or made the link anew. An
+        // Someone may have taken the programs off, or made a link anew. An
         // uplink that is not to be had keeps no map from following.
-        let attached = match look {
-            true => self.datapath.attach_uplink(&self.uplink).map(drop),
-            false => Ok(()),
-        };
+        let attached = self.attach_uplinks(network, look);
         // A reply must find its hook before the first packet is let in. What
         // cannot be hooked stays closed, and keeps nothing else from closing.
         let hooked = self.hook(&mut desired);
         self.apply(&desired)?;
         attached?;
-        self.unhook(&desired)?;
+        self.unhook(&desired, network)?;
         Ok(hooked.err())
+    }
+
+    /// Tells the programs which node this is.
+    fn set_edge(&mut self, network: &network::Snapshot) -> Result<()> {
+        let by_xdp = |uplink: &&network::Uplink| {
+            self.attached.get(&uplink.name) == Some(&(uplink.index, Rung::Xdp))
+        };
+        let xdp_uplinks = network.uplinks.iter().filter(by_xdp);
+        let node = EdgeNode {
+            own: network
+                .own
+                .iter()
+                .map(|own| (own.address, own.uplink))
+                .collect(),
+            // Until it is known again, all is as it was.
+            xdp_uplinks: (!self.attached.is_empty())
+                .then(|| xdp_uplinks.map(|uplink| uplink.index).collect()),
+            hop_ports: self.hop_ports,
+        };
+        Ok(self.datapath.set_edge(&node)?)
+    }
+
+    /// Attaches the ingress programs where they are not yet, as far as is known,
+    /// or everywhere.
+    fn attach_uplinks(&mut self, network: &network::Snapshot, everywhere: bool) -> Result<()> {
+        let mut outcome = Ok(());
+        for network::Uplink { name, index, .. } in &network.uplinks {
+            let known = self.attached.get(name).copied();
+            if !everywhere && known.is_some_and(|(known, _)| known == *index) {
+                continue;
+            }
+            match self.datapath.attach_uplink(name) {
+                Ok(rung) => {
+                    self.attached.insert(name.clone(), (*index, rung));
+                    if known == Some((*index, rung)) {
+                        continue;
+                    }
+                    match rung {
+                        Rung::Xdp => tracing::info!(uplink = name, "attached XDP and tc"),
+                        Rung::Tc => tracing::warn!(
+                            uplink = name,
+                            "the driver has no native XDP: attached tc alone, which costs more a packet"
+                        ),
+                    }
+                }
+                Err(error) => outcome = Err(error.into()),
+            }
+        }
+        self.attached
+            .retain(|name, _| network.uplinks.iter().any(|uplink| uplink.name == *name));
+        self.set_edge(network)?;
+        outcome
     }
 
     /// Says what is open.
@@ -217,6 +317,20 @@ impl Agent {
         for change in &changes {
             tracing::debug!(?change);
         }
+        self.moved.extend(changes.iter().filter_map(|change| {
+            let steering = |allocation: &Allocation| {
+                let Allocation {
+                    mode,
+                    ifindex,
+                    gateway,
+                    gateway6,
+                    ..
+                } = *allocation;
+                (mode, ifindex, gateway, gateway6)
+            };
+            let before = observed.get(&change.port).map(steering);
+            (before != Some(steering(&change.allocation))).then_some(change.port)
+        }));
         self.datapath.maps.publish(&changes)?;
         for Change {
             port, allocation, ..
@@ -255,7 +369,11 @@ impl Agent {
         outcome
     }
 
-    fn unhook(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
+    fn unhook(
+        &mut self,
+        desired: &BTreeMap<u16, Entry>,
+        network: &network::Snapshot,
+    ) -> Result<()> {
         let gateways: BTreeSet<String> = desired
             .values()
             .filter_map(|entry| match &entry.location {
@@ -266,8 +384,10 @@ impl Agent {
         self.hooked
             .retain(|interface, _| gateways.contains(interface));
         let mut wanted: BTreeSet<Hook> = gateways.into_iter().map(Hook::Gateway).collect();
-        wanted.insert(Hook::UplinkXdp(self.uplink.clone()));
-        wanted.insert(Hook::UplinkTc(self.uplink.clone()));
+        for uplink in &network.uplinks {
+            wanted.insert(Hook::UplinkXdp(uplink.name.clone()));
+            wanted.insert(Hook::UplinkTc(uplink.name.clone()));
+        }
         Ok(self.datapath.prune(&wanted)?)
     }
 }

@@ -110,6 +110,12 @@ impl Datapath {
                 fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), error))?;
             }
         }
+        let is_uplink = |hook: &&Hook| matches!(hook, Hook::UplinkTc(_));
+        let uplinks: BTreeSet<Hook> = wanted.iter().filter(is_uplink).cloned().collect();
+        if self.clsact && self.uplinks.as_ref() != Some(&uplinks) {
+            detach_others(&uplinks)?;
+            self.uplinks = Some(uplinks);
+        }
         self.upgrading = false;
         for other in self.others.drain(..) {
             fs::remove_dir_all(&other).map_err(|error| failed(&other, error))?;
@@ -179,7 +185,11 @@ impl Datapath {
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = match program.attach_with_options(interface, ingress, first) {
             Ok(id) => id,
-            Err(error) if is(&error, libc::EINVAL) => return clsact(program, name, interface),
+            Err(error) if is(&error, libc::EINVAL) => {
+                clsact(program, name, interface)?;
+                self.clsact = true;
+                return Ok(());
+            }
             Err(source) => return Err(refused(name, interface, source)),
         };
         let link = program
@@ -187,6 +197,22 @@ impl Datapath {
             .map_err(|source| refused(name, interface, source))?;
         pin_link(link, name, interface, &pin)
     }
+}
+
+/// Before tcx filters have no pins: takes ours off what is no uplink any more.
+fn detach_others(uplinks: &BTreeSet<Hook>) -> Result<(), DatapathError> {
+    let interfaces = nix::net::if_::if_nameindex().map_err(|source| DatapathError::Folder {
+        path: "/sys/class/net".into(),
+        source: source.into(),
+    })?;
+    for interface in &interfaces {
+        let name = interface.name().to_string_lossy();
+        if !uplinks.contains(&Hook::UplinkTc(name.as_ref().into())) {
+            // Most have no such filter to find.
+            let _ = qdisc_detach_program(&name, TcAttachType::Ingress, program::INGRESS_TC);
+        }
+    }
+    Ok(())
 }
 
 /// Takes everything off this node that is pinned under `root`, and clsact

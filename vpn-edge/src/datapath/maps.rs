@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use vpn_edge_common::{
-    Address, Allocation, Clock, Counters, Edge, FLOWS, Flow, Flows, Limits, SLOTS, SOURCES, Sessions, Word, address, map, mode, tick,
+    Address, Allocation, Clock, Counters, Edge, FLOWS, Flow, Flows, Limits, SLOTS, SOURCES,
+    Sessions, Word, address, map, mode, tick,
 };
 use vpn_edge_ebpf::flow;
 use vpn_edge_ebpf::session::LIFE;

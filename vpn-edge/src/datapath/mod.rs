@@ -11,10 +11,13 @@ mod programs;
 mod running;
 
 pub use attach::{Hook, Rung, remove};
-pub use maps::{Change, ClientFlow, Events, MapError, Maps, Memory, Reader, ip, monotonic, tick_length};
+pub use maps::{
+    Change, ClientFlow, Events, MapError, Maps, Memory, Reader, ip, monotonic, tick_length,
+};
 pub use programs::{ProgramFacts, ProgramRuns, Programs};
 pub use running::{Answer, Ran, Running};
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -91,6 +94,10 @@ pub struct Datapath {
     /// Where builds with another schema pinned.
     others: Vec<PathBuf>,
     upgrading: bool,
+    /// Whether tc programs are clsact filters, as before Linux 6.6.
+    clsact: bool,
+    /// The uplinks for which filters on other interfaces were taken off.
+    uplinks: Option<BTreeSet<Hook>>,
     pub maps: Maps,
 }
 
@@ -102,8 +109,8 @@ pub struct EdgeNode {
     /// version, unless their flow is known to have come to another. Those
     /// beyond [`vpn_edge_common::OWN_ADDRESSES`] are left out.
     pub own: Vec<(IpAddr, u32)>,
-    /// Interfaces that XDP may send out of.
-    pub xdp_uplinks: Vec<u32>,
+    /// Interfaces that XDP may send out of; none to leave them as they are.
+    pub xdp_uplinks: Option<Vec<u32>>,
     /// The first of [`vpn_edge_common::FLOWS`] ports that packets to other
     /// nodes leave from; zero if they are not sent on.
     pub hop_ports: u16,
@@ -189,6 +196,8 @@ impl Datapath {
             folder,
             others,
             upgrading,
+            clsact: false,
+            uplinks: None,
             maps,
         })
     }
@@ -213,9 +222,12 @@ impl Datapath {
             known.seed
         };
         let own = places(&known.own, &node.own);
-        let mut uplinks = [0; UPLINKS];
-        for (place, &index) in uplinks.iter_mut().zip(&node.xdp_uplinks) {
-            *place = index;
+        let mut uplinks = known.uplinks;
+        if let Some(wanted) = &node.xdp_uplinks {
+            uplinks = [0; UPLINKS];
+            for (place, &index) in uplinks.iter_mut().zip(wanted) {
+                *place = index;
+            }
         }
         let edge = Edge {
             own,

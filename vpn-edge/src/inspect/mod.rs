@@ -3,7 +3,6 @@
 pub mod drops;
 pub mod ports;
 pub mod top;
-pub mod trace;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

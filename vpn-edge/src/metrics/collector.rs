@@ -81,7 +81,7 @@ fn attached(sources: &Sources) -> Result<[(&'static str, bool); 2]> {
         let running = Running::find(&sources.bpffs, &hook)?;
         Ok(running.is_some_and(|running| sources.programs.has(&running)))
     };
-    let uplink = &sources.uplink;
+    let uplink = &sources.uplinks[0];
     Ok([
         (program::INGRESS, ours(Hook::UplinkXdp(uplink.clone()))?),
         (program::INGRESS_TC, ours(Hook::UplinkTc(uplink.clone()))?),

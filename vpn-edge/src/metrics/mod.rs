@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::agent::SyncStatus;
 use crate::datapath::{Programs, Reader};
@@ -30,9 +30,11 @@ pub struct Sources {
     pub agent: Arc<SyncStatus>,
     /// The ports for tenants.
     pub ports: PortRange,
-    pub uplink: String,
+    pub uplinks: Vec<String>,
     /// Folder on bpffs where the agent pins.
     pub bpffs: PathBuf,
+    /// Whether the daemon is about to end.
+    pub draining: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
@@ -78,6 +80,9 @@ fn render(snapshot: Snapshot) -> anyhow::Result<String> {
 }
 
 async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
+    if *metrics.sources.draining.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".into());
+    }
     match metrics.sources.agent.health() {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),

@@ -1,0 +1,210 @@
+//! `vpn-edge agent`: an edge node that sends on to gateways elsewhere.
+
+use std::future::{Future, IntoFuture};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use vpn_edge_common::{FLOWS, UPLINKS};
+
+use super::{Agent, File, Source};
+use crate::datapath::{self, Datapath};
+use crate::domain::{PlanLimit, PlanLimits, PortRange};
+use crate::metrics;
+use crate::network::{self, Network};
+
+#[derive(Debug, clap::Args)]
+pub struct AgentArgs {
+    /// JSON file with the allocations and their gateways' nodes, followed as it
+    /// changes.
+    #[arg(long)]
+    allocations: PathBuf,
+    #[command(flatten)]
+    edge: EdgeArgs,
+    /// Look for what keeps the edge from working on this node, say what to do
+    /// about it, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+/// What every node's edge is told.
+#[derive(Debug, clap::Args)]
+pub struct EdgeArgs {
+    /// Interface that clients' packets come in by; may be given several times.
+    #[arg(long = "uplink", required = true)]
+    pub uplinks: Vec<String>,
+    /// Address that clients send to; may be given several times, the one that
+    /// replies leave from first [default: all of the uplinks].
+    #[arg(long = "address")]
+    pub addresses: Vec<IpAddr>,
+    /// The first of 128 UDP ports that packets to gateways on other nodes leave
+    /// from; kept from the node's own connections.
+    #[arg(long, default_value_t = 61_000)]
+    pub hop_ports: u16,
+    /// Address and port of /metrics, for Prometheus, and /healthz, for a load
+    /// balancer; open to whoever reaches them.
+    #[arg(long, default_value = "127.0.0.1:9095")]
+    pub metrics: SocketAddr,
+    /// Seconds for which /healthz says no before the daemon ends on SIGTERM, so
+    /// that a load balancer turns elsewhere first.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub drain: u64,
+    /// What tenants of a plan may send and receive a second, each way, as
+    /// PLAN=packets:N,bytes:N; once a plan [default: no limits].
+    #[arg(long = "limit", value_name = "LIMIT")]
+    pub limits: Vec<PlanLimit>,
+    /// Folder on bpffs for programs and maps.
+    #[arg(long, default_value = datapath::DEFAULT_ROOT)]
+    pub bpffs: PathBuf,
+}
+
+impl EdgeArgs {
+    /// The ports that packets to other nodes leave from.
+    ///
+    /// # Errors
+    ///
+    /// When there are not as many from the first on.
+    pub fn hop_range(&self) -> Result<RangeInclusive<u16>> {
+        let last = usize::from(self.hop_ports) + FLOWS - 1;
+        match u16::try_from(last) {
+            Ok(last) if self.hop_ports >= 1024 => Ok(self.hop_ports..=last),
+            _ => bail!(
+                "--hop-ports {} leaves no {FLOWS} ports: name one between 1024 and {}",
+                self.hop_ports,
+                usize::from(u16::MAX) + 1 - FLOWS
+            ),
+        }
+    }
+
+    /// Begins to follow the node's network.
+    ///
+    /// # Errors
+    ///
+    /// When something that is named is missing.
+    pub async fn network(&self) -> Result<Network> {
+        ensure!(
+            self.uplinks.len() <= UPLINKS,
+            "{} uplinks are named, but an edge takes {UPLINKS}",
+            self.uplinks.len()
+        );
+        Network::follow(network::Settings {
+            uplinks: self.uplinks.clone(),
+            addresses: self.addresses.clone(),
+        })
+        .await
+    }
+}
+
+/// An edge about to run: its agent, and what tells of it.
+pub(crate) struct Edge {
+    pub agent: Agent,
+    observers: TcpListener,
+    sources: metrics::Sources,
+    draining: watch::Sender<bool>,
+    drain: Duration,
+}
+
+impl Edge {
+    /// Attaches the programs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the edge from starting, with what to do about it.
+    pub async fn start(args: &EdgeArgs, network: Network, ports: PortRange) -> Result<Self> {
+        let observers = TcpListener::bind(args.metrics).await.with_context(|| {
+            let metrics = args.metrics;
+            format!("cannot serve metrics on {metrics}: name another address with --metrics")
+        })?;
+        let datapath = Datapath::open(&args.bpffs)?;
+        let programs = datapath.programs()?;
+        let limits = PlanLimits::new(args.limits.clone());
+        let agent = Agent::attach(datapath, network, args.hop_ports, limits).await?;
+        let draining = watch::Sender::new(false);
+        let sources = metrics::Sources {
+            reader: datapath::Reader::open(&args.bpffs)?,
+            programs,
+            agent: agent.status(),
+            ports,
+            uplinks: args.uplinks.clone(),
+            bpffs: args.bpffs.clone(),
+            draining: draining.subscribe(),
+        };
+        Ok(Self {
+            agent,
+            observers,
+            sources,
+            draining,
+            drain: Duration::from_secs(args.drain),
+        })
+    }
+
+    /// Runs until SIGTERM or SIGINT, or until `work` ends, which it is not to
+    /// do. The kernel side goes on.
+    ///
+    /// # Errors
+    ///
+    /// When something ends that should not.
+    pub async fn run(
+        self,
+        source: Arc<dyn Source>,
+        work: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut agent = tokio::spawn(self.agent.run(source));
+        let serving = axum::serve(self.observers, metrics::router(self.sources)).into_future();
+        let (draining, drain) = (self.draining, self.drain);
+        let asked_to_end = async {
+            tokio::select! {
+                _ = terminate.recv() => {
+                    draining.send_replace(true);
+                    tracing::info!(seconds = drain.as_secs(), "draining");
+                    tokio::select! {
+                        () = tokio::time::sleep(drain) => {}
+                        _ = interrupt.recv() => {}
+                    }
+                }
+                _ = interrupt.recv() => {}
+            }
+        };
+        tokio::select! {
+            ended = &mut agent => bail!("the agent ended: {ended:?}"),
+            ended = work => ended?,
+            ended = serving => ended.context("the metrics ended")?,
+            () = asked_to_end => {}
+        }
+        tracing::info!("ending; gateways and traffic go on");
+        // What it is in the middle of ends before the runtime does.
+        agent.abort();
+        let _ = agent.await;
+        Ok(())
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. The kernel side stays.
+///
+/// # Errors
+///
+/// Whatever keeps the edge from starting, with what to do about it.
+pub async fn run(args: AgentArgs) -> Result<()> {
+    let AgentArgs {
+        allocations, edge, ..
+    } = args;
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "`vpn-edge agent` loads eBPF programs: run it as root"
+    );
+    edge.hop_range()?;
+    let source = Arc::new(File::follow(&allocations)?);
+    let network = edge.network().await?;
+    let ports = PortRange::new(1024, u16::MAX)?;
+    let running = Edge::start(&edge, network, ports).await?;
+    tracing::info!(metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
+    running.run(source, std::future::pending()).await
+}

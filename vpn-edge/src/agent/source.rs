@@ -1,0 +1,351 @@
+//! Where the agent hears what is allocated, and where gateways are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::Deserialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::domain::{GatewayState, Plan, Tenant};
+use crate::gateways::{Addresses, Gateway, Gateways, Location};
+use crate::registry::Registry;
+use crate::wireguard::PublicKey;
+
+/// A port that a tenant holds, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Allocated {
+    pub port: u16,
+    pub tenant: Uuid,
+    /// Of the tenant's keys.
+    pub generation: u64,
+    /// The gateway's.
+    pub public_key: PublicKey,
+    pub plan: Plan,
+}
+
+/// Both lists, each complete.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    pub allocated: Vec<Allocated>,
+    pub gateways: Vec<Gateway>,
+}
+
+/// Tells the world, and when it changes.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// The world as it is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told whole.
+    async fn world(&self) -> Result<World>;
+
+    /// A counter that grows with every change.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// The registry and the gateways of this machine.
+pub struct Local {
+    registry: Arc<dyn Registry>,
+    gateways: Arc<dyn Gateways>,
+    changes: watch::Sender<u64>,
+    _followers: JoinSet<()>,
+    /// By tenant, with the generation: a public key takes some 50 µs to
+    /// compute, which adds up.
+    keys: Mutex<BTreeMap<Uuid, (u64, PublicKey)>>,
+}
+
+impl Local {
+    /// Must be called within a runtime.
+    pub fn new(registry: Arc<dyn Registry>, gateways: Arc<dyn Gateways>) -> Self {
+        let changes = watch::Sender::new(0);
+        let mut followers = JoinSet::new();
+        for mut part in [registry.changes(), gateways.changes()] {
+            let changes = changes.clone();
+            followers.spawn(async move {
+                while part.changed().await.is_ok() {
+                    changes.send_modify(|count| *count += 1);
+                }
+            });
+        }
+        Self {
+            registry,
+            gateways,
+            changes,
+            _followers: followers,
+            keys: Mutex::default(),
+        }
+    }
+
+    fn allocated(&self, tenants: &[Tenant]) -> Vec<Allocated> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *keys);
+        let allocated = tenants.iter().filter_map(|tenant| {
+            let allocation = tenant.vpn.allocation.as_ref()?;
+            let generation = tenant.vpn.generation;
+            let public_key = match before.get(&tenant.id) {
+                Some((known, key)) if *known == generation => *key,
+                _ => allocation.keys.server.public(),
+            };
+            keys.insert(tenant.id, (generation, public_key));
+            Some(Allocated {
+                port: allocation.port,
+                tenant: tenant.id,
+                generation,
+                public_key,
+                plan: tenant.plan,
+            })
+        });
+        allocated.collect()
+    }
+}
+
+#[async_trait]
+impl Source for Local {
+    async fn world(&self) -> Result<World> {
+        let tenants = self.registry.list().await?;
+        Ok(World {
+            allocated: self.allocated(&tenants),
+            gateways: self.gateways.list().await?,
+        })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// A file that says it, for nodes that only send on: JSON, read anew whenever
+/// it is replaced or written.
+pub struct File {
+    path: PathBuf,
+    changes: watch::Sender<u64>,
+    _follower: JoinSet<()>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    allocations: Vec<Row>,
+}
+
+/// `deny_unknown_fields` and `flatten` do not go together.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    port: u16,
+    tenant: Uuid,
+    generation: u64,
+    public_key: PublicKey,
+    plan: Plan,
+    /// Addresses of the node where the gateway is, at most one of each IP
+    /// version; none while it is nowhere.
+    #[serde(default)]
+    node: Vec<IpAddr>,
+}
+
+impl File {
+    /// Begins to follow the file at `path`. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or says nothing that can be used.
+    pub fn follow(path: &Path) -> Result<Self> {
+        read(path)?;
+        let changes = watch::Sender::new(0);
+        let mut follower = JoinSet::new();
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        // The folder, as a file that is replaced is another one. A mounted
+        // ConfigMap changes by a link beside the file.
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        inotify
+            .add_watch(
+                folder,
+                AddWatchFlags::IN_CLOSE_WRITE
+                    | AddWatchFlags::IN_MOVED_TO
+                    | AddWatchFlags::IN_CREATE,
+            )
+            .with_context(|| format!("cannot follow {}", folder.display()))?;
+        let notified = changes.clone();
+        // SAFETY: the descriptor is open for as long as what holds it.
+        let events =
+            unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) }
+                .map_err(|error| error.into_parts().1)?;
+        follower.spawn(async move {
+            while let Ok(mut ready) = events.readable().await {
+                let read = ready.try_io(|events| Ok(events.get_ref().0.read_events()?));
+                if matches!(read, Ok(Ok(_))) {
+                    notified.send_modify(|count| *count += 1);
+                }
+            }
+        });
+        Ok(Self {
+            path: path.into(),
+            changes,
+            _follower: follower,
+        })
+    }
+}
+
+struct Events(Inotify);
+
+impl std::os::fd::AsRawFd for Events {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[async_trait]
+impl Source for File {
+    async fn world(&self) -> Result<World> {
+        read(&self.path)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+fn read(path: &Path) -> Result<World> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the allocations in {}", path.display()))?;
+    parse(&text).with_context(|| format!("{} is no list of allocations", path.display()))
+}
+
+fn parse(text: &str) -> Result<World> {
+    let contents: Contents = serde_json::from_str(text)?;
+    let mut world = World::default();
+    let mut ports = BTreeSet::new();
+    for row in contents.allocations {
+        let port = row.port;
+        ensure!(ports.insert(port), "port {port} is allocated twice");
+        let node = addresses(&row.node).with_context(|| format!("port {port}"))?;
+        if let Some(node) = node {
+            world.gateways.push(Gateway {
+                tenant: row.tenant,
+                generation: row.generation,
+                port,
+                networks: Vec::new(),
+                state: GatewayState::Ready,
+                location: Some(Location::There(node)),
+            });
+        }
+        world.allocated.push(Allocated {
+            port,
+            tenant: row.tenant,
+            generation: row.generation,
+            public_key: row.public_key,
+            plan: row.plan,
+        });
+    }
+    Ok(world)
+}
+
+fn addresses(node: &[IpAddr]) -> Result<Option<Addresses>> {
+    let mut addresses = Addresses::default();
+    for address in node {
+        let twice = match address {
+            IpAddr::V4(v4) => addresses.v4.replace(*v4).is_some(),
+            IpAddr::V6(v6) => addresses.v6.replace(*v6).is_some(),
+        };
+        ensure!(
+            !twice,
+            "the node has two addresses of one IP version: name the one that it is reached by"
+        );
+    }
+    Ok((!node.is_empty()).then_some(addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: &str = "6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44";
+    const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+
+    fn row(port: u16, node: &str) -> String {
+        format!(
+            r#"{{"port":{port},"tenant":"{TENANT}","generation":3,"public_key":"{KEY}","plan":"business"{node}}}"#
+        )
+    }
+
+    fn file(rows: &[String]) -> String {
+        format!(r#"{{"allocations":[{}]}}"#, rows.join(","))
+    }
+
+    #[test]
+    fn a_file_tells_allocations_and_where_their_gateways_are() {
+        let node = r#","node":["198.51.100.21","2001:db8::21"]"#;
+        let world = parse(&file(&[row(31_000, node), row(31_001, "")])).unwrap();
+        let ports: Vec<u16> = world.allocated.iter().map(|one| one.port).collect();
+        assert_eq!(ports, [31_000, 31_001]);
+        assert_eq!(world.allocated[0].public_key.to_string(), KEY);
+        let [gateway] = world.gateways.as_slice() else {
+            panic!("{world:?}");
+        };
+        let node = Addresses {
+            v4: Some([198, 51, 100, 21].into()),
+            v6: Some("2001:db8::21".parse().unwrap()),
+        };
+        assert_eq!(gateway.location, Some(Location::There(node)));
+        assert_eq!((gateway.port, gateway.generation), (31_000, 3));
+    }
+
+    #[test]
+    fn what_a_file_cannot_mean_is_refused_by_name() {
+        let said = |text: &str| format!("{:#}", parse(text).unwrap_err());
+        let twice = file(&[row(31_000, ""), row(31_000, "")]);
+        assert!(said(&twice).contains("31000 is allocated twice"));
+        let two = file(&[row(31_000, r#","node":["192.0.2.1","192.0.2.2"]"#)]);
+        assert!(said(&two).contains("port 31000: the node has two addresses"));
+        let unknown = file(&[row(31_000, r#","nodes":[]"#)]);
+        assert!(said(&unknown).contains("nodes"));
+        assert!(said("").contains("EOF"));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_or_written_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("allocations.json");
+        fs::write(&path, file(&[])).unwrap();
+        let source = File::follow(&path).unwrap();
+        let mut changes = source.changes();
+        assert_eq!(source.world().await.unwrap(), World::default());
+
+        let new = folder.path().join("new");
+        fs::write(&new, file(&[row(31_000, "")])).unwrap();
+        fs::rename(&new, &path).unwrap();
+        changes.changed().await.unwrap();
+        assert_eq!(source.world().await.unwrap().allocated.len(), 1);
+
+        changes.mark_unchanged();
+        fs::write(&path, file(&[row(31_000, ""), row(31_001, "")])).unwrap();
+        while source.world().await.unwrap().allocated.len() != 2 {
+            changes.changed().await.unwrap();
+        }
+        fs::write(&path, "{").unwrap();
+        assert!(source.world().await.is_err());
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = File::follow(Path::new("/nowhere/allocations.json"))
+            .err()
+            .unwrap();
+        assert!(format!("{error:#}").contains("/nowhere/allocations.json"));
+    }
+}
