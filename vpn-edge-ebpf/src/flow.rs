@@ -269,9 +269,26 @@ fn load(flow: &Flow) -> Words {
 
 #[inline(always)]
 fn get(flows: &Flows, at: usize) -> &Flow {
-    // In this form the verifier sees that the offset is below the length.
     // SAFETY: masked by the length less one, which is a power of two.
-    unsafe { flows.0.get_unchecked(at & (FLOWS - 1)) }
+    unsafe { flows.0.get_unchecked(masked(at)) }
+}
+
+/// `at` as an offset below [`FLOWS`]. In assembly, as LLVM leaves the mask out
+/// where it knows the number to be small, and the verifier may not.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn masked(mut at: usize) -> usize {
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        core::arch::asm!("{at} &= {mask}", at = inout(reg) at, mask = const FLOWS - 1,
+            options(pure, nomem, nostack));
+    }
+    at
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn masked(at: usize) -> usize {
+    at & (FLOWS - 1)
 }
 
 #[cfg(test)]

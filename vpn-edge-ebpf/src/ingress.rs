@@ -11,6 +11,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use vpn_edge_common::{DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard;
+use vpn_edge_ebpf::parse::ETHERNET;
 use vpn_edge_ebpf::rewrite;
 use vpn_edge_ebpf::steer::{Journey, Refusal, Rung, Way, decide};
 
@@ -79,7 +80,7 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
                 slot,
                 reason: DropReason::Rewrite,
             };
-            skb::untag(ctx, located.l3).ok_or(refuse)?;
+            skb::untag(ctx, (located.l3 - ETHERNET) as u32).ok_or(refuse)?;
             skb::address(ctx, version, skb::Field::Destination, old, gateway).ok_or(refuse)?;
             skb::store(ctx, 0, &allocation.frame).ok_or(refuse)?;
             // SAFETY: a plain helper call.
@@ -161,7 +162,7 @@ fn tc_send(skb: *mut __sk_buff, journey: &mut Journey) -> u32 {
         Route::TooBig => return sent::TOO_BIG,
         Route::None => return sent::NO_ROUTE,
     }
-    let changed = skb::untag(ctx, journey.l3 as usize).and_then(|()| skb::ends(ctx, journey));
+    let changed = skb::untag(ctx, journey.tags).and_then(|()| skb::ends(ctx, journey));
     if changed.is_none() {
         return sent::UNCHANGED;
     }

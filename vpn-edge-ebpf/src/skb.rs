@@ -36,14 +36,14 @@ pub fn frame(ctx: &TcContext) -> Frame<'_> {
     unsafe { Frame::new(ctx.data(), ctx.data_end(), ctx.len() as usize) }
 }
 
-/// Takes off all VLAN tags of a frame whose IP header stands at `l3`. No view
-/// is good after this.
+/// Takes off all VLAN tags of a frame that has `bytes` of them. No view is good
+/// after this.
 #[inline(always)]
-pub fn untag(ctx: &TcContext, l3: usize) -> Option<()> {
+pub fn untag(ctx: &TcContext, bytes: u32) -> Option<()> {
     let skb = ctx.skb.skb;
     // The outermost tag is in the skb's metadata, others are in the frame.
     // SAFETY: the hook's own skb.
-    let mut tags = (l3 - ETHERNET) / 4 + unsafe { (*skb).vlan_present } as usize;
+    let mut tags = bytes / 4 + unsafe { (*skb).vlan_present };
     for _ in 0..3 {
         if tags == 0 {
             break;

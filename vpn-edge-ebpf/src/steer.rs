@@ -3,7 +3,7 @@
 use crate::flow::{self, Client};
 use crate::frame::Frame;
 use crate::guard::{self, Admission, Admitted, Direction};
-use crate::parse::{Datagram, Located, Unlocated, locate};
+use crate::parse::{Datagram, ETHERNET, Located, Unlocated, locate};
 use crate::session;
 use crate::world::World;
 use vpn_edge_common::wire::message;
@@ -67,8 +67,8 @@ pub struct Journey {
     pub uplink: u32,
     /// Length of the IP packet.
     pub length: u32,
-    /// Offset of the IP header.
-    pub l3: u32,
+    /// Bytes of VLAN tags.
+    pub tags: u32,
     pub is_v6: bool,
     /// Its hop limit as it came, and as it goes.
     pub hops: [u8; 2],
@@ -238,7 +238,7 @@ fn journey<'m>(
     journey.to = to;
     journey.uplink = uplink;
     journey.length = datagram.ip_length;
-    journey.l3 = located.l3 as u32;
+    journey.tags = (located.l3 - ETHERNET) as u32;
     journey.is_v6 = located.version == Version::V6;
     journey.hops = [located.hop_limit, limit];
     journey

@@ -8,7 +8,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{SchedClassifier, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, TestRun};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, Memory};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, Memory};
 use vpn_edge_common::bench::{FRAME, gateway};
 use vpn_edge_common::{Allocation, DropReason, mapped, mode, program};
 use vpn_edge_ebpf::mac1;
@@ -222,6 +222,7 @@ impl Rig {
             return Ok(found);
         }
         let world = World::new(way, ports)?;
+        let xdp = self.datapath.xdp();
         let mut attach = |name, interface| -> Result<()> {
             let program = program_of(&mut self.datapath, &mut self.ebpf, name)?;
             program.attach(interface, XdpMode::Driver)?;
@@ -230,7 +231,7 @@ impl Rig {
         attach("count_replies", "source")?;
         match way {
             Way::Redirect => attach("redirect", "uplink")?,
-            Way::Steered => attach(program::INGRESS, "uplink")?,
+            Way::Steered => attach(xdp, "uplink")?,
             // A veth takes in redirected frames by a program or by GRO. The
             // latter costs the kernel some 90 ns more.
             Way::Routing | Way::Nftables | Way::Iptables => {
@@ -267,8 +268,10 @@ impl Rig {
     /// the address that `gateway` tells and has announced the session of
     /// [`messages::data`]; and takes all others away.
     fn allocate(&mut self, ports: u16, gateway: impl Fn(u16) -> [u8; 4]) -> Result<()> {
-        self.datapath
-            .set_edge(mapped(NODE), world::index("uplink")?)?;
+        self.datapath.set_edge(&EdgeNode {
+            own: vec![(NODE.into(), world::index("uplink")?)],
+            ..EdgeNode::default()
+        })?;
         let ifindex = world::index("host")?;
         let wanted = |slot: u16| {
             let port = FIRST_PORT + slot;
@@ -333,7 +336,7 @@ fn program_of<'a>(
     name: &str,
 ) -> Result<&'a mut Xdp> {
     let object = match name {
-        program::INGRESS => datapath.ebpf(),
+        program::INGRESS | program::INGRESS_FRAGS => datapath.ebpf(),
         _ => benchmarks,
     };
     let program = object.program_mut(name).context("no such program")?;
