@@ -28,7 +28,9 @@ fn leaves_by(snapshot: &Snapshot, address: &str) -> Result<u32> {
 #[test]
 fn uplinks_and_their_addresses_are_followed() -> Result<()> {
     let Pair { edge, far, _lab } = Pair::new()?;
-    edge.sh("ip link add up1 mtu 9000 type veth peer name end1; ip link set up1 up; ip link set end1 up")?;
+    edge.sh("ip link add up1 mtu 9000 type veth peer name end1
+         ip link set up1 up; ip link set end1 up")?;
+    edge.await_sh("ip link show up1 | grep -q 'state UP'")?;
     let followed = Followed::begin(&edge, settings(&["up0", "up1"], &[]))?;
     let begun = followed.snapshot()?;
     ensure!(own(&begun) == ["192.0.2.1", "2001:db8::1"], "{begun:#?}");
@@ -103,15 +105,15 @@ fn addresses_that_are_not_meant_to_last_are_left_out() -> Result<()> {
     let Pair { edge, far, _lab } = Pair::new()?;
     let followed = Followed::begin(&edge, settings(&["up0"], &[]))?;
     let base = ["192.0.2.1", "2001:db8::1"];
-    // The kernel makes a temporary address of this one. What is tried before
-    // an address is used takes longer than the test.
+    // The kernel makes a temporary address of this one.
     edge.sh("sysctl -qw net.ipv6.conf.up0.use_tempaddr=2
-         ip address add 2001:db8:1::5/64 dev up0 mngtmpaddr nodad
-         ip address add 2001:db8::6/64 dev up0 nodad preferred_lft 0
+         ip address add 2001:db8:1::5/64 dev up0 mngtmpaddr nodad")?;
+    edge.await_sh("ip -6 address show dev up0 temporary -tentative | grep -q 2001:db8:1:")?;
+    // What is tried before an address is used now takes longer than the test.
+    edge.sh("ip address add 2001:db8::6/64 dev up0 nodad preferred_lft 0
          ip address add 10.9.0.5/24 dev up0 scope link
          sysctl -qw net.ipv6.conf.up0.dad_transmits=1000
          ip address add 2001:db8::7/64 dev up0")?;
-    edge.await_sh("ip -6 address show dev up0 temporary -tentative | grep -q 2001:db8:1:")?;
     let shown = |how: &str| edge.sh(&format!("ip -6 address show dev up0 {how}"));
     ensure!(shown("deprecated")?.contains("2001:db8::6"));
     let snapshot = followed.snapshot()?;

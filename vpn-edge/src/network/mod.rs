@@ -271,7 +271,8 @@ impl Follower {
 
     async fn do_what_is(&mut self, due: Due) {
         if due.keep {
-            self.renewal = Some(Instant::now() + RENEWAL);
+            // Not later with each that follows.
+            self.renewal.get_or_insert_with(|| Instant::now() + RENEWAL);
         }
         if due.look
             && let Err(error) = self.look().await
