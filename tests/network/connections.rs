@@ -54,7 +54,10 @@ fn tracked(node: &Node) -> Result<Vec<String>> {
                 "{family} {protocol} {} {} {}",
                 field("sport="),
                 field("dport="),
-                field("zone=")
+                match field("zone=") {
+                    "-" => field("zone-orig="),
+                    zone => zone,
+                }
             ));
         }
     }

@@ -135,6 +135,9 @@ impl Pair {
              ip address add 2001:db8::1/64 dev up0 nodad")?;
         far.sh("ip address add 192.0.2.2/24 dev far0
              ip address add 2001:db8::2/64 dev far0 nodad")?;
+        // The kernel tells of a carrier a while after it is there.
+        edge.await_sh("ip link show up0 | grep -q 'state UP'")?;
+        far.await_sh("ip link show far0 | grep -q 'state UP'")?;
         Ok(Self {
             edge,
             far,

@@ -9,6 +9,7 @@ mod table;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -17,9 +18,10 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::netlink;
-use neighbours::Neighbours;
+use neighbours::{Neighbours, Verdict};
 use table::{Interests, Table};
 
 pub use table::MAX_OWN;
@@ -75,6 +77,10 @@ enum Command {
     Keep(BTreeSet<IpAddr>, oneshot::Sender<Result<()>>),
 }
 
+/// When neighbours that failed, or that somebody removed, are asked for again:
+/// late enough for `ip neigh flush` to find that it is done.
+const RENEWAL: Duration = Duration::from_millis(200);
+
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -112,6 +118,7 @@ impl Network {
             counter,
             last: Err(String::new()),
             interests: Interests::default(),
+            renewal: None,
         };
         follower.last = follower.judge(&table).map_err(|error| error.to_string());
         let listening = tokio::spawn(connection).abort_handle();
@@ -170,6 +177,7 @@ struct Follower {
     /// What there was to know last, or why it could not be known.
     last: Result<Snapshot, String>,
     interests: Interests,
+    renewal: Option<Instant>,
 }
 
 /// What notifications call for.
@@ -178,6 +186,13 @@ struct Due {
     look: bool,
     keep: bool,
     tell: bool,
+}
+
+impl Due {
+    fn heed(&mut self, verdict: Verdict) {
+        self.tell |= verdict.changed;
+        self.keep |= verdict.renew;
+    }
 }
 
 impl Follower {
@@ -195,6 +210,12 @@ impl Follower {
                     }
                     None => return,
                 },
+                () = at(self.renewal) => {
+                    self.renewal = None;
+                    if let Err(error) = self.neighbours.renew().await {
+                        tracing::warn!(%error, "cannot keep neighbours resolved");
+                    }
+                }
                 next = notifications.next() => {
                     let mut due = Due::default();
                     let mut next = Some(next);
@@ -205,7 +226,7 @@ impl Follower {
                             tracing::error!("the kernel tells no more of the node's network");
                             return;
                         };
-                        self.judge_one(message.payload, &mut due).await;
+                        self.judge_one(message.payload, &mut due);
                         next = notifications.next().now_or_never();
                     }
                     self.do_what_is(due).await;
@@ -214,7 +235,7 @@ impl Follower {
         }
     }
 
-    async fn judge_one(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>, due: &mut Due) {
+    fn judge_one(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>, due: &mut Due) {
         use RouteNetlinkMessage as Message;
         let message = match payload {
             NetlinkPayload::InnerMessage(message) => message,
@@ -242,17 +263,16 @@ impl Follower {
                 due.tell |= self.neighbours.routed_by(route);
             }
             Message::NewRule(_) | Message::DelRule(_) => due.tell |= self.neighbours.any(),
-            Message::NewNeighbour(entry) => due.tell |= self.neighbours.saw(entry).await,
-            Message::DelNeighbour(entry) => due.tell |= self.neighbours.lost(entry).await,
+            Message::NewNeighbour(entry) => due.heed(self.neighbours.saw(entry)),
+            Message::DelNeighbour(entry) => due.heed(self.neighbours.lost(entry)),
             _ => {}
         }
     }
 
     async fn do_what_is(&mut self, due: Due) {
-        if due.keep
-            && let Err(error) = self.neighbours.renew().await
-        {
-            tracing::warn!(%error, "cannot keep neighbours resolved");
+        if due.keep {
+            // Not later with each that follows.
+            self.renewal.get_or_insert_with(|| Instant::now() + RENEWAL);
         }
         if due.look
             && let Err(error) = self.look().await
@@ -285,5 +305,12 @@ impl Follower {
         let snapshot = table.snapshot(&self.settings);
         self.interests = table.interests(&self.settings);
         snapshot
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

@@ -47,6 +47,15 @@ pub struct Neighbours {
 /// What a program sees of an entry: its MAC address, while it is good.
 type Condition = Option<Vec<u8>>;
 
+/// What a notification means.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verdict {
+    /// A next hop is otherwise than before.
+    pub changed: bool,
+    /// The kernel has to be asked for it again.
+    pub renew: bool,
+}
+
 /// The kernel's entry for a neighbour.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -94,6 +103,13 @@ impl Entry {
             NeighbourState::Permanent | NeighbourState::Noarp
         );
         !fixed && !self.learned && self.protocol.is_none_or(|protocol| protocol == OURS)
+    }
+
+    /// Whether there is nothing to ask for: the kernel keeps it resolved, or it
+    /// is somebody else's.
+    fn kept(&self) -> bool {
+        let failed = self.state == NeighbourState::Failed;
+        self.managed && !failed || !self.may_be_touched()
     }
 
     fn condition(&self) -> Condition {
@@ -149,7 +165,9 @@ impl Neighbours {
         for hop in hops {
             let entry = entries.get(&hop);
             self.hops.insert(hop, entry.and_then(Entry::condition));
-            self.tend(hop, entry).await;
+            if !entry.is_some_and(Entry::kept) {
+                self.request(hop, true).await;
+            }
         }
         Ok(())
     }
@@ -198,46 +216,34 @@ impl Neighbours {
         }
     }
 
-    /// Takes note of an entry that changed. Whether that changed a next hop.
-    pub async fn saw(&mut self, message: &NeighbourMessage) -> bool {
+    /// Takes note of an entry that changed.
+    pub fn saw(&mut self, message: &NeighbourMessage) -> Verdict {
         let Some((hop, entry)) = Entry::of(message) else {
-            return false;
+            return Verdict::default();
         };
         let Some(condition) = self.hops.get_mut(&hop) else {
-            return false;
+            return Verdict::default();
         };
         let now = entry.condition();
         let changed = *condition != now;
         *condition = now;
-        let failed = entry.state == NeighbourState::Failed;
-        if changed && failed && entry.managed && entry.may_be_touched() {
-            // It answers at that MAC address no longer. The kernel asks anew
-            // within seconds; the first time, do it now.
-            self.request(hop, true).await;
-        } else {
-            self.tend(hop, Some(&entry)).await;
+        Verdict {
+            changed,
+            // The kernel itself tries one that failed again and again, but
+            // seconds later.
+            renew: !entry.kept() && (changed || !entry.managed),
         }
-        changed
     }
 
-    /// Takes note of an entry that is gone. Whether that changed a next hop.
-    pub async fn lost(&mut self, message: &NeighbourMessage) -> bool {
-        let Some((hop, _)) = Entry::of(message) else {
-            return false;
-        };
-        let Some(condition) = self.hops.get_mut(&hop) else {
-            return false;
-        };
-        let changed = condition.take().is_some();
-        self.tend(hop, None).await;
-        changed
-    }
-
-    /// Has the kernel resolve a hop unless it does, or somebody else does.
-    async fn tend(&self, hop: Hop, entry: Option<&Entry>) {
-        let kept = entry.is_some_and(|entry| entry.managed || !entry.may_be_touched());
-        if !kept {
-            self.request(hop, true).await;
+    /// Takes note of an entry that is gone.
+    pub fn lost(&mut self, message: &NeighbourMessage) -> Verdict {
+        let hop = Entry::of(message).map(|(hop, _)| hop);
+        match hop.and_then(|hop| self.hops.get_mut(&hop)) {
+            Some(condition) => Verdict {
+                changed: condition.take().is_some(),
+                renew: true,
+            },
+            None => Verdict::default(),
         }
     }
 

@@ -346,3 +346,64 @@ fn list(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPLINK: &str = "eth0";
+
+    fn link(index: u32, name: &str, kind: Option<InfoKind>, more: &[LinkAttribute]) -> Link {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = more.to_vec();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let kind = kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        message.attributes.extend(kind);
+        Link::of(&message)
+    }
+
+    /// The interface that replies from an address on interface 9 leave by.
+    fn leaves_by(links: Vec<Link>) -> u32 {
+        let address: IpAddr = [192, 0, 2, 1].into();
+        let table = Table {
+            links,
+            addresses: vec![Address {
+                index: 9,
+                address,
+                usable: true,
+                minor: false,
+            }],
+        };
+        let settings = Settings {
+            uplinks: vec![UPLINK.into()],
+            addresses: vec![address],
+        };
+        let snapshot = table.snapshot(&settings).unwrap();
+        snapshot.own[0].uplink
+    }
+
+    #[test]
+    fn stacks_down_to_an_uplink_are_seen_through() {
+        use LinkAttribute::{Controller, LinkNetNsId};
+        let lower = LinkAttribute::Link;
+        let uplink = || link(2, UPLINK, None, &[]);
+        let port = || link(2, UPLINK, None, &[Controller(5)]);
+        let vlan = |more: &[LinkAttribute]| link(9, "vlan", Some(InfoKind::Vlan), more);
+
+        assert_eq!(leaves_by(vec![uplink(), vlan(&[lower(2)])]), 9);
+        let bond = link(5, "bond0", Some(InfoKind::Bond), &[]);
+        assert_eq!(leaves_by(vec![port(), bond.clone(), vlan(&[lower(5)])]), 9);
+        assert_eq!(leaves_by(vec![uplink(), bond, vlan(&[lower(5)])]), 2);
+        let vrf = link(5, "vrf0", Some(InfoKind::Vrf), &[]);
+        assert_eq!(leaves_by(vec![port(), vrf, vlan(&[lower(5)])]), 2);
+        // An interface of another namespace may have the uplink's index.
+        let moved = vlan(&[lower(2), LinkNetNsId(0)]);
+        assert_eq!(leaves_by(vec![uplink(), moved]), 2);
+        let veth = link(9, "veth", Some(InfoKind::Veth), &[lower(2)]);
+        assert_eq!(leaves_by(vec![uplink(), veth]), 2);
+        // No end to this, but an answer.
+        let ring = link(5, "ring", Some(InfoKind::MacVlan), &[lower(9)]);
+        assert_eq!(leaves_by(vec![uplink(), ring, vlan(&[lower(5)])]), 2);
+    }
+}
