@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod link;
 pub mod metrics;
 pub mod netlink;
+pub mod preflight;
 pub mod registry;
 pub mod standalone;
 pub mod teardown;
