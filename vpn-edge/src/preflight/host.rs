@@ -14,6 +14,9 @@ const OLDEST: (u32, u32) = (5, 15);
 
 const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
+/// Without it the verifier allows no arithmetic on packets' pointers that the
+/// programs need.
+const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
 pub fn check(bpffs: &Path) -> Vec<Finding> {
@@ -33,8 +36,8 @@ fn rights() -> Option<Finding> {
     (!lacking.is_empty()).then(|| {
         Finding::error(
             RIGHTS,
-            format!("this process lacks {}", lacking.join(" and ")),
-            "run it as root, or give it CAP_NET_ADMIN and CAP_BPF \
+            format!("this process lacks {}", lacking.join(", ")),
+            "run it as root, or give it CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON \
              (systemd: AmbientCapabilities=, Kubernetes: securityContext.capabilities.add)",
         )
     })
@@ -45,6 +48,7 @@ fn lacking(effective: u64) -> Vec<&'static str> {
     [
         (has(NET_ADMIN), "CAP_NET_ADMIN"),
         (has(BPF) || has(SYS_ADMIN), "CAP_BPF"),
+        (has(PERFMON) || has(SYS_ADMIN), "CAP_PERFMON"),
     ]
     .into_iter()
     .filter_map(|(has, name)| (!has).then_some(name))
@@ -109,15 +113,16 @@ mod tests {
     fn releases_of_all_kinds_are_read() {
         assert_eq!(version("5.15.0-91-generic"), Some((5, 15)));
         assert_eq!(version("6.18-rc1"), Some((6, 18)));
-        assert_eq!(version("5.4.0") < Some(OLDEST), true);
+        assert!(version("5.4.0") < Some(OLDEST));
         assert_eq!(version("unknown"), None);
     }
 
     #[test]
-    fn root_of_old_counts_as_bpf() {
-        assert_eq!(lacking(0), ["CAP_NET_ADMIN", "CAP_BPF"]);
-        assert_eq!(lacking(1 << NET_ADMIN), ["CAP_BPF"]);
+    fn the_right_to_all_of_old_has_the_newer_ones() {
+        let all = ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"];
+        assert_eq!(lacking(0), all);
+        assert_eq!(lacking(1 << NET_ADMIN), all[1..]);
         assert!(lacking(1 << NET_ADMIN | 1 << SYS_ADMIN).is_empty());
-        assert!(lacking(1 << NET_ADMIN | 1 << BPF).is_empty());
+        assert!(lacking(1 << NET_ADMIN | 1 << BPF | 1 << PERFMON).is_empty());
     }
 }

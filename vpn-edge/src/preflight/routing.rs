@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use super::network::{Link, Network};
-use super::{Finding, Settings, Sysctl};
+use super::{Finding, Settings, Severity, Sysctl};
 
 pub async fn check(settings: &Settings, network: &Network) -> Vec<Finding> {
     let served = network.served(settings);
     let uplinks = network.uplinks(settings);
     let v4 = served.iter().any(IpAddr::is_ipv4);
     let v6 = served.iter().any(IpAddr::is_ipv6);
-    let mut findings = forwarding(&uplinks, v4, v6);
+    let mut findings = forwarding(settings, &uplinks, v4, v6);
     if v4 {
         findings.extend(uplinks.iter().filter_map(|link| {
             let elsewhere =
@@ -31,7 +31,7 @@ pub async fn check(settings: &Settings, network: &Network) -> Vec<Finding> {
 
 /// Gateways' packets are routed by the node, and looking up the way to
 /// another node asks the uplink's own setting.
-fn forwarding(uplinks: &[&Link], v4: bool, v6: bool) -> Vec<Finding> {
+fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = Sysctl(&["ipv4", "ip_forward"]);
     if v4 && all.number() == Some(0) {
@@ -63,7 +63,14 @@ fn forwarding(uplinks: &[&Link], v4: bool, v6: bool) -> Vec<Finding> {
                 Some(1) => format!("{}=2 ", accept.name()),
                 _ => String::new(),
             };
-            findings.push(Finding::error(
+            // Gateways on this node are of IPv4.
+            let severity = if settings.nodes.iter().any(IpAddr::is_ipv6) {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
+            findings.push(Finding::new(
+                severity,
                 "forwarding",
                 found(&name),
                 format!("`sysctl -w {keep}{name}=1`"),

@@ -231,15 +231,11 @@ mod tests {
     use super::*;
 
     fn link(kind: Option<&str>, mtu: u32) -> Link {
-        Link {
-            index: 2,
-            name: "eth0".into(),
-            up: true,
-            carrier: true,
-            mtu,
-            kind: kind.map(Into::into),
-            ..Link::default()
-        }
+        let mut link = Link::default();
+        link.name = "eth0".into();
+        link.mtu = mtu;
+        link.kind = kind.map(Into::into);
+        link
     }
 
     #[test]
