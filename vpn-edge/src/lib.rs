@@ -16,6 +16,7 @@ pub mod link;
 pub mod metrics;
 pub mod netlink;
 pub mod network;
+pub mod preflight;
 pub mod registry;
 pub mod standalone;
 pub mod teardown;

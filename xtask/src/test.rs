@@ -76,6 +76,12 @@ const SUITES: &[Suite] = &[
         cargo: &[&["test", "--workspace", "--test", "network"]],
     },
     Suite {
+        name: "preflight",
+        about: "what a node lacks is found, and gone after the remedy, in network namespaces",
+        needs: &[Need::Build, Need::Bpf, Need::Lab],
+        cargo: &[&["test", "--workspace", "--test", "preflight"]],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],

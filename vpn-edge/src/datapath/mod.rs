@@ -9,6 +9,7 @@ mod mapped;
 mod maps;
 mod programs;
 mod running;
+pub mod survey;
 
 pub use attach::{Hook, Rung, remove};
 pub use maps::{
