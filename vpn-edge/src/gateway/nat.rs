@@ -51,7 +51,8 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 ///
 /// WireGuard takes packets from the edge alone, unless told otherwise: what the
 /// node's kernel routed here has passed no guard. What was sent about its own
-/// packets, such as that one was too big, comes in as related.
+/// packets, such as that one was too big, comes in as related. Our own links ask
+/// for no neighbour, but those of a pod do, and nothing tracks that.
 ///
 /// NAT keeps clear of the gateway's own port: a client's packet that left with
 /// it as its source would be taken for WireGuard traffic by the edge.
@@ -118,7 +119,8 @@ table inet vpn-edge {{
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname \"lo\" accept
-{wireguard}    ct state established,related accept
+{wireguard}    iifname \"{link}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    ct state established,related accept
 {ping}  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
