@@ -1,6 +1,7 @@
 //! IPv6 outside, at the gateways' links, and inside, in the tunnels.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +11,7 @@ use lab::laptop::{Laptop, Outcome};
 use lab::names;
 use lab::node::{Lab, Node, Process, program};
 use lab::postgres::{Account, Database};
+use lab::raw::Raw;
 use lab::topology::{A, B, DNS, Side, Topology, Uplink};
 use serde_json::json;
 
@@ -284,6 +286,63 @@ fn switching_ipv6_on_makes_gateways_anew_once_and_a_restart_leaves_them_alone() 
         edge.restart()
     })?;
     ensure!(gateways(&edge)? == before, "the gateway was restarted");
+    Ok(())
+}
+
+#[test]
+fn a_gateway_of_an_earlier_build_goes_on_and_its_rules_can_be_changed() -> Result<()> {
+    let topology = topology()?;
+    let mut edge = Edge::start(&topology, Uplink::Veth, &[])?;
+    let tenant = edge.enabled(&A)?;
+    let client = Client::up(&topology.client_a, &tenant.configuration)?;
+    client.await_reach(A.server)?;
+    let before = gateways(&edge)?;
+    edge.stop()?;
+    // As it was before gateways had IPv6.
+    let file = format!("/run/vpn-edge/gateways/{}/config.json", tenant.port);
+    edge.node.sh(&format!(
+        r#"sed -i 's/"addresses":\["\([^"]*\)"\]/"address":"\1"/; s/,"only_edge":true//' {file}
+           grep -q '"address":"10\.' {file}
+           ! grep -q 'addresses\|only_edge' {file}"#
+    ))?;
+    in_gateway(&edge, &tenant, "ip -6 addr flush dev eth0")?;
+    client.lose_nothing(A.server, 3_000, || edge.restart())?;
+    edge.tenant(&["patch", &tenant.id, "--network", B.network])?;
+    client.await_reach(B.server)?;
+    client.await_cut(A.server)?;
+    ensure!(gateways(&edge)? == before, "the gateway was restarted");
+    Ok(())
+}
+
+#[test]
+fn a_gateway_hears_that_its_wireguard_packets_are_too_big() -> Result<()> {
+    let topology = topology()?;
+    let edge = Edge::start(&topology, Uplink::Veth, &[])?;
+    let tenant = edge.enabled(&A)?;
+    let client = Client::up(&topology.client_a, &tenant.configuration)?;
+    client.await_reach(A.server)?;
+    let port = topology.client_a.sh("wg show wg0 listen-port")?.parse()?;
+    let gateway: Ipv4Addr = edge.ports()?[&tenant.port]["gateway"]
+        .as_str()
+        .context("no gateway")?
+        .parse()?;
+    let learned = format!(
+        "ip netns exec vpn-edge-{} ip route get {} | grep -q 'mtu 1400'",
+        tenant.port, A.client
+    );
+    // What it never sent is not taken for its own.
+    for (port, learns) in [(port ^ 1, false), (port, true)] {
+        let sent = SocketAddrV4::new(gateway, tenant.port);
+        let to = SocketAddrV4::new(A.client.parse()?, port);
+        let tell = edge
+            .node
+            .inside(move || Raw::open()?.too_big(sent, to, 1400));
+        tell.join().expect("the thread does not panic")?;
+        match learns {
+            true => edge.node.await_sh(&learned)?,
+            false => ensure!(edge.node.sh(&learned).is_err(), "it believed it"),
+        }
+    }
     Ok(())
 }
 
