@@ -1,5 +1,5 @@
 //! The tunnel's addresses: `10.X.Y.0/24`, a pure function of the tenant's UUID
-//! and of the ranges it must keep clear of; and `fdXX:XXXX:XXXX::/64`, of the
+//! and of the ranges it must keep clear of; and a unique local /64, of the
 //! UUID alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
