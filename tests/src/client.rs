@@ -54,14 +54,15 @@ impl Client {
             .collect();
         let stripped = node.folder.join("wg0.stripped");
         fs::write(&stripped, kept)?;
-        let address = value(interface, "Address")?;
+        let addresses = value(interface, "Address")?;
         let routes = value(peer, "AllowedIPs")?;
         node.sh(&format!(
             "wg setconf {INTERFACE} {}
-             ip address add {address} dev {INTERFACE}
+             for address in {}; do ip address add $address dev {INTERFACE}; done
              ip link set {INTERFACE} mtu 1420 up
              for route in {}; do ip route add $route dev {INTERFACE}; done",
             stripped.display(),
+            addresses.replace(',', " "),
             routes.replace(',', " ")
         ))?;
         Ok(client)

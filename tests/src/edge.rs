@@ -85,6 +85,13 @@ impl Edge {
         Ok(())
     }
 
+    /// Starts the daemon with some arguments changed from now on.
+    pub fn change(&mut self, changed: &[(&str, &str)]) {
+        let changed = changed.iter();
+        self.arguments
+            .extend(changed.map(|&(name, value)| (name.into(), value.into())));
+    }
+
     /// What the daemon says when it is started with some arguments `changed`
     /// and refuses to.
     ///
@@ -282,8 +289,12 @@ impl Edge {
     }
 }
 
+/// An argument without a value is a flag.
 fn flat(arguments: &BTreeMap<String, String>) -> impl Iterator<Item = &String> {
-    arguments.iter().flat_map(|(name, value)| [name, value])
+    arguments
+        .iter()
+        .flat_map(|(name, value)| [name, value])
+        .filter(|word| !word.is_empty())
 }
 
 /// An enabled tenant.

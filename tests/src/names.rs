@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::node::{Node, Process};
 
-/// Serves `records` (name, IPv4 address) on `addresses` of the node, and
+/// Serves `records` (name, address) on `addresses` of the node, and
 /// answers that any other name does not exist.
 ///
 /// # Errors
@@ -35,7 +35,11 @@ pub fn serve(node: &Node, addresses: &[&str], records: &[(&str, &str)]) -> Resul
     );
     let server = node.start("dnsmasq", command)?;
     for address in addresses {
-        node.await_sh(&format!("ss -Hlnu src {address}:53 | grep -q ."))
+        let socket = match address.contains(':') {
+            true => format!("[{address}]:53"),
+            false => format!("{address}:53"),
+        };
+        node.await_sh(&format!("ss -Hlnu 'src {socket}' | grep -q ."))
             .with_context(|| format!("dnsmasq on {}:\n{}", node.name, server.log()))?;
     }
     Ok(server)

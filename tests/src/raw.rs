@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{Icmpv4Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -53,6 +53,30 @@ impl Raw {
         let mut packet = Vec::with_capacity(builder.size(payload.len()));
         builder.write(&mut packet, payload)?;
         let to = SockaddrIn::from(to);
+        sendto(self.0.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Tells `from` that a packet of its to `to` was larger than `mtu`, as a
+    /// router on the way would.
+    ///
+    /// # Errors
+    ///
+    /// When there is no way to `from`.
+    pub fn too_big(&self, from: SocketAddrV4, to: SocketAddrV4, mtu: u16) -> Result<()> {
+        let sent = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
+            .udp(from.port(), to.port());
+        let payload = [0; 1472];
+        let mut quoted = Vec::with_capacity(sent.size(payload.len()));
+        sent.write(&mut quoted, &payload)?;
+        // The IP header, and as much as says which packet it was.
+        quoted.truncate(28);
+        let problem = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
+        let builder = PacketBuilder::ipv4(to.ip().octets(), from.ip().octets(), 64)
+            .icmpv4(Icmpv4Type::DestinationUnreachable(problem));
+        let mut packet = Vec::with_capacity(builder.size(quoted.len()));
+        builder.write(&mut packet, &quoted)?;
+        let to = SockaddrIn::from(from);
         sendto(self.0.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
         Ok(())
     }

@@ -5,13 +5,16 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressScope,
+};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::neighbour::NeighbourState;
-use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::gateways::{Addresses, Link};
@@ -25,17 +28,29 @@ pub const GATEWAY_END: &str = "eth0";
 /// came past the guard.
 pub const EDGE_MAC: [u8; 6] = [2, 2, 0, 0, 0, 0];
 
-/// The node, as gateways see it: their next hop. It is on no interface; the
-/// gateway's neighbour entry for it is permanent.
+/// The node, as gateways see it: their next hops. They are on no interface; the
+/// gateway's neighbour entries for them are permanent.
 const NODE: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const NODE6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Makes the link between this node and `namespace`, with `address` at the
-/// gateway's end, and routes both ways.
+/// Where the kernel keeps an interface's settings.
+const SETTINGS: &str = "/proc/sys/net/ipv4/conf";
+const SETTINGS6: &str = "/proc/sys/net/ipv6/conf";
+
+/// Makes the link between this node and `namespace`, with `address` and
+/// `address6` at the gateway's end, and routes both ways. Where the node does
+/// without IPv6, so does the link.
 ///
 /// # Errors
 ///
 /// When the kernel refuses a step.
-pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -> io::Result<()> {
+pub async fn create(
+    name: &str,
+    namespace: &Path,
+    address: Ipv4Addr,
+    address6: Ipv6Addr,
+    mtu: u32,
+) -> io::Result<()> {
     let handle = connect()?;
     // The pair is born on the node, so the far end needs a name of its own
     // until it is moved.
@@ -47,14 +62,11 @@ pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -
         .mtu(mtu)
         .address(node_mac.to_vec())
         .build();
-    handle
-        .link()
-        .add(veth)
-        .execute()
-        .await
-        .map_err(io::Error::other)?;
+    let added = handle.link().add(veth).execute().await;
+    added.map_err(io::Error::other)?;
     let index = netlink::index(&handle, name).await?;
     let far_index = netlink::index(&handle, &far).await?;
+    let address6 = speaks_ipv6(name).then_some(address6);
     let target = File::open(namespace)?;
     let moved = LinkUnspec::new_with_index(far_index)
         .setns_by_fd(target.as_raw_fd())
@@ -62,52 +74,75 @@ pub async fn create(name: &str, namespace: &Path, address: Ipv4Addr, mtu: u32) -
         .address(gateway_mac.to_vec())
         .mtu(mtu)
         .build();
-    handle
-        .link()
-        .set(moved)
-        .execute()
-        .await
-        .map_err(io::Error::other)?;
+    let moved = handle.link().set(moved).execute().await;
+    moved.map_err(io::Error::other)?;
 
     netlink::inside(namespace, move || async move {
         let handle = connect()?;
         up(&handle, netlink::index(&handle, "lo").await?).await?;
         let index = netlink::index(&handle, GATEWAY_END).await?;
-        let add = handle.address().add(index, IpAddr::V4(address), 32);
-        add.execute().await.map_err(io::Error::other)?;
+        if address6.is_some() {
+            fs::write(format!("{SETTINGS6}/{GATEWAY_END}/disable_ipv6"), "0")?;
+            only_by_hand(GATEWAY_END)?;
+        }
         up(&handle, index).await?;
-        neighbour(&handle, index, NODE, node_mac).await?;
-        let default = RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(NODE)
-            .output_interface(index)
-            .onlink()
-            .build();
-        handle
-            .route()
-            .add(default)
-            .execute()
-            .await
-            .map_err(io::Error::other)
+        own(&handle, index, address.into()).await?;
+        neighbour(&handle, index, NODE.into(), node_mac).await?;
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE);
+        let default = default.output_interface(index).onlink().build();
+        route(&handle, default).await?;
+        if let Some(address6) = address6 {
+            own(&handle, index, address6.into()).await?;
+            neighbour(&handle, index, NODE6.into(), node_mac).await?;
+            let default = RouteMessageBuilder::<Ipv6Addr>::new().gateway(NODE6);
+            let default = default.output_interface(index).onlink().build();
+            route(&handle, default).await?;
+        }
+        Ok(())
     })
     .await?;
 
     // Ours alone: the node's other interfaces keep their settings.
-    let sysctl = format!("/proc/sys/net/ipv4/conf/{name}");
-    fs::write(format!("{sysctl}/forwarding"), "1")?;
-    fs::write(format!("{sysctl}/rp_filter"), "0")?;
+    fs::write(format!("{SETTINGS}/{name}/forwarding"), "1")?;
+    fs::write(format!("{SETTINGS}/{name}/rp_filter"), "0")?;
+    if address6.is_some() {
+        only_by_hand(name)?;
+        // What the kernel routes between links goes by the node's own switch,
+        // `all/forwarding`, whatever this says; steered packets need neither.
+        fs::write(format!("{SETTINGS6}/{name}/forwarding"), "1")?;
+    }
     up(&handle, index).await?;
-    neighbour(&handle, index, address, gateway_mac).await?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(address, 32)
-        .output_interface(index)
-        .scope(RouteScope::Link)
-        .build();
-    handle
-        .route()
-        .add(route)
-        .execute()
-        .await
-        .map_err(io::Error::other)
+    neighbour(&handle, index, address.into(), gateway_mac).await?;
+    let host = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32);
+    let host = host.output_interface(index).scope(RouteScope::Link).build();
+    route(&handle, host).await?;
+    if let Some(address6) = address6 {
+        neighbour(&handle, index, address6.into(), gateway_mac).await?;
+        let host = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address6, 128);
+        route(&handle, host.output_interface(index).build()).await?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel does IPv6 on the interface: it may have none, have it
+/// switched off, or find the MTU too small.
+fn speaks_ipv6(interface: &str) -> bool {
+    fs::read_to_string(format!("{SETTINGS6}/{interface}/disable_ipv6"))
+        .is_ok_and(|disabled| disabled.trim() == "0")
+}
+
+/// Keeps the kernel from giving the interface IPv6 addresses of its own, and
+/// from waiting before it uses ours. To be called before the interface is up.
+fn only_by_hand(interface: &str) -> io::Result<()> {
+    for (setting, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("accept_dad", "0"),
+    ] {
+        fs::write(format!("{SETTINGS6}/{interface}/{setting}"), value)?;
+    }
+    Ok(())
 }
 
 /// Removes the link, if it is there.
@@ -136,39 +171,42 @@ pub async fn remove(name: &str) -> io::Result<()> {
 pub async fn locate(name: &str, namespace: &Path) -> io::Result<Link> {
     let handle = connect()?;
     let ifindex = netlink::index(&handle, name).await?;
-    let (gateway_mac, address, takes_redirects) = netlink::inside(namespace, || async {
+    let (gateway_mac, addresses, takes_redirects) = netlink::inside(namespace, || async {
         use futures_util::TryStreamExt;
         let handle = connect()?;
         let link = find(&handle, GATEWAY_END)
             .await
             .map_err(io::Error::other)?
             .ok_or(io::ErrorKind::NotFound)?;
-        let mut addresses = handle
+        let mut messages = handle
             .address()
             .get()
             .set_link_index_filter(link.header.index)
             .execute();
-        let mut address = None;
-        while let Some(message) = addresses.try_next().await.map_err(io::Error::other)? {
+        let mut addresses = Addresses::default();
+        while let Some(message) = messages.try_next().await.map_err(io::Error::other)? {
+            if message.header.scope != AddressScope::Universe {
+                continue;
+            }
             for attribute in message.attributes {
-                use netlink_packet_route::address::AddressAttribute::Address;
-                if let Address(IpAddr::V4(found)) = attribute {
-                    address = Some(found);
+                match attribute {
+                    AddressAttribute::Address(IpAddr::V4(found)) => addresses.v4 = Some(found),
+                    AddressAttribute::Address(IpAddr::V6(found)) => addresses.v6 = Some(found),
+                    _ => {}
                 }
             }
         }
-        let address = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok((address_of(&link)?, address, has_native_xdp(&link)))
+        if addresses == Addresses::default() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        Ok((address_of(&link)?, addresses, has_native_xdp(&link)))
     })
     .await?;
     Ok(Link {
         interface: name.into(),
         ifindex,
         gateway_mac,
-        addresses: Addresses {
-            v4: Some(address),
-            v6: None,
-        },
+        addresses,
         takes_redirects,
     })
 }
@@ -202,14 +240,32 @@ async fn up(handle: &Handle, index: u32) -> io::Result<()> {
         .map_err(io::Error::other)
 }
 
-async fn neighbour(handle: &Handle, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+/// Gives the interface an address, usable at once.
+async fn own(handle: &Handle, index: u32, address: IpAddr) -> io::Result<()> {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    let mut add = handle.address().add(index, address, length);
+    if address.is_ipv6() {
+        let message = add.message_mut();
+        message.header.flags |= AddressHeaderFlags::Nodad;
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        message.attributes.push(flags);
+    }
+    add.execute().await.map_err(io::Error::other)
+}
+
+async fn neighbour(handle: &Handle, index: u32, address: IpAddr, mac: [u8; 6]) -> io::Result<()> {
     handle
         .neighbours()
-        .add(index, IpAddr::V4(address))
+        .add(index, address)
         .link_layer_address(&mac)
         .state(NeighbourState::Permanent)
         .replace()
         .execute()
         .await
         .map_err(io::Error::other)
+}
+
+async fn route(handle: &Handle, route: RouteMessage) -> io::Result<()> {
+    let added = handle.route().add(route).execute().await;
+    added.map_err(io::Error::other)
 }

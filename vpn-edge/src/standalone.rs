@@ -4,12 +4,12 @@
 //! namespaces. It only puts parts together; each knows no more than its seam.
 
 use std::future::IntoFuture;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::net::TcpListener;
 use vpn_edge_common::NODE_SLOT;
 
@@ -41,20 +41,28 @@ pub struct StandaloneArgs {
     ports: PortRange,
     /// DNS server in clients' configurations.
     #[arg(long, default_value = "10.96.0.10")]
-    dns: Ipv4Addr,
+    dns: IpAddr,
     /// Networks that clients route into the tunnel.
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/12,10.0.0.0/8")]
-    allowed_ips: Vec<Ipv4Net>,
+    allowed_ips: Vec<IpNet>,
     /// Networks that no tunnel may overlap.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "10.96.0.0/12,10.244.0.0/16"
     )]
-    cluster_ranges: Vec<Ipv4Net>,
+    cluster_ranges: Vec<IpNet>,
     /// Addresses for gateways on this machine: a /16 that nothing else uses.
     #[arg(long, default_value = "100.64.0.0/16")]
     gateway_range: Ipv4Net,
+    /// IPv6 addresses for the same: a /112 or larger that nothing else uses. A
+    /// gateway's is the network's plus its port.
+    #[arg(long, default_value = "fd64:7670:6e00::/64")]
+    gateway_range6: Ipv6Net,
+    /// Let tunnels carry IPv6 too: tenants' networks, --allowed-ips and --dns
+    /// may then be IPv6. The node must forward it.
+    #[arg(long)]
+    tunnel_ipv6: bool,
     /// Folder for what belongs to running gateways.
     #[arg(long, default_value = "/run/vpn-edge")]
     runtime: PathBuf,
@@ -77,6 +85,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         "this node does not forward, so gateways would reach nothing: \
          run `sysctl -w net.ipv4.ip_forward=1`"
     );
+    args.check_ipv6()?;
     let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
     ensure!(
         ports <= u32::from(NODE_SLOT),
@@ -99,6 +108,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let gateways = NetnsGateways::adopt(netns::Settings {
         runtime: args.runtime,
         range: args.gateway_range,
+        range6: args.gateway_range6,
         // What goes into a gateway is to fit out of every uplink.
         mtu: snapshot
             .uplinks
@@ -106,6 +116,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
             .map(|uplink| uplink.mtu)
             .min()
             .unwrap_or(1500),
+        tunnel_ipv6: args.tunnel_ipv6,
     })
     .await?;
     let gateways = Arc::new(gateways);
@@ -114,6 +125,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let settings = controller::Settings {
         dns: args.dns,
         cluster_ranges: args.cluster_ranges.clone(),
+        tunnel_ipv6: args.tunnel_ipv6,
     };
     let steered = edge.agent.steered();
     let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
@@ -122,6 +134,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         dns: args.dns,
         allowed_ips: args.allowed_ips,
         cluster_ranges: args.cluster_ranges,
+        tunnel_ipv6: args.tunnel_ipv6,
     };
     let router = api::router(registry.clone(), settings, tokens, edge.agent.steered());
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
@@ -141,4 +154,33 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     controller.abort();
     let _ = controller.await;
     outcome
+}
+
+impl StandaloneArgs {
+    /// Whether what is asked of IPv6 in the tunnels can be had.
+    fn check_ipv6(&self) -> Result<()> {
+        if self.tunnel_ipv6 {
+            let forwarding = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding");
+            let forwarding = forwarding
+                .context("this kernel has no IPv6: switch it on, or go without --tunnel-ipv6")?;
+            ensure!(
+                forwarding.trim() == "1",
+                "this node does not forward IPv6, so tunnels would carry it nowhere: \
+                 run `sysctl -w net.ipv6.conf.all.forwarding=1` (an uplink that takes its \
+                 address from router advertisements then needs accept_ra=2), \
+                 or go without --tunnel-ipv6"
+            );
+            return Ok(());
+        }
+        let network = self.allowed_ips.iter().find(|net| net.addr().is_ipv6());
+        if let Some(network) = network {
+            bail!("--allowed-ips has {network}, but tunnels carry no IPv6: add --tunnel-ipv6");
+        }
+        ensure!(
+            self.dns.is_ipv4(),
+            "--dns is {}, but tunnels carry no IPv6: add --tunnel-ipv6",
+            self.dns
+        );
+        Ok(())
+    }
 }

@@ -43,6 +43,15 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "dual_stack",
+        about: "IPv6 to the gateways and in the tunnels, with real WireGuard",
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "dual_stack"],
+        ],
+    },
+    Suite {
         name: "inspect",
         about: "the operator's commands on a running edge, in network namespaces",
         needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
@@ -109,7 +118,7 @@ enum Outcome {
 pub fn suites() -> String {
     let mut list = "Suites:".to_owned();
     for suite in SUITES {
-        list.push_str(&format!("\n  {:<9} {}", suite.name, suite.about));
+        list.push_str(&format!("\n  {:<10} {}", suite.name, suite.about));
     }
     list
 }
@@ -167,8 +176,8 @@ fn line(name: &str, outcome: &Outcome, took: Duration) -> String {
     };
     let seconds = took.as_secs_f64();
     match reason {
-        None => format!("{name:<9} {word:<8} {seconds:>7.1} s"),
-        Some(reason) => format!("{name:<9} {word:<8} {seconds:>7.1} s  {reason}"),
+        None => format!("{name:<10} {word:<8} {seconds:>7.1} s"),
+        Some(reason) => format!("{name:<10} {word:<8} {seconds:>7.1} s  {reason}"),
     }
 }
 
@@ -189,6 +198,6 @@ mod tests {
     fn a_skipped_suite_says_what_it_lacks() {
         let lack = Outcome::Skipped("root is needed".to_owned());
         let line = line("lab", &lack, Duration::from_millis(100));
-        assert_eq!(line, "lab       skipped      0.1 s  root is needed");
+        assert_eq!(line, "lab        skipped      0.1 s  root is needed");
     }
 }

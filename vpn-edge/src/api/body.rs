@@ -1,8 +1,8 @@
 //! The API's JSON bodies, for the server and its client. No body has a secret.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -25,7 +25,7 @@ pub struct CreateTenant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     #[serde(default)]
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
 }
 
 /// `PATCH /v1/tenants/{id}`: what is left out stays as it is.
@@ -37,7 +37,7 @@ pub struct PatchTenant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub networks: Option<Vec<Ipv4Net>>,
+    pub networks: Option<Vec<IpNet>>,
 }
 
 /// A tenant.
@@ -48,7 +48,7 @@ pub struct TenantBody {
     pub plan: Plan,
     pub ready: bool,
     pub namespace: String,
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
     pub vpn: TenantVpn,
 }
 
@@ -63,7 +63,8 @@ pub struct TenantList {
     pub tenants: Vec<TenantBody>,
 }
 
-/// A tenant's VPN. Every state has every field; what there is none of is null.
+/// A tenant's VPN. Every state has every field; what there is none of is null,
+/// but IPv6 of the tunnel, which is left out.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct VpnStatus {
     pub state: State,
@@ -72,6 +73,10 @@ pub struct VpnStatus {
     pub port: Option<u16>,
     pub subnet: Option<Ipv4Net>,
     pub client_address: Option<Ipv4Addr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address6: Option<Ipv6Addr>,
     pub server_public_key: Option<PublicKey>,
     pub client_public_key: Option<PublicKey>,
     /// When the keys were made, to the second.

@@ -10,7 +10,7 @@ mod tokens;
 mod vpn;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tower_http::trace::TraceLayer;
 use uuid::Uuid;
@@ -50,11 +50,13 @@ const REVOCATION: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The host of every endpoint.
     pub hostname: String,
-    pub dns: Ipv4Addr,
+    pub dns: IpAddr,
     /// What clients route into the tunnel.
-    pub allowed_ips: Vec<Ipv4Net>,
+    pub allowed_ips: Vec<IpNet>,
     /// What no tunnel's subnet may overlap.
-    pub cluster_ranges: Vec<Ipv4Net>,
+    pub cluster_ranges: Vec<IpNet>,
+    /// Tunnels carry IPv6.
+    pub tunnel_ipv6: bool,
 }
 
 #[derive(Clone)]

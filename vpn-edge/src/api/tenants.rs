@@ -11,7 +11,7 @@ use super::Api;
 use super::body::{CreateTenant, PatchTenant, TenantBody, TenantList};
 use super::caller::{Caller, TenantId, json};
 use super::error::ApiError;
-use crate::domain::tenant::check_networks;
+use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
 
 /// The tenant, if it exists and the caller sees it.
@@ -51,6 +51,7 @@ pub async fn create(
     if let Some(namespace) = body.namespace {
         tenant.set_namespace(namespace)?;
     }
+    check_versions(&body.networks, api.settings.tunnel_ipv6)?;
     tenant.set_networks(body.networks)?;
     tenant.set_ready(body.ready);
     let tenant = api.registry.create(tenant).await?;
@@ -69,6 +70,7 @@ pub async fn patch(
     caller.check_admin()?;
     let patch: PatchTenant = json(request).await?;
     if let Some(networks) = &patch.networks {
+        check_versions(networks, api.settings.tunnel_ipv6)?;
         check_networks(networks)?;
     }
     let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {

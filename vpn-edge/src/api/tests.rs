@@ -31,7 +31,18 @@ impl Server {
         Server::with("30000-30099", REQUEST_DEADLINE).await
     }
 
+    /// With IPv6 in the tunnels.
+    pub async fn dual_stack() -> Server {
+        let mut settings = settings();
+        settings.tunnel_ipv6 = true;
+        Server::over(settings, "30000-30099", REQUEST_DEADLINE).await
+    }
+
     async fn with(ports: &str, deadline: Duration) -> Server {
+        Server::over(settings(), ports, deadline).await
+    }
+
+    async fn over(settings: Settings, ports: &str, deadline: Duration) -> Server {
         // An error says that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
@@ -49,7 +60,7 @@ impl Server {
         let steered = watch::Sender::default();
         let app = routes(
             registry.clone(),
-            settings(),
+            settings,
             tokens,
             steered.subscribe(),
             deadline,
@@ -120,12 +131,13 @@ impl Server {
 fn settings() -> Settings {
     Settings {
         hostname: "vpn.example.org".to_owned(),
-        dns: Ipv4Addr::new(10, 96, 0, 10),
+        dns: IpAddr::from([10, 96, 0, 10]),
         allowed_ips: vec![
             "10.96.0.0/12".parse().unwrap(),
             "10.0.0.0/8".parse().unwrap(),
         ],
         cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+        tunnel_ipv6: false,
     }
 }
 

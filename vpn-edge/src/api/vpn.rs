@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 
 use super::body::VpnStatus;
@@ -15,7 +15,7 @@ use super::error::ApiError;
 use super::tenants::find;
 use super::{Api, Settings};
 use crate::domain::Tenant;
-use crate::domain::subnet::{client_address, tunnel_subnet};
+use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
 use crate::wireguard::{ClientConfig, Keys};
 
 type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
@@ -65,12 +65,25 @@ pub async fn config(
     let allocation = tenant.configuration()?;
     let subnet = subnet(&api, &tenant)?;
     let address = Ipv4Net::new(client_address(subnet), subnet.prefix_len());
+    let mut addresses = vec![IpNet::V4(address.map_err(ApiError::internal)?)];
+    let mut allowed_ips = api.settings.allowed_ips.clone();
+    if let Some(subnet6) = subnet6(&api, &tenant) {
+        let address = Ipv6Net::new(client_address6(subnet6), subnet6.prefix_len());
+        addresses.push(address.map_err(ApiError::internal)?.into());
+        // The gateway itself: no range of the cluster's can be meant to have it.
+        if !allowed_ips
+            .iter()
+            .any(|net| net.contains(&IpNet::V6(subnet6)))
+        {
+            allowed_ips.push(subnet6.into());
+        }
+    }
     let text = ClientConfig {
         private_key: allocation.keys.client.clone(),
-        address: address.map_err(ApiError::internal)?,
+        addresses,
         dns: api.settings.dns,
         server_public_key: allocation.keys.server.public(),
-        allowed_ips: api.settings.allowed_ips.clone(),
+        allowed_ips,
         endpoint: endpoint(&api.settings, allocation.port),
     }
     .render();
@@ -101,6 +114,11 @@ fn subnet(api: &Api, tenant: &Tenant) -> Result<Ipv4Net, ApiError> {
     tunnel_subnet(tenant.id, &api.settings.cluster_ranges).map_err(ApiError::internal)
 }
 
+fn subnet6(api: &Api, tenant: &Tenant) -> Option<Ipv6Net> {
+    let ipv6 = api.settings.tunnel_ipv6;
+    ipv6.then(|| tunnel_subnet6(tenant.id))
+}
+
 fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
     let vpn = &tenant.vpn;
     let mut body = VpnStatus {
@@ -109,6 +127,8 @@ fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
         port: None,
         subnet: None,
         client_address: None,
+        subnet6: None,
+        client_address6: None,
         server_public_key: None,
         client_public_key: None,
         created_at: None,
@@ -122,6 +142,8 @@ fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
         body.port = Some(allocation.port);
         body.subnet = Some(subnet);
         body.client_address = Some(client_address(subnet));
+        body.subnet6 = subnet6(api, tenant);
+        body.client_address6 = body.subnet6.map(client_address6);
         body.server_public_key = Some(allocation.keys.server.public());
         body.client_public_key = Some(allocation.keys.client.public());
         body.created_at = Some(whole_second(allocation.created_at));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use reqwest::Method;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
@@ -99,7 +99,7 @@ enum TenantCommand {
         namespace: Option<String>,
         /// A network that the tenant may reach; repeat it for more.
         #[arg(long = "network", value_name = "NETWORK")]
-        networks: Vec<Ipv4Net>,
+        networks: Vec<IpNet>,
     },
     /// Show the tenants that the token may see.
     List,
@@ -115,7 +115,7 @@ enum TenantCommand {
         /// A network that the tenant may reach; repeat it for more. Replaces
         /// them all.
         #[arg(long = "network", value_name = "NETWORK")]
-        networks: Vec<Ipv4Net>,
+        networks: Vec<IpNet>,
         /// The tenant may reach no network.
         #[arg(long, conflicts_with = "networks")]
         no_networks: bool,

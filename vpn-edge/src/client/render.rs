@@ -44,14 +44,26 @@ pub fn tenant(tenant: &TenantBody) -> String {
 
 /// One line a property.
 pub fn status(status: &VpnStatus) -> String {
+    let both = |v4: Option<String>, v6: Option<String>| match (v4, v6) {
+        (Some(v4), Some(v6)) => Some(format!("{v4}, {v6}")),
+        (v4, v6) => v4.or(v6),
+    };
+    let subnet = both(
+        status.subnet.map(|subnet| subnet.to_string()),
+        status.subnet6.map(|subnet| subnet.to_string()),
+    );
+    let client_address = both(
+        status.client_address.map(|address| address.to_string()),
+        status.client_address6.map(|address| address.to_string()),
+    );
     let mut table = plain();
     table.add_rows([
         ["state", status.state.as_str()],
         ["since", &status.since.to_string()],
         ["failure", &shown(status.failure.as_ref())],
         ["endpoint", &shown(status.endpoint.as_ref())],
-        ["subnet", &shown(status.subnet)],
-        ["client address", &shown(status.client_address)],
+        ["subnet", &shown(subnet)],
+        ["client address", &shown(client_address)],
         ["server public key", &shown(status.server_public_key)],
         ["client public key", &shown(status.client_public_key)],
         ["keys made", &shown(status.created_at)],

@@ -285,3 +285,24 @@ fn token_add_prints_a_token_that_the_file_then_knows() {
             .contains("is not valid")
     );
 }
+
+#[tokio::test]
+async fn the_status_shows_the_tunnels_ipv6_beside_ipv4() {
+    let server = Server::dual_stack().await;
+    let line = format!(
+        "create --id {ID} --organisation acme --plan business --ready --network fd00:97:1::/64"
+    );
+    let created = tenant(&server, &server.admin, &line).await.unwrap();
+    assert!(
+        created.contains("networks      fd00:97:1::/64\n"),
+        "{created}"
+    );
+    let line = format!("enable --no-wait {ID}");
+    let status = tenant(&server, &server.acme, &line).await.unwrap();
+    for part in [
+        "subnet             10.55.59.0/24, fd78:181c:f4b0::/64\n",
+        "client address     10.55.59.2, fd78:181c:f4b0::2\n",
+    ] {
+        assert!(status.contains(part), "{status}");
+    }
+}

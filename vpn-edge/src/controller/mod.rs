@@ -6,11 +6,11 @@ mod plan;
 pub use plan::{Action, plan};
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{self, JoinSet};
@@ -18,7 +18,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::agent::Steered;
-use crate::domain::subnet::tunnel_subnet;
+use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
+use crate::domain::tenant::check_versions;
 use crate::domain::{GatewayState, Observed, Tenant};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Registry, UpdateError};
@@ -33,8 +34,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// What gateways are made with, the same for all.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub dns: Ipv4Addr,
-    pub cluster_ranges: Vec<Ipv4Net>,
+    pub dns: IpAddr,
+    pub cluster_ranges: Vec<IpNet>,
+    /// Tunnels carry IPv6.
+    pub tunnel_ipv6: bool,
 }
 
 /// See the module.
@@ -168,11 +171,16 @@ impl Controller {
                 return;
             }
         };
+        if let Err(error) = check_versions(&tenant.networks, self.settings.tunnel_ipv6) {
+            attempts.failure = Some(error.to_string());
+            return;
+        }
         let spec = GatewaySpec {
             tenant: tenant.id,
             generation,
             port: allocation.port,
             subnet,
+            subnet6: self.settings.tunnel_ipv6.then(|| tunnel_subnet6(tenant.id)),
             private_key: allocation.keys.server.clone(),
             client: allocation.keys.client.public(),
             dns: self.settings.dns,

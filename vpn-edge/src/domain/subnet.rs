@@ -1,23 +1,28 @@
 //! The tunnel's addresses: `10.X.Y.0/24`, a pure function of the tenant's UUID
-//! and of the ranges it must keep clear of.
+//! and of the ranges it must keep clear of; and a unique local /64, of the
+//! UUID alone.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use blake2::{Blake2s256, Digest};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use uuid::Uuid;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reserved ranges leave no 10.X.Y.0/24 for a tunnel; reserve less of 10.0.0.0/8")]
 pub struct NoSubnetLeft;
 
-/// The tenant's tunnel subnet, always a /24 of 10.0.0.0/8.
+/// Sets the IPv6 subnet's hash apart from the IPv4 one's.
+const IPV6: &[u8] = b"vpn-edge tunnel IPv6";
+
+/// The tenant's tunnel subnet, always a /24 of 10.0.0.0/8. IPv6 ranges reserve
+/// nothing of it.
 ///
 /// X and Y are the first two bytes of BLAKE2s-256 over the UUID's 16 bytes.
 /// Where that /24 overlaps a reserved range, the next candidates follow at an
 /// odd stride taken from the hash: it visits all 65,536, spreads the tenants
 /// that have to move, and moves no others.
-pub fn tunnel_subnet(id: Uuid, reserved: &[Ipv4Net]) -> Result<Ipv4Net, NoSubnetLeft> {
+pub fn tunnel_subnet(id: Uuid, reserved: &[IpNet]) -> Result<Ipv4Net, NoSubnetLeft> {
     let hash = Blake2s256::digest(id.as_bytes());
     let start = u16::from_be_bytes([hash[0], hash[1]]);
     let stride = u16::from_be_bytes([hash[2], hash[3]]) | 1;
@@ -25,6 +30,21 @@ pub fn tunnel_subnet(id: Uuid, reserved: &[Ipv4Net]) -> Result<Ipv4Net, NoSubnet
         .map(|step| subnet(start.wrapping_add(step.wrapping_mul(stride))))
         .find(|candidate| !reserved.iter().any(|range| overlap(range, candidate)))
         .ok_or(NoSubnetLeft)
+}
+
+/// The tenant's tunnel subnet for IPv6: subnet 0 of a unique local prefix (RFC
+/// 4193) whose 40 random bits are the first of BLAKE2s-256 over a text of our
+/// own and the UUID's 16 bytes. So random a prefix keeps clear of the cluster's
+/// ranges by itself.
+pub fn tunnel_subnet6(id: Uuid) -> Ipv6Net {
+    let hash = Blake2s256::new()
+        .chain_update(IPV6)
+        .chain_update(id.as_bytes())
+        .finalize();
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&hash[..5]);
+    Ipv6Net::new_assert(octets.into(), 64)
 }
 
 /// The gateway's address in the tunnel: `.1`.
@@ -37,6 +57,16 @@ pub fn client_address(subnet: Ipv4Net) -> Ipv4Addr {
     host(subnet, 2)
 }
 
+/// The gateway's IPv6 address in the tunnel: `::1`.
+pub fn gateway_address6(subnet: Ipv6Net) -> Ipv6Addr {
+    host6(subnet, 1)
+}
+
+/// The client's IPv6 address in the tunnel: `::2`.
+pub fn client_address6(subnet: Ipv6Net) -> Ipv6Addr {
+    host6(subnet, 2)
+}
+
 fn subnet(index: u16) -> Ipv4Net {
     let [x, y] = index.to_be_bytes();
     Ipv4Net::new_assert(Ipv4Addr::new(10, x, y, 0), 24)
@@ -47,8 +77,13 @@ fn host(subnet: Ipv4Net, number: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, number)
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
+fn host6(subnet: Ipv6Net, number: u8) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()) | u128::from(number))
+}
+
+fn overlap(range: &IpNet, candidate: &Ipv4Net) -> bool {
+    range.contains(&IpAddr::V4(candidate.network()))
+        || matches!(range, IpNet::V4(range) if candidate.contains(&range.network()))
 }
 
 #[cfg(test)]
@@ -58,6 +93,10 @@ mod tests {
     use super::*;
 
     fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn range(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
@@ -83,22 +122,23 @@ mod tests {
         for (id, first, next) in table {
             let id: Uuid = id.parse().unwrap();
             assert_eq!(tunnel_subnet(id, &[]), Ok(net(first)));
-            assert_eq!(tunnel_subnet(id, &[net(first)]), Ok(net(next)));
+            assert_eq!(tunnel_subnet(id, &[net(first).into()]), Ok(net(next)));
         }
     }
 
     #[test]
     fn nothing_left_is_an_error() {
         let id = Uuid::from_u128(1);
-        assert_eq!(tunnel_subnet(id, &[net("10.0.0.0/8")]), Err(NoSubnetLeft));
-        assert_eq!(tunnel_subnet(id, &[net("0.0.0.0/0")]), Err(NoSubnetLeft));
+        assert_eq!(tunnel_subnet(id, &[range("10.0.0.0/8")]), Err(NoSubnetLeft));
+        assert_eq!(tunnel_subnet(id, &[range("0.0.0.0/0")]), Err(NoSubnetLeft));
     }
 
     #[test]
     fn the_last_free_subnet_is_found() {
         // Everything of 10.0.0.0/8 but 10.0.0.0/24.
-        let reserved: Vec<Ipv4Net> = (9..=24)
+        let reserved: Vec<IpNet> = (9..=24)
             .map(|len| Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 | 1 << (32 - len)), len).unwrap())
+            .map(IpNet::V4)
             .collect();
         for n in 0..20 {
             assert_eq!(
@@ -113,7 +153,7 @@ mod tests {
         let id = Uuid::from_u128(7);
         let first = tunnel_subnet(id, &[]).unwrap();
         let inside = Ipv4Net::new(client_address(first), 32).unwrap();
-        assert_ne!(tunnel_subnet(id, &[inside]).unwrap(), first);
+        assert_ne!(tunnel_subnet(id, &[inside.into()]).unwrap(), first);
     }
 
     #[test]
@@ -121,6 +161,37 @@ mod tests {
         let subnet = net("10.42.128.0/24");
         assert_eq!(gateway_address(subnet), Ipv4Addr::new(10, 42, 128, 1));
         assert_eq!(client_address(subnet), Ipv4Addr::new(10, 42, 128, 2));
+        let subnet: Ipv6Net = "fd12:3456:789a::/64".parse().unwrap();
+        assert_eq!(gateway_address6(subnet).to_string(), "fd12:3456:789a::1");
+        assert_eq!(client_address6(subnet).to_string(), "fd12:3456:789a::2");
+    }
+
+    #[test]
+    fn the_ipv6_subnet_of_a_uuid_never_changes() {
+        let table = [
+            (
+                "00000000-0000-0000-0000-000000000000",
+                "fdd1:56e1:79bc::/64",
+            ),
+            (
+                "00000000-0000-0000-0000-000000000001",
+                "fd51:f0f5:e9f6::/64",
+            ),
+            (
+                "6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44",
+                "fd78:181c:f4b0::/64",
+            ),
+        ];
+        for (id, subnet) in table {
+            assert_eq!(tunnel_subnet6(id.parse().unwrap()).to_string(), subnet);
+        }
+    }
+
+    #[test]
+    fn ipv6_ranges_move_no_ipv4_subnet() {
+        let id = Uuid::from_u128(7);
+        let all: IpNet = "::/0".parse().unwrap();
+        assert_eq!(tunnel_subnet(id, &[all]), tunnel_subnet(id, &[]));
     }
 
     proptest! {
@@ -129,17 +200,18 @@ mod tests {
             id in any::<u128>(),
             ranges in prop::collection::vec((any::<u32>(), 9u8..=32), 0..8),
         ) {
-            let reserved: Vec<Ipv4Net> = ranges
+            let reserved: Vec<IpNet> = ranges
                 .into_iter()
                 .map(|(bits, len)| {
                     let address = Ipv4Addr::from(0x0a00_0000 | (bits >> 8));
-                    Ipv4Net::new(address, len).unwrap().trunc()
+                    Ipv4Net::new(address, len).unwrap().trunc().into()
                 })
                 .collect();
             if let Ok(subnet) = tunnel_subnet(Uuid::from_u128(id), &reserved) {
                 prop_assert!(net("10.0.0.0/8").contains(&subnet));
                 prop_assert_eq!(subnet.prefix_len(), 24);
                 for range in &reserved {
+                    let subnet = IpNet::from(subnet);
                     prop_assert!(!range.contains(&subnet) && !subnet.contains(range));
                 }
                 let first = tunnel_subnet(Uuid::from_u128(id), &[]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ pub struct Tenant {
     /// A DNS label, the tenant's own.
     pub namespace: String,
     /// What the tenant may reach through its gateway.
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
     pub vpn: Vpn,
     /// Grows by one with every stored change; the registry's.
     pub version: u64,
@@ -45,11 +45,15 @@ pub enum InvalidTenant {
     #[error("{0} networks are too many: at most 64; join adjacent ones")]
     TooManyNetworks(usize),
     #[error("network {0} is everything: name the ranges that the tenant may reach")]
-    Everything(Ipv4Net),
+    Everything(IpNet),
     #[error("network {0} has bits set after its prefix: write {1}")]
-    HostBits(Ipv4Net, Ipv4Net),
+    HostBits(IpNet, IpNet),
     #[error("network {0} is named twice")]
-    NetworkTwice(Ipv4Net),
+    NetworkTwice(IpNet),
+    #[error(
+        "network {0} is IPv6, which no tunnel here carries: leave it out, or have the operator start vpn-edge with --tunnel-ipv6"
+    )]
+    NoIpv6(IpNet),
 }
 
 impl Tenant {
@@ -89,7 +93,7 @@ impl Tenant {
         Ok(())
     }
 
-    pub fn set_networks(&mut self, networks: Vec<Ipv4Net>) -> Result<(), InvalidTenant> {
+    pub fn set_networks(&mut self, networks: Vec<IpNet>) -> Result<(), InvalidTenant> {
         check_networks(&networks)?;
         self.networks = networks;
         Ok(())
@@ -112,7 +116,7 @@ pub fn check_organisation(organisation: &str) -> Result<(), InvalidTenant> {
 }
 
 /// Says whether `networks` can be a tenant's.
-pub fn check_networks(networks: &[Ipv4Net]) -> Result<(), InvalidTenant> {
+pub fn check_networks(networks: &[IpNet]) -> Result<(), InvalidTenant> {
     if networks.len() > MAX_NETWORKS {
         return Err(InvalidTenant::TooManyNetworks(networks.len()));
     }
@@ -131,8 +135,19 @@ pub fn check_networks(networks: &[Ipv4Net]) -> Result<(), InvalidTenant> {
     Ok(())
 }
 
+/// Says whether tunnels can lead to `networks`: to IPv6 ones only those with
+/// `ipv6`.
+pub fn check_versions(networks: &[IpNet], ipv6: bool) -> Result<(), InvalidTenant> {
+    match networks.iter().find(|network| network.addr().is_ipv6()) {
+        Some(network) if !ipv6 => Err(InvalidTenant::NoIpv6(*network)),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn tenant() -> Tenant {
@@ -185,11 +200,11 @@ mod tests {
 
     #[test]
     fn networks_are_checked() {
-        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
-        let many = |n: u32| -> Vec<Ipv4Net> {
-            let address = |i: u32| (0x0a00_0000 + (i << 8)).into();
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let many = |n: u32| -> Vec<IpNet> {
+            let address = |i: u32| Ipv4Addr::from(0x0a00_0000 + (i << 8)).into();
             (0..n)
-                .map(|i| Ipv4Net::new(address(i), 24).unwrap())
+                .map(|i| IpNet::new(address(i), 24).unwrap())
                 .collect()
         };
         let mut tenant = tenant();
@@ -198,9 +213,18 @@ mod tests {
             tenant.set_networks(many(65)),
             Err(InvalidTenant::TooManyNetworks(65))
         );
+        for all in ["0.0.0.0/0", "::/0"] {
+            assert_eq!(
+                tenant.set_networks(vec![net(all)]),
+                Err(InvalidTenant::Everything(net(all)))
+            );
+        }
         assert_eq!(
-            tenant.set_networks(vec![net("0.0.0.0/0")]),
-            Err(InvalidTenant::Everything(net("0.0.0.0/0")))
+            tenant.set_networks(vec![net("fd00:97:1::1/64")]),
+            Err(InvalidTenant::HostBits(
+                net("fd00:97:1::1/64"),
+                net("fd00:97:1::/64")
+            ))
         );
         assert_eq!(
             tenant.set_networks(vec![net("10.1.2.3/16")]),

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -27,25 +27,31 @@ pub struct GatewayConfig {
     pub interface: String,
     /// Interface that leads out of the namespace.
     pub link: String,
-    /// The gateway's address in the tunnel, with the tunnel's prefix length.
-    pub address: Ipv4Net,
+    /// The gateway's addresses in the tunnel, at most one of each IP version,
+    /// with the tunnel's prefix lengths.
+    #[serde(alias = "address", deserialize_with = "one_or_more")]
+    pub addresses: Vec<IpNet>,
     pub mtu: u32,
     #[serde(with = "private_key")]
     pub private_key: PrivateKey,
     pub peers: Vec<Peer>,
     /// The tenant's DNS server, reachable besides `networks`.
-    pub dns: Ipv4Addr,
+    pub dns: IpAddr,
     /// What peers may reach.
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
     /// Unix socket that tells the gateway's status.
     pub status: PathBuf,
+    /// WireGuard takes packets from the edge alone. Without it, from anyone:
+    /// for gateways that something else may lead to, such as a Service.
+    #[serde(default = "yes")]
+    pub only_edge: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
     pub public_key: PublicKey,
-    pub allowed_ips: Vec<Ipv4Net>,
+    pub allowed_ips: Vec<IpNet>,
 }
 
 impl GatewayConfig {
@@ -81,6 +87,25 @@ impl GatewayConfig {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
+/// Earlier builds wrote the one address that there was, and gateways outlive
+/// them.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Addresses {
+        One(IpNet),
+        More(Vec<IpNet>),
+    }
+    Ok(match Addresses::deserialize(from)? {
+        Addresses::One(address) => vec![address],
+        Addresses::More(addresses) => addresses,
+    })
+}
+
 mod private_key {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -95,5 +120,39 @@ mod private_key {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PrivateKey, D::Error> {
         let text = Zeroizing::new(String::deserialize(from)?);
         PrivateKey::from_base64(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As an earlier build wrote it, byte for byte but for the key.
+    const EARLIER: &str = r#"{"tenant":"6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44","generation":3,"port":31001,"interface":"wg31001","link":"eth0","address":"10.55.59.1/24","mtu":1420,"private_key":"dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=","peers":[{"public_key":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=","allowed_ips":["10.55.59.2/32"]}],"dns":"10.96.0.10","networks":["10.97.1.0/24"],"status":"/run/vpn-edge/gateways/31001/status.sock"}"#;
+
+    #[test]
+    fn the_file_of_an_earlier_build_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, EARLIER).unwrap();
+        for _ in 0..2 {
+            let config = GatewayConfig::read(&path).unwrap();
+            assert_eq!(config.addresses, ["10.55.59.1/24".parse().unwrap()]);
+            assert_eq!(
+                config.peers[0].allowed_ips,
+                ["10.55.59.2/32".parse().unwrap()]
+            );
+            assert!(config.only_edge, "what was not said stays as it was");
+            // And again as this build writes it.
+            config.write(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, EARLIER.replace("10.55.59.1/24", "here")).unwrap();
+        assert!(GatewayConfig::read(&path).is_err());
     }
 }

@@ -4,7 +4,6 @@
 //! from keys to device.
 
 use std::fs;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -50,13 +49,15 @@ impl Device {
             .up()
             .build();
         handle.link().set(link).execute().await?;
-        let address = IpAddr::V4(config.address.addr());
-        handle
-            .address()
-            .add(index, address, config.address.prefix_len())
-            .replace()
-            .execute()
-            .await?;
+        for address in &config.addresses {
+            handle
+                .address()
+                .add(index, address.addr(), address.prefix_len())
+                .replace()
+                .execute()
+                .await
+                .with_context(|| format!("cannot use the address {address}"))?;
+        }
         device.check(config).await?;
         Ok(device)
     }
@@ -129,7 +130,7 @@ impl Device {
             let mut builder =
                 PeerConfigBuilder::new(&Key(*peer.public_key.as_bytes())).replace_allowed_ips();
             for network in &peer.allowed_ips {
-                builder = builder.add_allowed_ip(network.addr().into(), network.prefix_len());
+                builder = builder.add_allowed_ip(network.addr(), network.prefix_len());
             }
             update = update.add_peer(builder);
         }

@@ -1,9 +1,10 @@
 //! `vpn-edge gateway`: the process inside a tenant's network namespace or pod.
 //!
 //! A gateway is made once and keeps its keys for life: new keys mean a new
-//! gateway. Only what its tenant may reach can change meanwhile. It sets up WireGuard (the kernel's, or else its own
-//! userspace implementation) and NAT, answers on its status socket, and takes
-//! its device with it when it is told to end.
+//! gateway. Only what its tenant may reach can change meanwhile. It sets up
+//! WireGuard (the kernel's, or else its own userspace implementation) and NAT,
+//! answers on its status socket, and takes its device with it when it is told to
+//! end.
 
 mod config;
 pub mod device;
@@ -56,7 +57,7 @@ async fn serve(config: &GatewayConfig, reporter: &status::Reporter) -> Result<()
     let _ready = datapath::ready_gateway_end(&config.link)
         .inspect_err(|error| tracing::warn!("redirected frames are not taken in: {error}"))
         .ok();
-    nat::forward().context("cannot switch on forwarding")?;
+    nat::forward(config).context("cannot switch on forwarding")?;
     nat::apply(config).await.context("cannot set up NAT")?;
     let mut device = device::Device::create(config)
         .await

@@ -4,9 +4,9 @@
 //! transaction. Text to `nft` rather than a typed mirror of it: the rule set is
 //! fixed but for addresses and ports, which are typed here.
 
-use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +17,12 @@ use super::GatewayConfig;
 use crate::link::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
-pub fn forward() -> io::Result<()> {
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1")
+pub fn forward(config: &GatewayConfig) -> io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    if config.addresses.iter().any(|a| a.addr().is_ipv6()) {
+        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
 }
 
 /// Puts the rules in place.
@@ -45,8 +49,10 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 /// What comes out of the tunnel is held to the networks packet by packet, not
 /// once a connection: a network that is taken away is out of reach at once.
 ///
-/// WireGuard takes packets from the edge alone: what the node's kernel routed
-/// here has passed no guard.
+/// WireGuard takes packets from the edge alone, unless told otherwise: what the
+/// node's kernel routed here has passed no guard. What was sent about its own
+/// packets, such as that one was too big, comes in as related. Our own links ask
+/// for no neighbour, but those of a pod do, and nothing tracks that.
 ///
 /// NAT keeps clear of the gateway's own port: a client's packet that left with
 /// it as its source would be taken for WireGuard traffic by the edge.
@@ -55,24 +61,55 @@ fn rules(config: &GatewayConfig) -> String {
         port,
         interface,
         link,
-        address,
+        addresses,
         dns,
         networks,
+        only_edge,
         ..
     } = config;
-    let [a, b, c, d, e, f] = EDGE_MAC;
-    let edge = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-    let tunnel = address.trunc();
+    let wireguard = if *only_edge {
+        let [a, b, c, d, e, f] = EDGE_MAC;
+        format!(
+            "    iifname \"{link}\" udp dport {port} ether saddr \
+             {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} accept
+    iifname \"{link}\" udp dport {port} drop\n"
+        )
+    } else {
+        format!("    iifname \"{link}\" udp dport {port} accept\n")
+    };
     let sources = if *port < 32_768 {
         "32768-65535"
     } else {
         "1024-32767"
     };
-    let mut reach = String::new();
+    let (mut ping, mut spoofed, mut reach, mut nat) = Default::default();
+    for address in addresses {
+        let (ip, icmp) = names(address.addr());
+        let tunnel = address.trunc();
+        line(
+            &mut ping,
+            &format!("iifname \"{interface}\" {icmp} type echo-request accept"),
+        );
+        line(&mut spoofed, &format!("{ip} saddr != {tunnel} drop"));
+        let leaves = format!("oifname \"{link}\" {ip} saddr {tunnel}");
+        line(
+            &mut nat,
+            &format!("{leaves} meta l4proto {{ tcp, udp }} masquerade to :{sources}"),
+        );
+        line(&mut nat, &format!("{leaves} masquerade"));
+    }
+    let (ip, _) = names(*dns);
+    for protocol in ["udp", "tcp"] {
+        line(
+            &mut reach,
+            &format!("{ip} daddr {dns} {protocol} dport 53 accept"),
+        );
+    }
     for network in networks {
-        let _ = writeln!(
-            reach,
-            "    iifname \"{interface}\" ip daddr {network} accept"
+        let (ip, _) = names(network.addr());
+        line(
+            &mut reach,
+            &format!("iifname \"{interface}\" {ip} daddr {network} accept"),
         );
     }
     format!(
@@ -82,28 +119,33 @@ table inet vpn-edge {{
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname \"lo\" accept
-    iifname \"{link}\" udp dport {port} ether saddr {edge} accept
-    iifname \"{link}\" udp dport {port} drop
+{wireguard}    iifname \"{link}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     ct state established,related accept
-    iifname \"{interface}\" icmp type echo-request accept
-  }}
+{ping}  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     tcp flags syn tcp option maxseg size set rt mtu
     iifname \"{link}\" ct state established,related accept
     iifname != \"{interface}\" drop
-    ip saddr != {tunnel} drop
-    ip daddr {dns} udp dport 53 accept
-    ip daddr {dns} tcp dport 53 accept
-{reach}  }}
+{spoofed}{reach}  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat;
-    oifname \"{link}\" ip saddr {tunnel} meta l4proto {{ tcp, udp }} masquerade to :{sources}
-    oifname \"{link}\" ip saddr {tunnel} masquerade
-  }}
+{nat}  }}
 }}
 "
     )
+}
+
+/// What nft calls IP and ICMP of the address's version.
+fn names(address: IpAddr) -> (&'static str, &'static str) {
+    match address {
+        IpAddr::V4(_) => ("ip", "icmp"),
+        IpAddr::V6(_) => ("ip6", "icmpv6"),
+    }
+}
+
+fn line(chain: &mut String, rule: &str) {
+    *chain += &format!("    {rule}\n");
 }
 
 #[cfg(test)]
@@ -120,16 +162,17 @@ mod tests {
             port,
             interface: "wg31001".into(),
             link: "eth0".into(),
-            address: "10.42.128.1/24".parse().unwrap(),
+            addresses: vec!["10.42.128.1/24".parse().unwrap()],
             mtu: 1420,
             private_key: PrivateKey::from_bytes([7; 32]),
             peers: Vec::new(),
-            dns: [10, 96, 0, 10].into(),
+            dns: IpAddr::from([10, 96, 0, 10]),
             networks: vec![
                 "10.97.1.0/24".parse().unwrap(),
                 "10.98.0.0/16".parse().unwrap(),
             ],
             status: "/run/status.sock".into(),
+            only_edge: true,
         }
     }
 
@@ -138,19 +181,61 @@ mod tests {
         insta::assert_snapshot!(rules(&config(31_001)));
     }
 
+    fn dual_stack(port: u16) -> GatewayConfig {
+        let mut config = config(port);
+        config
+            .addresses
+            .push("fd12:3456:789a::1/64".parse().unwrap());
+        config.networks.push("fd00:97:1::/64".parse().unwrap());
+        config
+    }
+
+    #[test]
+    fn with_ipv6_in_the_tunnel_the_same_holds_of_both_versions() {
+        insta::assert_snapshot!(rules(&dual_stack(31_001)));
+    }
+
+    #[test]
+    fn an_open_gateway_takes_wireguard_from_anyone() {
+        let mut config = config(31_001);
+        let shut = rules(&config);
+        config.only_edge = false;
+        let open = rules(&config);
+        let differ = |a: &str, b: &str| -> Vec<String> {
+            let rest = a
+                .lines()
+                .filter(|line| !b.lines().any(|other| other == *line));
+            rest.map(|line| line.trim().to_owned()).collect()
+        };
+        assert_eq!(
+            differ(&open, &shut),
+            ["iifname \"eth0\" udp dport 31001 accept"]
+        );
+        assert_eq!(
+            differ(&shut, &open),
+            [
+                "iifname \"eth0\" udp dport 31001 ether saddr 02:02:00:00:00:00 accept",
+                "iifname \"eth0\" udp dport 31001 drop"
+            ]
+        );
+    }
+
     #[test]
     fn nat_never_takes_the_gateways_own_port() {
         for port in [1024, 31_001, 32_767, 32_768, 40_000, 65_535] {
-            let rules = rules(&config(port));
-            let range = rules.split("masquerade to :").nth(1).unwrap();
-            let (first, last) = range
-                .split_whitespace()
-                .next()
-                .unwrap()
-                .split_once('-')
-                .unwrap();
-            let range = first.parse::<u16>().unwrap()..=last.parse().unwrap();
-            assert!(!range.contains(&port), "{port} {range:?}");
+            let rules = rules(&dual_stack(port));
+            let ranges: Vec<&str> = rules.split("masquerade to :").skip(1).collect();
+            assert_eq!(ranges.len(), 2, "one an IP version");
+            for range in ranges {
+                let (first, last) = range
+                    .split_whitespace()
+                    .next()
+                    .unwrap()
+                    .split_once('-')
+                    .unwrap();
+                let range = first.parse::<u16>().unwrap()..=last.parse().unwrap();
+                assert!(!range.contains(&port), "{port} {range:?}");
+            }
         }
     }
 }

@@ -2,10 +2,10 @@
 
 pub mod netns;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -20,11 +20,13 @@ pub struct GatewaySpec {
     pub port: u16,
     /// The tunnel's subnet: the gateway is `.1`, the client `.2`.
     pub subnet: Ipv4Net,
+    /// The same for IPv6, if the tunnel carries it: `::1` and `::2`.
+    pub subnet6: Option<Ipv6Net>,
     pub private_key: PrivateKey,
     pub client: PublicKey,
-    pub dns: Ipv4Addr,
+    pub dns: IpAddr,
     /// What the tenant may reach.
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
 }
 
 /// A gateway as it is.
@@ -34,7 +36,7 @@ pub struct Gateway {
     pub generation: u64,
     pub port: u16,
     /// What it lets its tenant reach.
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
     pub state: GatewayState,
     /// Where to steer its packets, once it is ready.
     pub location: Option<Location>,

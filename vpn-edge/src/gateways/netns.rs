@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::{Gateway, GatewaySpec, Gateways, Location};
 use crate::domain::GatewayState;
-use crate::domain::subnet::{client_address, gateway_address};
+use crate::domain::subnet::{client_address, client_address6, gateway_address, gateway_address6};
 use crate::gateway::{GatewayConfig, Peer, Phase, nat, subscribe};
 use crate::{link, netlink};
 
@@ -47,6 +47,9 @@ const RELOCATE: Duration = Duration::from_secs(5);
 /// Overhead of WireGuard over IPv6, the larger of the two.
 const OVERHEAD: u32 = 80;
 
+/// RFC 8200, section 5.
+const LEAST_IPV6_MTU: u32 = 1280;
+
 /// Where and how gateways are made.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -54,8 +57,12 @@ pub struct Settings {
     pub runtime: PathBuf,
     /// Addresses for the gateways' links: the port is the offset into it.
     pub range: Ipv4Net,
+    /// IPv6 addresses for the same, where the node does IPv6.
+    pub range6: Ipv6Net,
     /// MTU of the links: the uplink's.
     pub mtu: u32,
+    /// Tunnels carry IPv6.
+    pub tunnel_ipv6: bool,
 }
 
 impl Settings {
@@ -65,7 +72,9 @@ impl Settings {
         Self {
             runtime,
             range: Ipv4Net::default(),
+            range6: Ipv6Net::default(),
             mtu: 0,
+            tunnel_ipv6: false,
         }
     }
 }
@@ -92,6 +101,7 @@ struct Place {
     /// Host-side end of the veth.
     link: String,
     address: Ipv4Addr,
+    address6: Ipv6Addr,
 }
 
 impl Place {
@@ -127,6 +137,18 @@ impl NetnsGateways {
             "the gateway range {} is too small: it takes a /16 or larger",
             settings.range
         );
+        ensure!(
+            settings.range6.prefix_len() <= 112,
+            "the gateway range {} is too small: it takes a /112 or larger",
+            settings.range6
+        );
+        ensure!(
+            !settings.tunnel_ipv6 || settings.mtu >= OVERHEAD + LEAST_IPV6_MTU,
+            "IPv6 in the tunnels takes an uplink with an MTU of {} or more, and this one has {}: \
+             raise it, or go without --tunnel-ipv6",
+            OVERHEAD + LEAST_IPV6_MTU,
+            settings.mtu
+        );
         let folder = settings.runtime.join("gateways");
         fs::DirBuilder::new()
             .recursive(true)
@@ -160,7 +182,7 @@ impl NetnsGateways {
             let port = place.port;
             match GatewayConfig::read(&place.config()) {
                 Ok(config) => {
-                    let gateway = Gateway {
+                    let mut gateway = Gateway {
                         tenant: config.tenant,
                         generation: config.generation,
                         port,
@@ -168,6 +190,15 @@ impl NetnsGateways {
                         state: GatewayState::Starting,
                         location: None,
                     };
+                    let ipv6 = config.addresses.iter().any(|a| a.addr().is_ipv6());
+                    if gateways.settings.tunnel_ipv6 && !ipv6 {
+                        // It keeps its addresses for life: the controller makes
+                        // another in its place.
+                        let reason = "its tunnel was made without IPv6";
+                        gateway.state = GatewayState::Failed(reason.into());
+                        gateways.know(gateway, || tokio::spawn(async {}));
+                        continue;
+                    }
                     let first = gateways.watch(place, gateway, None);
                     states.spawn(async move { timeout(PATIENCE, first).await });
                 }
@@ -197,6 +228,7 @@ impl NetnsGateways {
 
     fn place(&self, port: u16) -> Place {
         let base = u32::from(self.settings.range.network());
+        let base6 = u128::from(self.settings.range6.network());
         let name = format!("vpn-edge-{port}");
         Place {
             port,
@@ -208,6 +240,7 @@ impl NetnsGateways {
             namespace: Path::new("/run/netns").join(&name),
             link: name,
             address: Ipv4Addr::from(base.wrapping_add(u32::from(port))),
+            address6: Ipv6Addr::from(base6.wrapping_add(u128::from(port))),
         }
     }
 
@@ -290,23 +323,31 @@ impl NetnsGateways {
             .recursive(true)
             .mode(0o700)
             .create(&place.folder)?;
-        let prefix = spec.subnet.prefix_len();
+        let own = Ipv4Net::new(gateway_address(spec.subnet), spec.subnet.prefix_len())?;
+        let mut addresses: Vec<IpNet> = vec![own.into()];
+        let mut allowed_ips: Vec<IpNet> = vec![IpAddr::from(client_address(spec.subnet)).into()];
+        if let Some(subnet6) = spec.subnet6 {
+            let own = Ipv6Net::new(gateway_address6(subnet6), subnet6.prefix_len())?;
+            addresses.push(own.into());
+            allowed_ips.push(IpAddr::from(client_address6(subnet6)).into());
+        }
         let config = GatewayConfig {
             tenant: spec.tenant,
             generation: spec.generation,
             port: spec.port,
             interface: place.wireguard(),
             link: link::GATEWAY_END.into(),
-            address: Ipv4Net::new(gateway_address(spec.subnet), prefix)?,
+            addresses,
             mtu: self.settings.mtu - OVERHEAD,
             private_key: spec.private_key.clone(),
             peers: vec![Peer {
                 public_key: spec.client,
-                allowed_ips: vec![client_address(spec.subnet).into()],
+                allowed_ips,
             }],
             dns: spec.dns,
             networks: spec.networks.clone(),
             status: place.socket(),
+            only_edge: true,
         };
         config.write(&place.config())?;
         make_namespace(&place.namespace)
@@ -315,6 +356,7 @@ impl NetnsGateways {
             &place.link,
             &place.namespace,
             place.address,
+            place.address6,
             self.settings.mtu,
         )
         .await

@@ -1,8 +1,8 @@
 //! The client's configuration file.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::keys::{PrivateKey, PublicKey};
@@ -14,12 +14,12 @@ const PERSISTENT_KEEPALIVE: u16 = 25;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
     pub private_key: PrivateKey,
-    /// The client's address in the tunnel with the tunnel's prefix length.
-    pub address: Ipv4Net,
-    pub dns: Ipv4Addr,
+    /// The client's addresses in the tunnel with the tunnel's prefix lengths.
+    pub addresses: Vec<IpNet>,
+    pub dns: IpAddr,
     pub server_public_key: PublicKey,
     /// What the client routes into the tunnel.
-    pub allowed_ips: Vec<Ipv4Net>,
+    pub allowed_ips: Vec<IpNet>,
     /// `host:port`.
     pub endpoint: String,
 }
@@ -28,7 +28,10 @@ impl ClientConfig {
     /// A `wg-quick(8)` file.
     pub fn render(&self) -> Zeroizing<String> {
         let private_key = self.private_key.to_base64();
-        let allowed_ips: Vec<String> = self.allowed_ips.iter().map(Ipv4Net::to_string).collect();
+        let list = |networks: &[IpNet]| -> String {
+            let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
+            texts.join(", ")
+        };
         Zeroizing::new(format!(
             "[Interface]\n\
              PrivateKey = {}\n\
@@ -41,10 +44,10 @@ impl ClientConfig {
              Endpoint = {}\n\
              PersistentKeepalive = {PERSISTENT_KEEPALIVE}\n",
             private_key.as_str(),
-            self.address,
+            list(&self.addresses),
             self.dns,
             self.server_public_key,
-            allowed_ips.join(", "),
+            list(&self.allowed_ips),
             self.endpoint,
         ))
     }
@@ -54,12 +57,11 @@ impl ClientConfig {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_file_is_what_wg_quick_reads() {
+    fn config() -> ClientConfig {
         let key = PrivateKey::from_base64("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=").unwrap();
-        let config = ClientConfig {
-            address: "10.42.128.2/24".parse().unwrap(),
-            dns: Ipv4Addr::new(10, 96, 0, 10),
+        ClientConfig {
+            addresses: vec!["10.42.128.2/24".parse().unwrap()],
+            dns: IpAddr::from([10, 96, 0, 10]),
             server_public_key: key.public(),
             allowed_ips: vec![
                 "10.96.0.0/12".parse().unwrap(),
@@ -67,9 +69,13 @@ mod tests {
             ],
             endpoint: "vpn.cloud.kovra.dev:31001".to_owned(),
             private_key: key,
-        };
+        }
+    }
+
+    #[test]
+    fn the_file_is_what_wg_quick_reads() {
         assert_eq!(
-            config.render().as_str(),
+            config().render().as_str(),
             "[Interface]\n\
              PrivateKey = dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n\
              Address = 10.42.128.2/24\n\
@@ -80,6 +86,31 @@ mod tests {
              AllowedIPs = 10.96.0.0/12, 10.0.0.0/8\n\
              Endpoint = vpn.cloud.kovra.dev:31001\n\
              PersistentKeepalive = 25\n"
+        );
+    }
+    #[test]
+    fn addresses_of_both_versions_share_a_line() {
+        let mut both = config();
+        both.addresses.push("fd12:3456:789a::2/64".parse().unwrap());
+        both.allowed_ips.push("fd00:97::/32".parse().unwrap());
+        let changed: Vec<(String, String)> = config()
+            .render()
+            .lines()
+            .zip(both.render().lines())
+            .filter(|(a, b)| a != b)
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .collect();
+        let addresses = "Address = 10.42.128.2/24";
+        let allowed = "AllowedIPs = 10.96.0.0/12, 10.0.0.0/8";
+        assert_eq!(
+            changed,
+            [
+                (
+                    addresses.to_owned(),
+                    format!("{addresses}, fd12:3456:789a::2/64")
+                ),
+                (allowed.to_owned(), format!("{allowed}, fd00:97::/32")),
+            ]
         );
     }
 }

@@ -171,9 +171,9 @@ async fn a_wrong_body_is_answered_with_what_is_wrong() {
         ),
         (
             &create,
-            format!(r#"{{{good},"networks":["fd00::/8"]}}"#),
+            format!(r#"{{{good},"networks":["10.0.0.0/8","fd00::/8"]}}"#),
             422,
-            "networks[0]: ",
+            "network fd00::/8 is IPv6, which no tunnel here carries: leave it out, or",
         ),
         (
             &create,
@@ -211,6 +211,12 @@ async fn a_wrong_body_is_answered_with_what_is_wrong() {
             r#"{"networks":["10.0.0.1/8"]}"#.to_owned(),
             422,
             "network 10.0.0.1/8 has bits set after its prefix: write 10.0.0.0/8",
+        ),
+        (
+            &patch,
+            r#"{"networks":["fd00::/8"]}"#.to_owned(),
+            422,
+            "start vpn-edge with --tunnel-ipv6",
         ),
     ];
     for ((method, path), body, status, part) in table {

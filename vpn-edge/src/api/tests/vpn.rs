@@ -243,6 +243,45 @@ async fn the_configuration_is_a_file_that_wg_quick_takes() {
 }
 
 #[tokio::test]
+async fn with_ipv6_in_the_tunnels_a_tenant_has_addresses_and_networks_of_both_versions() {
+    let server = Server::dual_stack().await;
+    let id = "6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44";
+    let tenant = format!("/v1/tenants/{id}");
+    let networks = json!(["10.97.1.0/24", "fd00:97:1::/64"]);
+    let body = json!({
+        "id": id, "organisation": "acme", "plan": "business", "ready": true,
+        "networks": networks,
+    });
+    let (status, text) = server
+        .send(&server.admin, Method::POST, "/v1/tenants", body)
+        .await;
+    assert_eq!((status, &value(&text)["networks"]), (201, &networks));
+
+    let body = state(&server, &tenant).await;
+    assert_eq!(body.get("subnet6"), None, "it has none yet");
+    server
+        .post(&server.acme, &format!("{tenant}/vpn/enable"))
+        .await;
+    let body = state(&server, &tenant).await;
+    assert_eq!(body["subnet"], "10.55.59.0/24");
+    assert_eq!(body["subnet6"], "fd78:181c:f4b0::/64");
+    assert_eq!(body["client_address6"], "fd78:181c:f4b0::2");
+    server.observe(&tenant, GatewayState::Ready).await;
+    let (_, text) = server
+        .get(&server.acme, &format!("{tenant}/vpn/config"))
+        .await;
+    let line = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap();
+    assert_eq!(
+        line("Address"),
+        "Address = 10.55.59.2/24, fd78:181c:f4b0::2/64"
+    );
+    assert_eq!(
+        line("AllowedIPs"),
+        "AllowedIPs = 10.96.0.0/12, 10.0.0.0/8, fd78:181c:f4b0::/64"
+    );
+}
+
+#[tokio::test]
 async fn regenerating_keeps_the_endpoint_and_the_address_and_changes_both_keys() {
     let server = Server::start().await;
     let tenant = server.enabled().await;

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tempfile::TempDir;
 
 use super::*;
@@ -257,6 +257,7 @@ async fn removed_keys_are_in_no_file() {
     let resize = |n: usize| -> Change {
         let networks: Vec<_> = (0..n as u32 * 37 % 65)
             .map(|i| Ipv4Net::new((0x0a00_0000 + (i << 8)).into(), 24).unwrap())
+            .map(IpNet::V4)
             .collect();
         Box::new(move |tenant, _| {
             tenant.set_networks(networks.clone()).unwrap();
@@ -428,4 +429,30 @@ async fn a_row_that_cannot_be_read_stops_the_opening() {
     drop(by_hand);
     let error = open_error(&path);
     assert!(error.contains("registry.db: Conversion error"), "{error}");
+}
+
+#[tokio::test]
+async fn networks_of_both_versions_are_kept_as_text_like_ever() {
+    let (_dir, path) = scratch();
+    let networks: Vec<IpNet> = ["10.97.1.0/24", "fd00:97:1::/64"]
+        .map(|network| network.parse().unwrap())
+        .into();
+    let id = {
+        let registry = open(&path);
+        let id = create(&registry, 1).await;
+        let networks = networks.clone();
+        let change: Change = Box::new(move |tenant, _| {
+            tenant.set_networks(networks.clone()).unwrap();
+            Ok(())
+        });
+        registry.update(id, change).await.unwrap();
+        id
+    };
+    let text: String = Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT networks FROM tenant", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(text, r#"["10.97.1.0/24","fd00:97:1::/64"]"#);
+    let tenant = open(&path).get(id).await.unwrap().unwrap();
+    assert_eq!(tenant.networks, networks);
 }
