@@ -74,6 +74,8 @@ pub mod program {
     pub const EGRESS: &str = "egress";
     /// XDP on the gateway's own end, so that redirected frames are taken in.
     pub const PASS: &str = "pass";
+    /// As [`INGRESS_FRAGS`].
+    pub const PASS_FRAGS: &str = "pass_frags";
 }
 
 /// An IPv6 address in network byte order; IPv4 is mapped (`::ffff:a.b.c.d`).

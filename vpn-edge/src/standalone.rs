@@ -3,6 +3,7 @@
 //! Controller, agent and API over a SQLite file, with gateways in network
 //! namespaces. It only puts parts together; each knows no more than its seam.
 
+use std::collections::BTreeSet;
 use std::future::IntoFuture;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -98,6 +99,9 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         args.edge.hop_ports
     );
     let tokens = Tokens::load(&args.tokens)?;
+    args.edge
+        .prepare(Some(args.ports), BTreeSet::new())
+        .await?;
     let network = args.edge.network().await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
     let listener = TcpListener::bind(args.listen)

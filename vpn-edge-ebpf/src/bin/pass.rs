@@ -20,6 +20,12 @@ mod program {
     pub fn pass(_ctx: XdpContext) -> u32 {
         XDP_PASS
     }
+
+    /// For frames of several fragments, from Linux 5.18.
+    #[xdp(frags)]
+    pub fn pass_frags(_ctx: XdpContext) -> u32 {
+        XDP_PASS
+    }
 }
 
 #[cfg(target_arch = "bpf")]

@@ -1,5 +1,6 @@
 //! `vpn-edge agent`: an edge node that sends on to gateways elsewhere.
 
+use std::collections::BTreeSet;
 use std::future::{Future, IntoFuture};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -16,8 +17,10 @@ use vpn_edge_common::{FLOWS, UPLINKS};
 use super::{Agent, File, Source};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange};
+use crate::inspect::Output;
 use crate::metrics;
 use crate::network::{self, Network};
+use crate::preflight;
 
 #[derive(Debug, clap::Args)]
 pub struct AgentArgs {
@@ -28,9 +31,12 @@ pub struct AgentArgs {
     #[command(flatten)]
     edge: EdgeArgs,
     /// Look for what keeps the edge from working on this node, say what to do
-    /// about it, and end.
+    /// about it, and end: with status 1 if it would not work.
     #[arg(long)]
     check: bool,
+    /// How --check prints what it finds.
+    #[arg(short, long, value_enum, default_value_t, requires = "check")]
+    output: Output,
 }
 
 /// What every node's edge is told.
@@ -80,6 +86,51 @@ impl EdgeArgs {
                 usize::from(u16::MAX) + 1 - FLOWS
             ),
         }
+    }
+
+    /// What the preflight is to look at.
+    ///
+    /// # Errors
+    ///
+    /// As [`EdgeArgs::hop_range`].
+    fn preflight(
+        &self,
+        pool: Option<PortRange>,
+        nodes: BTreeSet<IpAddr>,
+    ) -> Result<preflight::Settings> {
+        Ok(preflight::Settings {
+            uplinks: self.uplinks.clone(),
+            addresses: self.addresses.clone(),
+            hop_ports: self.hop_range()?,
+            pool,
+            bpffs: self.bpffs.clone(),
+            nodes,
+        })
+    }
+
+    /// Keeps the ports between nodes from the node's own connections, and logs
+    /// what the preflight finds.
+    ///
+    /// # Errors
+    ///
+    /// When the ports cannot be kept.
+    pub async fn prepare(&self, pool: Option<PortRange>, nodes: BTreeSet<IpAddr>) -> Result<()> {
+        let settings = self.preflight(pool, nodes)?;
+        preflight::reserve(settings.hop_ports.clone())
+            .context("cannot reserve the ports between nodes")?;
+        for finding in preflight::check(&settings).await {
+            let preflight::Finding {
+                severity,
+                check,
+                found,
+                remedy,
+            } = finding;
+            match severity {
+                preflight::Severity::Error => tracing::error!(check, "{found}: {remedy}"),
+                preflight::Severity::Warning => tracing::warn!(check, "{found}: {remedy}"),
+            }
+        }
+        Ok(())
     }
 
     /// Begins to follow the node's network.
@@ -194,14 +245,27 @@ impl Edge {
 /// Whatever keeps the edge from starting, with what to do about it.
 pub async fn run(args: AgentArgs) -> Result<()> {
     let AgentArgs {
-        allocations, edge, ..
+        allocations,
+        edge,
+        check,
+        output,
     } = args;
+    let source = Arc::new(File::follow(&allocations)?);
+    let nodes = source.world().await?.nodes();
+    if check {
+        let findings = preflight::check(&edge.preflight(None, nodes)?).await;
+        let text = match output {
+            Output::Json => serde_json::to_string_pretty(&findings)?,
+            Output::Table => preflight::render(&findings),
+        };
+        println!("{}", text.trim_end());
+        std::process::exit(preflight::exit_status(&findings).into());
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "`vpn-edge agent` loads eBPF programs: run it as root"
     );
-    edge.hop_range()?;
-    let source = Arc::new(File::follow(&allocations)?);
+    edge.prepare(None, nodes).await?;
     let network = edge.network().await?;
     let ports = PortRange::new(1024, u16::MAX)?;
     let running = Edge::start(&edge, network, ports).await?;

@@ -17,7 +17,6 @@ pub use source::{Allocated, File, Local, Source, World};
 pub use status::{SyncCounts, SyncStatus};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,12 +144,12 @@ impl Agent {
     async fn follow(&mut self, source: &dyn Source) -> Result<Option<anyhow::Error>> {
         let network = self.network.snapshot().await?;
         let world = source.world().await?;
+        let nodes = world.nodes();
         self.index.reset_allocations(world.allocated);
         self.index.reset_gateways(world.gateways);
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
         // What is below makes packets faster or unsticks them. It keeps nothing
         // from being steered.
-        let nodes = self.nodes();
         if let Err(error) = self.network.keep_neighbours(&nodes).await {
             tracing::warn!("the way to other nodes is not kept resolved: {error:#}");
         }
@@ -171,21 +170,6 @@ impl Agent {
     fn forget(&mut self) {
         self.observed = None;
         self.hooked.clear();
-    }
-
-    /// The nodes that packets are sent on to.
-    fn nodes(&self) -> BTreeSet<IpAddr> {
-        let desired = self.index.desired().unwrap_or_default();
-        let nodes = desired
-            .into_values()
-            .filter_map(|entry| match entry.location {
-                Some(Location::There(node)) => Some(node),
-                _ => None,
-            });
-        nodes
-            .flat_map(|node| [node.v4.map(IpAddr::V4), node.v6.map(IpAddr::V6)])
-            .flatten()
-            .collect()
     }
 
     /// Brings hooks and maps to what is desired. Gives back why a gateway could

@@ -41,6 +41,23 @@ pub struct World {
     pub gateways: Vec<Gateway>,
 }
 
+impl World {
+    /// The nodes where gateways are, other than this one.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<IpAddr> {
+        let away = self
+            .gateways
+            .iter()
+            .filter_map(|gateway| match gateway.location {
+                Some(Location::There(node)) => Some(node),
+                _ => None,
+            });
+        away.flat_map(|node| [node.v4.map(IpAddr::V4), node.v6.map(IpAddr::V6)])
+            .flatten()
+            .collect()
+    }
+}
+
 /// Tells the world, and when it changes.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {

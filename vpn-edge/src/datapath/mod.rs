@@ -187,7 +187,7 @@ impl Datapath {
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(folder.join("maps"))
             .load(OBJECT)?;
-        let xdp = load_xdp(&mut ebpf)?;
+        let xdp = load_xdp(&mut ebpf, program::INGRESS_FRAGS, program::INGRESS)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::INGRESS_TC)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::EGRESS)?;
         let maps = Maps::open(&folder.join("maps"))?;
@@ -257,16 +257,19 @@ impl Datapath {
     }
 }
 
-/// Loads the XDP program: for frames of several fragments, if the kernel has
-/// them.
-fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, DatapathError> {
-    let fragments = load::<aya::programs::Xdp>(ebpf, program::INGRESS_FRAGS);
-    match fragments {
-        Ok(()) => Ok(program::INGRESS_FRAGS),
+/// Loads the XDP program for frames of several `fragments`, if the kernel has
+/// them, or else the `plain` one; says which.
+fn load_xdp(
+    ebpf: &mut Ebpf,
+    fragments: &'static str,
+    plain: &'static str,
+) -> Result<&'static str, DatapathError> {
+    match load::<aya::programs::Xdp>(ebpf, fragments) {
+        Ok(()) => Ok(fragments),
         Err(error) => {
             tracing::debug!("{error}");
-            load::<aya::programs::Xdp>(ebpf, program::INGRESS)?;
-            Ok(program::INGRESS)
+            load::<aya::programs::Xdp>(ebpf, plain)?;
+            Ok(plain)
         }
     }
 }
@@ -311,8 +314,8 @@ where
 /// When the kernel refuses it, or another XDP program is there.
 pub fn ready_gateway_end(interface: &str) -> Result<Ready, DatapathError> {
     let mut ebpf = Ebpf::load(PASS_OBJECT)?;
-    load::<aya::programs::Xdp>(&mut ebpf, program::PASS)?;
-    attach::xdp(&mut ebpf, program::PASS, interface)?;
+    let name = load_xdp(&mut ebpf, program::PASS_FRAGS, program::PASS)?;
+    attach::xdp(&mut ebpf, name, interface)?;
     Ok(Ready { _ebpf: ebpf })
 }
 

@@ -7,7 +7,7 @@ use aya::programs::{loaded_links, loaded_programs};
 use vpn_edge_common::program as names;
 
 use super::attach::{self, Hook};
-use super::{DatapathError, PASS_OBJECT, load, on_bpffs};
+use super::{DatapathError, PASS_OBJECT, load_xdp, on_bpffs};
 
 /// An XDP or tc program of whomever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ pub fn has_bpffs(root: &Path) -> bool {
 /// when another program is there, and others when the kernel refuses to load.
 pub fn native_xdp(interface: &str) -> Result<(), DatapathError> {
     let mut ebpf = Ebpf::load(PASS_OBJECT)?;
-    load::<aya::programs::Xdp>(&mut ebpf, names::PASS)?;
-    attach::xdp(&mut ebpf, names::PASS, interface).map(drop)
+    let name = load_xdp(&mut ebpf, names::PASS_FRAGS, names::PASS)?;
+    attach::xdp(&mut ebpf, name, interface).map(drop)
 }
 
 /// The programs that hang on `hook` by links pinned under `root`, by whichever
