@@ -169,7 +169,7 @@ pub fn rates(limits: &Limits) -> [&Word; 6] {
         grace: _,
         packets: [packets_in, packets_out],
         bytes: [bytes_in, bytes_out],
-        pad: _,
+        errors: _,
     } = limits;
     [
         handshakes,

@@ -65,7 +65,8 @@ pub struct Limits {
     pub packets: [Word; 2],
     /// Bytes, to and from the gateway.
     pub bytes: [Word; 2],
-    pub pad: Word,
+    /// ICMP errors about the tenant's packets.
+    pub errors: Word,
 }
 
 const _: () = {

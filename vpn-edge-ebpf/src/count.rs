@@ -30,6 +30,11 @@ pub fn egress(slot: u16, packets: u32, bytes: u32, announced: bool) {
     });
 }
 
+#[inline(always)]
+pub fn error(slot: u16) {
+    with(slot, |counters| counters.errors += 1);
+}
+
 /// Counts a drop, and once a tick for each reason tells what was dropped.
 #[inline(always)]
 pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {

@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod flow;
 pub mod frame;
 pub mod guard;
+pub mod icmp;
 pub mod limit;
 pub mod mac1;
 pub mod parse;

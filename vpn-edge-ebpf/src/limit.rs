@@ -39,6 +39,9 @@ pub const HANDSHAKES: Rate = Rate::per_second(100, 100);
 /// Packets of unknown sessions while they pass at all.
 pub const UNKNOWN: Rate = Rate::per_second(10_000, 2_000);
 
+/// ICMP errors about a tenant's packets.
+pub const ERRORS: Rate = Rate::per_second(100, 100);
+
 /// How far a tenant may run ahead of its plan: what the rate makes in a
 /// quarter of a second, so that a burst of TCP does not see the limit.
 pub const PLAN_AHEAD: u64 = SECOND / 4;

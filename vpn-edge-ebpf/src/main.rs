@@ -16,6 +16,8 @@ mod count;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
+mod errors;
+#[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -26,7 +28,7 @@ mod skb;
 
 #[cfg(target_arch = "bpf")]
 mod entries {
-    use crate::{count, egress, ingress, skb};
+    use crate::{count, egress, errors, ingress, skb};
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
@@ -65,7 +67,7 @@ mod entries {
     pub fn ingress_tc(ctx: TcContext) -> i32 {
         match ingress::tc(&ctx) {
             Ok(verdict) => verdict,
-            Err(Refusal::Pass) => TC_NEXT,
+            Err(Refusal::Pass) => errors::tc(&ctx).unwrap_or(TC_NEXT),
             Err(Refusal::Drop { slot, reason }) => {
                 count::drop(&skb::frame(&ctx), slot, reason);
                 TC_ACT_SHOT

@@ -10,6 +10,7 @@ use vpn_edge_common as common;
 use vpn_edge_common::{
     Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word,
 };
+use vpn_edge_ebpf::icmp::Errand;
 use vpn_edge_ebpf::mac1::Scratch;
 use vpn_edge_ebpf::steer::Journey;
 use vpn_edge_ebpf::world::World;
@@ -54,6 +55,10 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// As [`SCRATCH`].
 #[map]
 static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
+
+/// As [`SCRATCH`].
+#[map]
+static ERRAND: PerCpuArray<Errand> = PerCpuArray::with_max_entries(1, 0);
 
 /// The maps and the clock, as a decision asks for them.
 pub struct Kernel;
@@ -134,6 +139,14 @@ pub fn set_clock() {
         clock.jiffies.store(jiffies());
         clock.nanoseconds.store(Kernel.now());
     }
+}
+
+/// Room for an ICMP error: this CPU's own.
+#[inline(always)]
+pub fn errand() -> Option<&'static mut Errand> {
+    let errand = ERRAND.get_ptr_mut(0)?;
+    // SAFETY: as for the scratch.
+    Some(unsafe { &mut *errand })
 }
 
 #[inline(always)]

@@ -283,9 +283,9 @@ fn words(limits: &Limits) -> impl Iterator<Item = &Word> {
         grace,
         packets,
         bytes,
-        pad: _,
+        errors,
     } = limits;
-    [handshakes, unknown, grace]
+    [handshakes, unknown, grace, errors]
         .into_iter()
         .chain(packets)
         .chain(bytes)

@@ -1,0 +1,228 @@
+//! ICMP errors about packets that the edge has changed: who they are for.
+//!
+//! An error quotes the packet that it is about, as that was where it went
+//! wrong. Whoever sent it knows it otherwise. An error about a flow that is not
+//! known is left to the kernel, which has no use for it: a stranger's does not
+//! reach a gateway.
+
+use crate::flow::{self, Client};
+use crate::frame::Frame;
+use crate::limit::{self, ERRORS};
+use crate::parse::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, PROTOCOL_UDP, network,
+};
+use crate::steer::{Ends, own, primary};
+use crate::world::World;
+use vpn_edge_common::{Allocation, Edge, Version, Words, is_mapped, mapped_words, mode, words};
+
+/// Bytes of the error's own header.
+pub const HEADER: usize = 8;
+
+/// An error, and whom it is for. In the kernel one a CPU, in a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Errand {
+    /// Source and destination of the error: as it came, and as it goes.
+    pub outer: [[Words; 2]; 2],
+    /// Those of the packet that it quotes.
+    pub inner: [Ends; 2],
+    /// Interface of the gateway that it is for; zero if it leaves the node.
+    pub gateway: u32,
+    /// Destination and source of the frame to that gateway.
+    pub frame: [u32; 3],
+    /// Interface that it leaves by; zero if the routes are to say.
+    pub uplink: u32,
+    /// Bytes of VLAN tags.
+    pub tags: u32,
+    /// Length of the IP packet.
+    pub length: u32,
+    pub slot: u16,
+    pub is_v6: bool,
+    pub pad: u8,
+}
+
+/// Reads an error about a UDP packet, and says what is to become of it.
+#[inline(always)]
+#[must_use]
+pub fn decide<'m>(
+    world: &impl World<'m>,
+    frame: &Frame<'_>,
+    errand: &mut Errand,
+) -> Option<&'m Allocation> {
+    read(frame, errand)?;
+    let edge = world.edge()?;
+    let [[_, destination], _] = errand.outer;
+    own(edge, destination)?;
+    let quoted = errand.inner[0];
+    // What was sent from elsewhere is none of ours.
+    own(edge, quoted.source)?;
+    let version = version(errand);
+    let (source_port, port) = ports(quoted);
+    let allocation = match world.allocation(source_port)? {
+        allocation if allocation.mode == mode::NONE => {
+            onward(world, edge, version, errand, source_port, port)?
+        }
+        allocation => reply(world, edge, version, errand, allocation, port)?,
+    };
+    let limits = world.limits(allocation.slot)?;
+    limit::take(&limits.errors, world.now(), ERRORS).then_some(allocation)
+}
+
+/// An error about a reply to a client: for the gateway, or for its node.
+#[inline(always)]
+fn reply<'m>(
+    world: &impl World<'m>,
+    edge: &Edge,
+    version: Version,
+    errand: &mut Errand,
+    allocation: &'m Allocation,
+    port: u16,
+) -> Option<&'m Allocation> {
+    let quoted = errand.inner[0];
+    let gateway = allocation.gateway(version);
+    let flows = world.flows(allocation.slot)?;
+    let at = Client::new(edge.seed, quoted.destination, port).find(flows)?;
+    if gateway == [0, 0] {
+        return None;
+    }
+    errand.slot = allocation.slot;
+    let [outer, _] = errand.outer;
+    match allocation.mode {
+        mode::XDP | mode::TC => {
+            errand.outer[1] = [outer[0], gateway];
+            errand.inner[1] = Ends {
+                source: gateway,
+                ..quoted
+            };
+            errand.gateway = allocation.ifindex;
+            errand.frame = allocation.frame;
+        }
+        mode::HOP => {
+            let node = words(&primary(edge, version).address);
+            let hop_port = edge.hop_ports.wrapping_add(at as u16);
+            let (source_port, _) = ports(quoted);
+            errand.outer[1] = [node, gateway];
+            errand.inner[1] = Ends::new(gateway, source_port, node, hop_port);
+            errand.gateway = 0;
+            errand.uplink = 0;
+        }
+        _ => return None,
+    }
+    Some(allocation)
+}
+
+/// An error about a packet on its way to a gateway's node: for the client.
+#[inline(always)]
+fn onward<'m>(
+    world: &impl World<'m>,
+    edge: &Edge,
+    version: Version,
+    errand: &mut Errand,
+    source_port: u16,
+    port: u16,
+) -> Option<&'m Allocation> {
+    let quoted = errand.inner[0];
+    let at = crate::guard::hop(edge, source_port)?;
+    let allocation = world.allocation(port)?;
+    if allocation.mode != mode::HOP || quoted.destination != allocation.gateway(version) {
+        return None;
+    }
+    let flow = flow::at(world.flows(allocation.slot)?, at, edge.seed)?;
+    let own = edge.own.get(usize::from(flow.own))?;
+    let address = words(&own.address);
+    let client = flow.client;
+    if address == [0, 0] || is_mapped(address) != is_mapped(client.address) {
+        return None;
+    }
+    errand.slot = allocation.slot;
+    errand.outer[1] = [address, client.address];
+    errand.inner[1] = Ends::new(client.address, client.port(), address, port);
+    errand.gateway = 0;
+    errand.uplink = own.uplink;
+    Some(allocation)
+}
+
+/// Reads the error's addresses and those that it quotes.
+#[inline(always)]
+fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
+    let (l3, ethertype) = network(frame)?;
+    errand.tags = (l3 - crate::parse::ETHERNET) as u32;
+    match ethertype {
+        ETHERTYPE_IPV4 => {
+            const QUOTED: usize = IPV4 + HEADER;
+            let error = frame.view::<{ QUOTED + IPV4 + 8 }>(l3)?;
+            // Unreachable (also for the path MTU), time exceeded, parameter.
+            let is_error = matches!(error.u8::<IPV4>(), 3 | 11 | 12);
+            let whole = error.u16::<6>() & (FRAGMENT_OFFSET | 0x2000) == 0;
+            let of_udp = error.u8::<{ QUOTED + 9 }>() == PROTOCOL_UDP
+                && error.u16::<{ QUOTED + 6 }>() & FRAGMENT_OFFSET == 0;
+            let plain = error.u8::<0>() == 0x45 && error.u8::<QUOTED>() == 0x45;
+            if error.u8::<9>() != ICMP || !(is_error && whole && of_udp && plain) {
+                return None;
+            }
+            errand.is_v6 = false;
+            errand.length = u32::from(error.u16::<2>());
+            errand.outer[0] = [
+                mapped_words(error.word::<12>()),
+                mapped_words(error.word::<16>()),
+            ];
+            errand.inner[0] = Ends {
+                source: mapped_words(error.word::<{ QUOTED + 12 }>()),
+                destination: mapped_words(error.word::<{ QUOTED + 16 }>()),
+                ports: error.word::<{ QUOTED + IPV4 }>(),
+                pad: 0,
+            };
+        }
+        ETHERTYPE_IPV6 => {
+            const QUOTED: usize = IPV6 + HEADER;
+            let error = frame.view::<{ QUOTED + IPV6 + 8 }>(l3)?;
+            // Unreachable, too big, time exceeded, parameter.
+            let is_error = matches!(error.u8::<IPV6>(), 1..=4);
+            let of_udp = error.u8::<{ QUOTED + 6 }>() == PROTOCOL_UDP;
+            if error.u8::<6>() != ICMPV6 || !(is_error && of_udp) {
+                return None;
+            }
+            errand.is_v6 = true;
+            errand.length = IPV6 as u32 + u32::from(error.u16::<4>());
+            errand.outer[0] = [
+                [error.double::<8>(), error.double::<16>()],
+                [error.double::<24>(), error.double::<32>()],
+            ];
+            errand.inner[0] = Ends {
+                source: [
+                    error.double::<{ QUOTED + 8 }>(),
+                    error.double::<{ QUOTED + 16 }>(),
+                ],
+                destination: [
+                    error.double::<{ QUOTED + 24 }>(),
+                    error.double::<{ QUOTED + 32 }>(),
+                ],
+                ports: error.word::<{ QUOTED + IPV6 }>(),
+                pad: 0,
+            };
+            if is_mapped(errand.inner[0].source) || is_mapped(errand.outer[0][1]) {
+                return None;
+            }
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+fn version(errand: &Errand) -> Version {
+    if errand.is_v6 {
+        Version::V6
+    } else {
+        Version::V4
+    }
+}
+
+/// Both ports in host order.
+#[inline(always)]
+fn ports(ends: Ends) -> (u16, u16) {
+    let ports = u32::from_be(ends.ports);
+    ((ports >> 16) as u16, ports as u16)
+}
