@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::node::{Node, Process, program};
 use crate::topology::{HOSTNAME, Side, Topology, Uplink};
 
-/// `vpn-edge standalone` on the edge node.
+/// `vpn-edge standalone` on a node.
 pub struct Edge {
     pub node: Node,
     program: PathBuf,
@@ -28,20 +28,29 @@ impl Edge {
     ///
     /// When it does not come up, with what it said.
     pub fn start(topology: &Topology, uplink: Uplink, more: &[(&str, &str)]) -> Result<Self> {
-        let node = topology.edge.clone();
+        let interface = match uplink {
+            Uplink::Veth => "eth0",
+            Uplink::Bridge => "br0",
+        };
+        Self::on(&topology.edge, interface, more)
+    }
+
+    /// Starts the daemon on any node and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up, with what it said.
+    pub fn on(node: &Node, uplink: &str, more: &[(&str, &str)]) -> Result<Self> {
+        let node = node.clone();
         let program = program("vpn-edge")?;
         let tokens = node.folder.join("tokens");
         let mut add = node.command(&program);
         add.args(["token", "add", "--admin", "--file"]).arg(&tokens);
         let token = stdout(node.output(add)?)?;
         let database = node.folder.join("vpn-edge.db");
-        let interface = match uplink {
-            Uplink::Veth => "eth0",
-            Uplink::Bridge => "br0",
-        };
         let (tokens, database) = (tokens.display().to_string(), database.display().to_string());
         let arguments = [
-            ("--uplink", interface),
+            ("--uplink", uplink),
             ("--hostname", HOSTNAME),
             ("--tokens", &tokens),
             ("--database", &database),

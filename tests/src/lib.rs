@@ -1,9 +1,12 @@
 //! What the suites and the demo share: a sandbox for programs, and the lab.
 
+pub mod agent;
+pub mod byhand;
 pub mod client;
 pub mod edge;
 #[cfg(test)]
 mod findings;
+pub mod kube_proxy;
 pub mod laptop;
 pub mod message;
 pub mod names;
@@ -12,6 +15,7 @@ pub mod packet;
 pub mod postgres;
 pub mod programs;
 pub mod raw;
+pub mod region;
 pub mod sandbox;
 pub mod topology;
 pub mod transfer;

@@ -5,7 +5,13 @@ use crate::workspace::{self, cargo};
 use anyhow::Result;
 
 pub fn run(names: &[String]) -> Result<()> {
-    setup::ready(&[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Bench])?;
+    setup::ready(&[
+        Need::Build,
+        Need::Bpf,
+        Need::Lab,
+        Need::Tun,
+        Need::KubeProxy,
+    ])?;
     workspace::run(&mut cargo(["build", "--bin", "vpn-edge", "--bin", "bench"]))?;
     let mut bench = cargo(["run", "--quiet", "--bin", "bench", "--"]);
     workspace::run(bench.args(names))

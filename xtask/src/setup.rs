@@ -26,8 +26,8 @@ pub enum Need {
     Tun,
     /// To show a database behind a gateway.
     Demo,
-    /// To measure against the rules of others.
-    Bench,
+    /// To load kube-proxy's rules.
+    KubeProxy,
     /// To boot other kernels.
     Kernels,
     /// To build libFuzzer, which is C++.
@@ -64,7 +64,7 @@ impl Need {
                 "wireguard-go",
                 "wireguard-tools",
             ],
-            Self::Bench => &["iptables"],
+            Self::KubeProxy => &["iptables"],
             Self::Fuzz => &["g++"],
             Self::Demo => &["openssl", "postgresql", "postgresql-client"],
             Self::Kernels => &[
@@ -94,7 +94,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
             Need::Tun => has_tun()?,
             Need::Build
             | Need::Lab
-            | Need::Bench
+            | Need::KubeProxy
             | Need::Demo
             | Need::Kernels
             | Need::Fuzz

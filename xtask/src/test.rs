@@ -91,6 +91,21 @@ const SUITES: &[Suite] = &[
         cargo: &[&["test", "--workspace", "--test", "preflight"]],
     },
     Suite {
+        name: "region",
+        about: "the larger network: a load balancer, two edges, two workers, kube-proxy's rules",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::KubeProxy,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "region"],
+        ],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],

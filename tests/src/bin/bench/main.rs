@@ -5,7 +5,6 @@
 //! not.
 
 mod clock;
-mod kube_proxy;
 mod messages;
 mod picture;
 mod refill;

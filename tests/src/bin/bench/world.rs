@@ -9,9 +9,11 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use lab::kube_proxy::{self, Service};
+use lab::region::Family;
 use nix::sched::{CloneFlags, setns, unshare};
+use vpn_edge_common::bench::gateway;
 
-use crate::kube_proxy;
 use crate::messages::{FIRST_PORT, MACS, NODE};
 use crate::subjects::Way;
 
@@ -39,17 +41,24 @@ impl World {
                 set(&format!("ipv4/{name}"), value)?;
             }
         }
-        let ports = FIRST_PORT..FIRST_PORT + ports;
+        let services = (FIRST_PORT..FIRST_PORT + ports).map(|port| Service {
+            port,
+            endpoint: Ipv4Addr::from(gateway(port)).into(),
+        });
         match way {
             Way::Redirect | Way::Steered | Way::Routing => {}
             Way::Nftables => {
-                let rules = kube_proxy::nftables(Ipv4Addr::from(NODE), ports);
+                let rules = kube_proxy::nftables(Ipv4Addr::from(NODE).into(), services);
                 feed("nft", &["-f", "-"], &rules)?;
             }
             Way::Iptables => {
                 // Of the two there are, today's distributions use the one over
                 // nftables. The legacy one walks the same rules in half the time.
-                feed("iptables-nft-restore", &[], &kube_proxy::iptables(ports))?;
+                feed(
+                    "iptables-nft-restore",
+                    &[],
+                    &kube_proxy::iptables(Family::V4, services),
+                )?;
             }
         }
         if way.tracks() {
