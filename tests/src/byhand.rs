@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use vpn_edge::gateway::{GatewayConfig, Peer};
-use vpn_edge::link::EDGE_MAC;
 use vpn_edge::wireguard::{ClientConfig, Keys};
 
 use crate::kube_proxy::Service;
@@ -75,7 +74,7 @@ impl ByHand {
     pub fn configuration(&self, host: &str) -> Result<String> {
         let config = ClientConfig {
             private_key: self.keys.client.clone(),
-            address: TUNNEL[1].parse()?,
+            addresses: vec![TUNNEL[1].parse()?],
             dns: DNS.parse()?,
             server_public_key: self.keys.server.public(),
             allowed_ips: vec![format!("{DNS}/32").parse()?, self.side.network.parse()?],
@@ -124,7 +123,7 @@ fn configuration(node: &Node, port: u16, keys: &Keys, side: &Side) -> Result<Gat
         port,
         interface: "wg0".into(),
         link: "eth0".into(),
-        address: TUNNEL[0].parse()?,
+        addresses: vec![TUNNEL[0].parse()?],
         mtu: 1420,
         private_key: keys.server.clone(),
         peers: vec![Peer {
@@ -134,14 +133,12 @@ fn configuration(node: &Node, port: u16, keys: &Keys, side: &Side) -> Result<Gat
         dns: DNS.parse()?,
         networks: vec![side.network.parse()?],
         status,
+        only_edge: false,
     })
 }
 
 /// Joins the gateway to its worker as network plugins do: an address of its
 /// own, a route on every node, and nothing to ask neighbours for.
-///
-/// A gateway takes WireGuard packets from [`EDGE_MAC`] alone. The worker's end
-/// has that address here, or what its kernel brings would be dropped.
 fn wire(
     region: &Region,
     worker: usize,
@@ -149,8 +146,7 @@ fn wire(
     port: u16,
     [v4, v6]: [IpAddr; 2],
 ) -> Result<()> {
-    let [a, b, c, d, e, f] = EDGE_MAC;
-    let near = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    let near = "02:66:00:00:00:01";
     let host = &region.workers[worker];
     let far = format!("byhand-{port}");
     node.link("eth0", host, &far)?;

@@ -106,6 +106,21 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "hairpin",
+        about: "gateways on other nodes: by agents and by kube-proxy, IPv4 and IPv6, moves",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::KubeProxy,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "hairpin"],
+        ],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],
