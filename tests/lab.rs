@@ -586,7 +586,7 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
         &[("--gateway-range", "100.64.0.0/24")],
         "takes a /16 or larger",
     )?;
-    says(&edge, &[("--ports", "20000-32767")], "an edge serves 4096")?;
+    says(&edge, &[("--ports", "20000-32767")], "an edge serves 4095")?;
     says(&edge, &[("--tokens", "/nonesuch")], "/nonesuch")?;
     says(&edge, &[("--bpffs", "/run/nonesuch")], "mount one with")?;
     edge.node.sh("echo 0 > /proc/sys/net/ipv4/ip_forward")?;

@@ -175,7 +175,14 @@ impl Edge {
         let datapath = Datapath::open(&args.bpffs)?;
         let programs = datapath.programs()?;
         let limits = PlanLimits::new(args.limits.clone());
-        let agent = Agent::attach(datapath, network, args.hop_ports, limits).await?;
+        let agent = Agent::attach(
+            datapath,
+            network,
+            args.uplinks.clone(),
+            args.hop_ports,
+            limits,
+        )
+        .await?;
         let draining = watch::Sender::new(false);
         let sources = metrics::Sources {
             reader: datapath::Reader::open(&args.bpffs)?,

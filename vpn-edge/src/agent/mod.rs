@@ -27,7 +27,7 @@ use uuid::Uuid;
 use vpn_edge_common::{Allocation, mode};
 
 use crate::conntrack;
-use crate::datapath::{Change, Datapath, EdgeNode, Hook, Rung};
+use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
 use crate::domain::PlanLimits;
 use crate::gateways::Location;
 use crate::network::{self, Network};
@@ -46,6 +46,7 @@ pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
 pub struct Agent {
     datapath: Datapath,
     network: Network,
+    uplinks: Vec<String>,
     /// The first port that packets to other nodes leave from.
     hop_ports: u16,
     index: Index,
@@ -74,6 +75,7 @@ impl Agent {
     pub async fn attach(
         datapath: Datapath,
         network: Network,
+        uplinks: Vec<String>,
         hop_ports: u16,
         limits: PlanLimits,
     ) -> Result<Self> {
@@ -81,6 +83,7 @@ impl Agent {
         let mut agent = Self {
             datapath,
             network,
+            uplinks,
             hop_ports,
             index: Index::new(limits),
             observed: None,
@@ -248,7 +251,16 @@ impl Agent {
         self.attached
             .retain(|name, _| network.uplinks.iter().any(|uplink| uplink.name == *name));
         self.set_edge(network)?;
-        outcome
+        let missing = self
+            .uplinks
+            .iter()
+            .find(|&name| !self.attached.contains_key(name));
+        match missing {
+            Some(missing) if outcome.is_ok() => {
+                Err(DatapathError::NoInterface(missing.clone()).into())
+            }
+            _ => outcome,
+        }
     }
 
     /// Says what is open.
