@@ -27,6 +27,10 @@ enum Command {
     Ports(inspect::ports::PortsArgs),
     /// Show what was dropped and why, or follow drops as they happen.
     Drops(inspect::drops::DropsArgs),
+    /// Show the clients that each tenant was reached from lately.
+    Flows(inspect::flows::FlowsArgs),
+    /// Ask what the edge does with a packet, step by step.
+    Trace(inspect::trace::TraceArgs),
     /// Show the tenants' traffic on a live screen.
     Top(inspect::top::TopArgs),
     /// Manage tenants and their VPN.
@@ -49,6 +53,8 @@ impl Cli {
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),
             Command::Drops(args) => inspect::drops::run(&args).await,
+            Command::Flows(args) => inspect::flows::run(&args),
+            Command::Trace(args) => inspect::trace::run(&args),
             Command::Top(args) => inspect::top::run(&args),
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),

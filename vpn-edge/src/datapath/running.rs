@@ -32,6 +32,8 @@ pub enum Answer {
     Pass,
     Drop,
     Redirect,
+    /// Back out by the interface it came in by.
+    Transmit,
     /// A number that none of our programs returns.
     Other(u32),
 }
@@ -112,38 +114,66 @@ impl Running {
         (shortest..=PIECE).contains(&length)
     }
 
-    /// Runs the program over `frame`. What it writes into maps is real; the
-    /// frame goes nowhere.
+    /// Runs the program over `frame`, as if it came in by the interface
+    /// `ingress` where that is here and the kernel lets us say so: routes depend
+    /// on it. What it writes into maps is real; the frame goes nowhere.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the frame.
-    pub fn run(&self, frame: &[u8]) -> Result<Ran, DatapathError> {
+    pub fn run(&self, frame: &[u8], ingress: u32) -> Result<Ran, DatapathError> {
         const TC_NEXT: u32 = u32::MAX;
+        let context = self.context(ingress);
         let (result, frame) = match &self.program {
-            Program::Xdp(program) => self.test(program, frame),
-            Program::Tc(program) => self.test(program, frame),
+            Program::Xdp(program) => self.test(program, frame, &context),
+            Program::Tc(program) => self.test(program, frame, &context),
         }?;
         let answer = match (&self.program, result.return_value) {
             (Program::Xdp(_), 1) | (Program::Tc(_), 2) => Answer::Drop,
             (Program::Xdp(_), 2) | (Program::Tc(_), TC_NEXT) => Answer::Pass,
+            (Program::Xdp(_), 3) => Answer::Transmit,
             (Program::Xdp(_), 4) | (Program::Tc(_), 7) => Answer::Redirect,
             (_, other) => Answer::Other(other),
         };
         Ok(Ran { answer, frame })
     }
 
-    fn test<P>(&self, program: &P, frame: &[u8]) -> Result<(TestRunResult, Vec<u8>), DatapathError>
+    /// The beginning of the kernel's `struct xdp_md`, or of `__sk_buff`, with
+    /// the interface in it.
+    fn context(&self, ingress: u32) -> Vec<u8> {
+        const XDP_INGRESS: usize = 3;
+        const SKB_IFINDEX: usize = 10;
+        let at = match self.program {
+            Program::Xdp(_) => XDP_INGRESS,
+            Program::Tc(_) => SKB_IFINDEX,
+        };
+        let mut words = vec![0; at];
+        words.push(ingress);
+        words.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+
+    fn test<P>(
+        &self,
+        program: &P,
+        frame: &[u8],
+        context: &[u8],
+    ) -> Result<(TestRunResult, Vec<u8>), DatapathError>
     where
         P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
     {
         let mut out = vec![0; frame.len()];
-        let result = program
-            .test_run(TestRunOptions {
+        let mut test = |ctx_in| {
+            program.test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
+                ctx_in,
                 ..TestRunOptions::default()
             })
+        };
+        // Interfaces without native XDP cannot be named, nor can any to kernels
+        // before 5.15. Refused, it has not run.
+        let result = test(Some(context))
+            .or_else(|_| test(None))
             .map_err(|source| DatapathError::Running {
                 id: self.id,
                 source: Box::new(source),

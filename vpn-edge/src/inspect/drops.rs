@@ -3,7 +3,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
-use vpn_edge_common::{Counters, DropReason, Event, unmapped};
+use vpn_edge_common::{Counters, DropReason, Event, NODE_SLOT};
 
 use super::{Output, Selection, message_name, tenant};
-use crate::datapath::{self, DEFAULT_ROOT, Events, MapError, Reader, monotonic};
+use crate::datapath::{self, DEFAULT_ROOT, Events, MapError, Reader, ip, monotonic};
 
 #[derive(Debug, clap::Args)]
 pub struct DropsArgs {
@@ -41,8 +41,9 @@ pub struct DropsArgs {
 /// One tenant's drops for one reason. The JSON form is this, field by field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
-    port: u16,
-    tenant: Uuid,
+    /// None, as the next, for packets that may have been for any tenant.
+    port: Option<u16>,
+    tenant: Option<Uuid>,
     reason: &'static str,
     dropped: u64,
     meaning: &'static str,
@@ -57,7 +58,7 @@ struct Sampled {
     /// The tenant's.
     port: u16,
     reason: &'static str,
-    source: SocketAddrV4,
+    source: SocketAddr,
     /// What its first byte says it is; none where it could not be read.
     message: Option<String>,
     /// Bytes of the frame.
@@ -81,7 +82,10 @@ pub async fn run(args: &DropsArgs) -> Result<()> {
     let mut rows = Vec::new();
     for (port, allocation) in allocations {
         let counters = reader.counters(allocation.slot)?;
-        rows.extend(describe(port, tenant(&allocation), &counters));
+        rows.extend(describe(Some((port, tenant(&allocation))), &counters));
+    }
+    if args.selection.is_all() {
+        rows.extend(describe(None, &reader.counters(NODE_SLOT)?));
     }
     let mut stdout = io::stdout().lock();
     match args.output {
@@ -91,10 +95,11 @@ pub async fn run(args: &DropsArgs) -> Result<()> {
     Ok(())
 }
 
-fn describe(port: u16, tenant: Uuid, counters: &Counters) -> impl Iterator<Item = Row> {
+/// Drops of a tenant, or those that nobody knows the tenant of.
+fn describe(of: Option<(u16, Uuid)>, counters: &Counters) -> impl Iterator<Item = Row> {
     let counted = |&reason: &DropReason| Row {
-        port,
-        tenant,
+        port: of.map(|(port, _)| port),
+        tenant: of.map(|(_, tenant)| tenant),
         reason: reason.name(),
         dropped: counters.drops[reason as usize],
         meaning: reason.meaning(),
@@ -114,8 +119,8 @@ fn table(rows: &[Row]) -> String {
     table.set_header(["PORT", "TENANT", "REASON", "DROPPED", "MEANING"]);
     for row in rows {
         table.add_row([
-            row.port.to_string(),
-            row.tenant.to_string(),
+            row.port.map_or("-".into(), |port| port.to_string()),
+            row.tenant.map_or("-".into(), |tenant| tenant.to_string()),
             row.reason.into(),
             row.dropped.to_string(),
             row.meaning.into(),
@@ -220,7 +225,7 @@ fn sampled(event: &Event, port: u16, time: Timestamp) -> Sampled {
         port,
         // Programs of a newer build may know more reasons.
         reason: reason.map_or("unknown", |reason| reason.name()),
-        source: SocketAddrV4::new(Ipv4Addr::from(unmapped(&event.source)), event.source_port),
+        source: SocketAddr::new(ip(event.source), event.source_port),
         message: message_name(event.message),
         length: event.length,
         count: event.count,
@@ -274,7 +279,11 @@ mod tests {
         let mut counters = Counters::default();
         counters.drops[DropReason::Mac1 as usize] = 12;
         counters.drops[DropReason::UnknownSession as usize] = 3000;
-        let rows: Vec<Row> = describe(PORT, TENANT, &counters).collect();
+        let mut node = Counters::default();
+        node.drops[DropReason::IpOptions as usize] = 2;
+        let rows: Vec<Row> = describe(Some((PORT, TENANT)), &counters)
+            .chain(describe(None, &node))
+            .collect();
         insta::assert_snapshot!(table(&rows));
         insta::assert_snapshot!(serde_json::to_string_pretty(&rows).unwrap());
     }
@@ -282,7 +291,7 @@ mod tests {
     #[test]
     fn no_drops_are_said_to_be_none() {
         assert_eq!(table(&[]), "nothing was dropped");
-        assert_eq!(describe(PORT, TENANT, &Counters::default()).count(), 0);
+        assert_eq!(describe(None, &Counters::default()).count(), 0);
     }
 
     #[test]
@@ -293,9 +302,14 @@ mod tests {
             reason: 200,
             ..event()
         };
-        let lines = [event(), unread].map(|event| line(&shown(&event)));
+        let source: std::net::Ipv6Addr = "2001:db8:9::9".parse().unwrap();
+        let v6 = Event {
+            source: source.octets(),
+            ..event()
+        };
+        let lines = [event(), unread, v6].map(|event| line(&shown(&event)));
         insta::assert_snapshot!(lines.join("\n"));
-        let json = [event(), unread].map(|event| serde_json::to_string(&shown(&event)).unwrap());
+        let json = [event(), unread, v6].map(|event| serde_json::to_string(&shown(&event)).unwrap());
         insta::assert_snapshot!(json.join("\n"));
     }
 

@@ -1,16 +1,23 @@
 //! What the operator's shell reads off the kernel, with or without a daemon.
 
 pub mod drops;
+pub mod flows;
 pub mod ports;
 pub mod top;
+pub mod trace;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 use uuid::Uuid;
 use vpn_edge_common::wire::message;
-use vpn_edge_common::{Allocation, mode};
+use vpn_edge_common::{Address, Allocation, Edge, mode};
+
+use crate::datapath::ip;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
@@ -32,6 +39,10 @@ struct Selection {
 }
 
 impl Selection {
+    fn is_all(self) -> bool {
+        self.port.is_none() && self.tenant.is_none()
+    }
+
     fn takes(self, port: u16, tenant: Uuid) -> bool {
         self.port.is_none_or(|wanted| wanted == port)
             && self.tenant.is_none_or(|wanted| wanted == tenant)
@@ -76,8 +87,78 @@ fn mode_name(mode: u8) -> &'static str {
         mode::CLOSED => "closed",
         mode::XDP => "xdp",
         mode::TC => "tc",
+        mode::HOP => "hop",
         _ => "unknown",
     }
+}
+
+/// A gateway's addresses, or its node's; none while closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct Gateways {
+    gateway: Option<IpAddr>,
+    gateway6: Option<IpAddr>,
+    /// The node that has the gateway, where that is another one.
+    node: Option<IpAddr>,
+    node6: Option<IpAddr>,
+}
+
+impl Gateways {
+    fn of(allocation: &Allocation) -> Self {
+        let address = |address| given(address).filter(|_| allocation.mode > mode::CLOSED);
+        let (v4, v6) = (address(allocation.gateway), address(allocation.gateway6));
+        if allocation.mode == mode::HOP {
+            return Self {
+                node: v4,
+                node6: v6,
+                ..Self::default()
+            };
+        }
+        Self {
+            gateway: v4,
+            gateway6: v6,
+            ..Self::default()
+        }
+    }
+
+    /// Those that packets of one IP version go to.
+    fn of_version(mut self, is_v6: bool) -> Self {
+        let [unused, unused_node] = match is_v6 {
+            true => [&mut self.gateway, &mut self.node],
+            false => [&mut self.gateway6, &mut self.node6],
+        };
+        (*unused, *unused_node) = (None, None);
+        self
+    }
+
+    fn all(&self) -> impl Iterator<Item = IpAddr> {
+        let all = [self.gateway, self.gateway6, self.node, self.node6];
+        all.into_iter().flatten()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().next().is_none()
+    }
+}
+
+impl fmt::Display for Gateways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.node.or(self.node6).is_some() {
+            f.write_str("on node ")?;
+        }
+        let all: Vec<String> = self.all().map(|ip| ip.to_string()).collect();
+        f.write_str(&all.join(" and "))
+    }
+}
+
+/// An address in a map, where all zero is none.
+fn given(address: Address) -> Option<IpAddr> {
+    (address != [0; 16]).then(|| ip(address))
+}
+
+/// The node's own addresses, those first that replies leave from.
+fn own_addresses(edge: &Edge) -> Vec<IpAddr> {
+    let own = edge.own.iter();
+    own.filter_map(|own| given(own.address)).collect()
 }
 
 fn interface_name(index: u32) -> Option<String> {

@@ -9,9 +9,9 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use uuid::Uuid;
-use vpn_edge_common::{Allocation, Counters, DropReason, mode, unmapped};
+use vpn_edge_common::{Allocation, Counters, DropReason, mode};
 
-use super::{Output, bits, interface_name, interval, mode_name, not_allocated, tenant};
+use super::{Gateways, Output, bits, interface_name, interval, mode_name, not_allocated, tenant};
 use crate::datapath::{DEFAULT_ROOT, Reader};
 
 #[derive(Debug, clap::Args)]
@@ -49,18 +49,26 @@ struct Row {
     port: u16,
     tenant: Uuid,
     generation: u64,
-    /// `closed`, `xdp` or `tc`.
+    /// `closed`, `xdp`, `tc` or `hop`.
     mode: &'static str,
-    /// The gateway's address on this node; none while closed.
-    gateway: Option<std::net::Ipv4Addr>,
-    /// The host-side veth; none while closed, or when it has just gone.
+    #[serde(flatten)]
+    gateways: Gateways,
+    /// The host-side veth; none while closed, when the gateway is on another
+    /// node, or when it has just gone.
     interface: Option<String>,
     /// Session indexes under which the gateway takes packets now.
     sessions: usize,
+    /// Clients that it was reached from lately.
+    flows: usize,
     /// Handshake messages that were let in.
     handshakes: u64,
     /// Packets that were let in though their session was unknown.
     graced: u64,
+    /// Packets that went on to the gateway's node though their session was
+    /// unknown here.
+    relayed: u64,
+    /// ICMP errors about its packets that went on to where they belong.
+    errors: u64,
     ingress: Traffic,
     egress: Traffic,
     dropped: u64,
@@ -150,16 +158,26 @@ fn rows(reader: &Reader) -> Result<Vec<Row>> {
 
 fn row(reader: &Reader, port: u16, allocation: &Allocation) -> Result<Row> {
     let counters = reader.counters(allocation.slot)?;
-    let sessions = reader.sessions(allocation.slot);
+    let known = Remembered {
+        sessions: reader.sessions(allocation.slot),
+        flows: reader.flows(allocation.slot)?.len(),
+    };
     let interface = interface_name(allocation.ifindex);
-    Ok(describe(port, allocation, &counters, sessions, interface))
+    Ok(describe(port, allocation, &counters, known, interface))
+}
+
+/// How much is known of a tenant now.
+#[derive(Clone, Copy, Default)]
+struct Remembered {
+    sessions: usize,
+    flows: usize,
 }
 
 fn describe(
     port: u16,
     allocation: &Allocation,
     counters: &Counters,
-    sessions: usize,
+    known: Remembered,
     interface: Option<String>,
 ) -> Row {
     let open = allocation.mode > mode::CLOSED;
@@ -173,11 +191,14 @@ fn describe(
         tenant: tenant(allocation),
         generation: allocation.generation,
         mode: mode_name(allocation.mode),
-        gateway: open.then(|| unmapped(&allocation.gateway).into()),
-        interface: interface.filter(|_| open),
-        sessions,
+        gateways: Gateways::of(allocation),
+        interface: interface.filter(|_| open && allocation.mode != mode::HOP),
+        sessions: known.sessions,
+        flows: known.flows,
         handshakes: counters.handshakes,
         graced: counters.graced,
+        relayed: counters.relayed,
+        errors: counters.errors,
         ingress: Traffic {
             packets: counters.ingress_packets,
             bytes: counters.ingress_bytes,
@@ -209,10 +230,29 @@ fn show(row: &Row, output: Output) -> Result<()> {
         return Ok(());
     }
     writeln!(stdout, "{}", table(std::slice::from_ref(row)))?;
-    for (reason, count) in &row.drops {
-        writeln!(stdout, "dropped {reason}: {count}")?;
-    }
+    write!(stdout, "{}", details(row))?;
     Ok(())
+}
+
+/// What the table has no room for.
+fn details(row: &Row) -> String {
+    let mut lines = Vec::new();
+    if let (Some(address), _) | (_, Some(address)) = (row.gateways.gateway6, row.gateways.node6) {
+        lines.push(format!("gateway over IPv6: {address}"));
+    }
+    lines.push(format!("flows: {}", row.flows));
+    for (what, count) in [
+        ("let in by grace", row.graced),
+        ("relayed with an unknown session", row.relayed),
+        ("ICMP errors sent on", row.errors),
+    ] {
+        if count > 0 {
+            lines.push(format!("{what}: {count}"));
+        }
+    }
+    let drops = row.drops.iter();
+    lines.extend(drops.map(|(reason, count)| format!("dropped {reason}: {count}")));
+    lines.join("\n") + "\n"
 }
 
 fn table(rows: &[Row]) -> String {
@@ -246,8 +286,7 @@ fn table(rows: &[Row]) -> String {
             row.port.to_string(),
             row.tenant.to_string(),
             row.mode.to_string(),
-            row.gateway
-                .map_or("-".into(), |gateway| gateway.to_string()),
+            gateway(&row.gateways),
             row.interface.clone().unwrap_or("-".into()),
             row.sessions.to_string(),
             row.ingress.packets.to_string(),
@@ -269,6 +308,17 @@ fn table(rows: &[Row]) -> String {
     table.trim_fmt()
 }
 
+/// One address, of IPv4 if there is one; `ports show` has both.
+fn gateway(gateways: &Gateways) -> String {
+    let first = gateways.of_version(false);
+    let shown = if first.is_empty() { *gateways } else { first };
+    if shown.is_empty() {
+        "-".into()
+    } else {
+        shown.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use vpn_edge_common::mapped;
@@ -281,6 +331,7 @@ mod tests {
             slot: 3,
             ifindex: 12,
             gateway: mapped([100, 64, 121, 25]),
+            gateway6: v6("fd64:7670:6e00::7919"),
             tenant: *Uuid::from_u128(0x1234).as_bytes(),
             generation: 2,
             ..Allocation::default()
@@ -292,6 +343,8 @@ mod tests {
             egress_bytes: 1_000_000,
             handshakes: 6,
             graced: 2,
+            relayed: 5,
+            errors: 1,
             ..Counters::default()
         };
         counters.drops[DropReason::MessageType as usize] = 7;
@@ -299,9 +352,31 @@ mod tests {
             31_001,
             &allocation,
             &counters,
-            4,
+            Remembered {
+                sessions: 4,
+                flows: 2,
+            },
             Some("vpn-edge-31001".into()),
         )
+    }
+
+    fn v6(text: &str) -> [u8; 16] {
+        text.parse::<std::net::Ipv6Addr>().unwrap().octets()
+    }
+
+    /// One whose gateway is on another node, with some addresses.
+    fn hop(change: impl FnOnce(&mut Allocation)) -> Row {
+        let mut allocation = Allocation {
+            mode: mode::HOP,
+            gateway: mapped([192, 0, 2, 9]),
+            gateway6: v6("2001:db8::9"),
+            tenant: *Uuid::from_u128(0x5678).as_bytes(),
+            generation: 1,
+            ..Allocation::default()
+        };
+        change(&mut allocation);
+        let (counters, known) = (Counters::default(), Remembered::default());
+        describe(31_003, &allocation, &counters, known, Some("lo".into()))
     }
 
     fn closed() -> Row {
@@ -313,14 +388,24 @@ mod tests {
             31_002,
             &allocation,
             &Counters::default(),
-            0,
+            Remembered::default(),
             Some("stale".into()),
         )
     }
 
     #[test]
     fn the_table_is_for_people() {
-        insta::assert_snapshot!(table(&[open(), closed()]));
+        let v6_only = hop(|allocation| allocation.gateway = [0; 16]);
+        insta::assert_snapshot!(table(&[open(), closed(), hop(|_| {}), v6_only]));
+    }
+
+    #[test]
+    fn a_single_port_is_shown_with_all_that_is_known() {
+        insta::assert_snapshot!(details(&open()));
+        assert_eq!(
+            details(&hop(|_| {})),
+            "gateway over IPv6: 2001:db8::9\nflows: 0\n"
+        );
     }
 
     #[test]
@@ -334,7 +419,7 @@ mod tests {
 
     #[test]
     fn json_has_every_field_and_reason() {
-        insta::assert_snapshot!(serde_json::to_string_pretty(&[open(), closed()]).unwrap());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&[open(), closed(), hop(|_| {})]).unwrap());
     }
 
     #[test]

@@ -7,19 +7,21 @@
 mod packet;
 mod record;
 mod report;
+mod tell;
 
 use std::io::{Read, Write};
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use vpn_edge_common::{Counters, DropReason, unmapped};
+use vpn_edge_common::{Counters, DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::parse::ETHERNET;
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{Refusal, Rung};
+use vpn_edge_ebpf::steer::{Refusal, Rung, Way};
 use vpn_edge_ebpf::tables::Tables;
 
-use super::{Output, interface_name, not_allocated};
+use super::{Output, given, interface_name, not_allocated, own_addresses};
 use crate::datapath::{Answer, DEFAULT_ROOT, Hook, Ran, Reader, Running};
 use crate::wireguard::PublicKey;
 use packet::{Fields, Glance, Kind};
@@ -32,6 +34,10 @@ program that is attached runs over the same frame in the kernel: the frame goes
 nowhere, but it is counted like any other and may take a place of a rate limit.
 --dry-run leaves that out.
 
+Where a packet leaves for another node, or comes back from one, the kernel's
+routes have the last word on the way: the frame is compared behind its Ethernet
+header. XDP may leave such a packet to tc, which comes next.
+
 The exit status is 1 if the two do not agree: then the program that runs is of
 another build, or the maps changed in between.";
 
@@ -40,13 +46,17 @@ another build, or the maps changed in between.";
 #[command(after_help = MORE_HELP)]
 #[command(group(clap::ArgGroup::new("packet").required(true).args(["port", "hex", "pcap"])))]
 pub struct TraceArgs {
-    /// A message to this port of the node's own address; see --source, --type,
-    /// --index, --length and --public-key.
+    /// A message to this port of the node's own address; see --source, --to,
+    /// --type, --index, --length and --public-key.
     #[arg(long, requires = "source")]
     port: Option<u16>,
     /// Address and port that the message comes from.
     #[arg(long, requires = "port", value_name = "ADDRESS:PORT")]
-    source: Option<SocketAddrV4>,
+    source: Option<SocketAddr>,
+    /// Which of the node's own addresses it is to [default: the first of the
+    /// source's IP version].
+    #[arg(long, requires = "port", value_name = "ADDRESS")]
+    to: Option<IpAddr>,
     /// What kind of message it is.
     #[arg(
         long = "type",
@@ -72,6 +82,10 @@ pub struct TraceArgs {
     /// Each packet of a capture, pcap or pcapng, each as if it came now.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Interface that it comes in by [default: the one that replies from its
+    /// destination leave by].
+    #[arg(long, value_name = "INTERFACE")]
+    uplink: Option<String>,
     /// Leave out the kernel's run: nothing is counted.
     #[arg(long)]
     dry_run: bool,
@@ -138,7 +152,7 @@ fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
     }
     let fields = Fields {
         source,
-        destination: SocketAddrV4::new(unmapped(&reader.edge()?.address).into(), port),
+        destination: SocketAddr::new(destination(&reader.edge()?, source, args.to)?, port),
         kind: args.kind,
         index: args.index,
         length: args.length,
@@ -147,46 +161,106 @@ fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
     Ok(vec![fields.frame()?])
 }
 
-struct Tracer {
-    reader: Reader,
-    /// None where the uplink takes no XDP.
+/// Which of the node's own addresses the packet from `source` goes to.
+fn destination(edge: &Edge, source: SocketAddr, to: Option<IpAddr>) -> Result<IpAddr> {
+    let own = own_addresses(edge);
+    let Some(to) = to else {
+        let same = |own: &&IpAddr| own.is_ipv6() == source.is_ipv6();
+        return own.iter().find(same).copied().with_context(|| {
+            let version = if source.is_ipv6() { "IPv6" } else { "IPv4" };
+            format!("the node has no {version} address that clients send to")
+        });
+    };
+    ensure!(
+        own.contains(&to),
+        "{to} is not the node's: name one of {}",
+        own.iter()
+            .map(IpAddr::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    Ok(to)
+}
+
+/// An interface that packets come in by, with the programs on it.
+struct Uplink {
+    index: u32,
+    /// None where it takes no XDP.
     xdp: Option<Running>,
     tc: Option<Running>,
+}
+
+struct Tracer {
+    reader: Reader,
+    /// Those that have programs first.
+    uplinks: Vec<Uplink>,
     dry_run: bool,
 }
 
 impl Tracer {
     fn open(args: &TraceArgs) -> Result<Self> {
         let reader = Reader::open(&args.bpffs)?;
-        let index = reader.edge()?.uplink;
+        let edge = reader.edge()?;
         ensure!(
-            index != 0,
+            edge.own.iter().any(|own| own.uplink != 0),
             "the maps do not say yet which node this is: start `vpn-edge standalone`"
         );
-        let uplink = interface_name(index).with_context(|| {
-            format!("interface {index}, the uplink, is not here: run this where the daemon runs")
-        })?;
-        let xdp = Running::find(&args.bpffs, &Hook::UplinkXdp(uplink.clone()))?;
-        let tc = Running::find(&args.bpffs, &Hook::UplinkTc(uplink))?;
+        let named = match &args.uplink {
+            Some(name) => vec![
+                nix::net::if_::if_nametoindex(name.as_str())
+                    .with_context(|| format!("no interface `{name}`: name one of `ip link`"))?,
+            ],
+            None => candidates(&edge),
+        };
+        let mut uplinks = Vec::new();
+        for index in named {
+            let Some(name) = interface_name(index) else {
+                continue;
+            };
+            uplinks.push(Uplink {
+                index,
+                xdp: Running::find(&args.bpffs, &Hook::UplinkXdp(name.clone()))?,
+                tc: Running::find(&args.bpffs, &Hook::UplinkTc(name))?,
+            });
+        }
+        ensure!(
+            !uplinks.is_empty(),
+            "none of the node's uplinks is here: run this where the daemon runs"
+        );
+        uplinks.sort_by_key(|uplink| uplink.tc.is_none());
         Ok(Self {
             reader,
-            xdp,
-            tc,
+            uplinks,
             dry_run: args.dry_run,
         })
+    }
+
+    /// Where the packet comes in.
+    fn uplink(&self, edge: &Edge, packet: &Glance) -> &Uplink {
+        let destination = packet.destination.map(|destination| destination.ip());
+        let own = edge.own.iter().find(|own| {
+            let address = given(own.address);
+            address.is_some() && address == destination
+        });
+        let of = |uplink: &&Uplink| own.is_some_and(|own| own.uplink == uplink.index);
+        let hooked = self.uplinks.iter().filter(|uplink| uplink.tc.is_some());
+        hooked.clone().find(of).unwrap_or(&self.uplinks[0])
     }
 
     fn trace(&self, number: usize, mut frame: Vec<u8>) -> Result<Traced> {
         let packet = Glance::of(&mut frame);
         let mut stages = Vec::new();
         let mut on_tc = true;
-        if let Some(xdp) = &self.xdp {
-            let stage = self.stage(Rung::Xdp, Some(xdp), &packet, &frame)?;
-            on_tc = stage.verdict == Verdict::Pass { why: ON_TC };
+        let uplink = self.uplink(&self.reader.edge()?, &packet);
+        if let Some(xdp) = &uplink.xdp {
+            let program = (Some(xdp), uplink.index);
+            let stage = self.stage(Rung::Xdp, program, &packet, &frame)?;
+            on_tc = stage.goes_on();
             stages.push(stage);
         }
         if on_tc {
-            stages.push(self.stage(Rung::Tc, self.tc.as_ref(), &packet, &frame)?);
+            let program = (uplink.tc.as_ref(), uplink.index);
+            stages.push(self.stage(Rung::Tc, program, &packet, &frame)?);
         }
         let differs = |stage: &Stage| match &stage.kernel {
             Kernel::NotRun { .. } => None,
@@ -205,7 +279,7 @@ impl Tracer {
     fn stage(
         &self,
         rung: Rung,
-        program: Option<&Running>,
+        program: (Option<&Running>, u32),
         packet: &Glance,
         frame: &[u8],
     ) -> Result<Stage> {
@@ -214,11 +288,8 @@ impl Tracer {
             steps,
             verdict,
             expected,
+            slot,
         } = judge(&tables, packet, frame, rung)?;
-        let slot = packet.destination.and_then(|destination| {
-            let allocation = tables.allocations.get(&destination.port())?;
-            Some(allocation.slot)
-        });
         Ok(Stage {
             rung: match rung {
                 Rung::Xdp => "xdp",
@@ -226,13 +297,14 @@ impl Tracer {
             },
             steps,
             verdict,
-            kernel: self.kernel(program, frame, slot, &expected)?,
+            kernel: self.kernel(program, rung, frame, slot, &expected)?,
         })
     }
 
     fn kernel(
         &self,
-        program: Option<&Running>,
+        (program, ingress): (Option<&Running>, u32),
+        rung: Rung,
         frame: &[u8],
         slot: Option<u16>,
         expected: &Expected,
@@ -252,7 +324,7 @@ impl Tracer {
             Ok(slot.transpose()?.unwrap_or_default())
         };
         let before = counters()?;
-        let ran = program.run(frame)?;
+        let ran = program.run(frame, ingress)?;
         let counted = counted(&before, &counters()?);
         Ok(Kernel::Ran {
             program: program.id(),
@@ -260,35 +332,56 @@ impl Tracer {
                 Answer::Pass => "pass",
                 Answer::Drop => "drop",
                 Answer::Redirect => "redirect",
+                Answer::Transmit => "transmit",
                 Answer::Other(_) => "unknown",
             },
-            gateway: (ran.answer == Answer::Redirect)
+            reasons: match ran.answer {
+                Answer::Drop => counted.iter().map(|reason| reason.name()).collect(),
+                _ => Vec::new(),
+            },
+            destination: matches!(ran.answer, Answer::Redirect | Answer::Transmit)
                 .then(|| Glance::of(&mut ran.frame.clone()).destination)
-                .flatten()
-                .map(|gateway| *gateway.ip()),
-            differs: differs(expected, frame, &ran, &counted),
-            note: (!program.linked).then_some(
-                "found by its name: before Linux 6.6 tc has no links, so another process may \
-                 have loaded it",
-            ),
+                .flatten(),
+            differs: differs(expected, rung, frame, &ran, &counted),
+            note: note(program, rung, expected, ran.answer),
         })
     }
 }
+
+fn note(
+    program: &Running,
+    rung: Rung,
+    expected: &Expected,
+    answer: Answer,
+) -> Option<&'static str> {
+    let leaves = matches!(expected, Expected::Send(_)) && answer == Answer::Pass;
+    if leaves && rung == Rung::Xdp {
+        return Some(LEFT_TO_TC);
+    }
+    (!program.linked).then_some(
+        "found by its name: before Linux 6.6 tc has no links, so another process may \
+         have loaded it",
+    )
+}
+
+const LEFT_TO_TC: &str = "XDP leaves it to tc, which comes next: the next hop is not known \
+                          yet, or XDP does not send by its interface";
 
 const ON_TC: &str = "the port's packets are tc's, which comes next";
 
 /// Why a packet that asked these questions is not ours.
 fn why_passed(steps: &[Step]) -> &'static str {
+    let is_own = steps.iter().find_map(|step| match step {
+        Step::Edge { is_own, .. } => Some(*is_own),
+        _ => None,
+    });
     match steps {
-        [] => "not UDP over IPv4 with ports: not ours to judge",
-        [Step::Allocation { .. }] => "the port is not allocated",
-        [
-            ..,
-            Step::Edge {
-                address,
-                destination,
-            },
-        ] if address != destination => "it is for another address",
+        [] => "not UDP with ports: not ours to judge",
+        _ if is_own == Some(false) => "it is for another address",
+        [Step::Allocation { found: None, .. }, Step::Edge { .. }] => "the port is not allocated",
+        [Step::Allocation { found: None, .. }, ..] => {
+            "no gateway on another node answers from there"
+        }
         _ => ON_TC,
     }
 }
@@ -298,36 +391,64 @@ struct Judged {
     steps: Vec<Step>,
     verdict: Verdict,
     expected: Expected,
+    /// Where it is counted, if it is.
+    slot: Option<u16>,
 }
 
 fn judge(tables: &Tables, packet: &Glance, frame: &[u8], rung: Rung) -> Result<Judged> {
     let mut bytes = frame.to_vec();
     let view = Frame::of(&mut bytes);
     let (steps, decided) = record::decide(tables, packet, &view, rung);
-    let (verdict, expected) = match decided {
+    let (verdict, expected, slot) = match decided {
         Ok(steered) => {
             let verdict = Verdict::of(&steered);
-            let tags =
-                rewrite::to_gateway(&view, &steered).context("the frame cannot be rewritten")?;
-            (verdict, Expected::Steer(bytes.split_off(tags)))
+            let slot = steered.allocation.slot;
+            let expected = match &steered.way {
+                Way::Gateway { gateway, .. } => {
+                    let addresses = steered.allocation.frame;
+                    let located = &steered.located;
+                    let tags = rewrite::to_gateway(&view, located, *gateway, addresses);
+                    tags.map(|tags| Expected::Steer(bytes.split_off(tags)))
+                }
+                Way::Node { journey, .. } | Way::Client { journey } => {
+                    let tags = rewrite::to_ends(&view, journey);
+                    tags.map(|tags| Expected::Send(bytes.split_off(tags)))
+                }
+            };
+            let expected = expected.context("the frame cannot be rewritten")?;
+            (verdict, expected, Some(slot))
         }
         Err(Refusal::Pass) => {
             let why = why_passed(&steps);
-            (Verdict::Pass { why }, Expected::Pass)
+            (Verdict::Pass { why }, Expected::Pass, None)
         }
-        Err(Refusal::Drop { reason, .. }) => {
+        Err(Refusal::Drop { slot, reason }) => {
             let verdict = Verdict::Drop {
                 reason: reason.name(),
                 meaning: reason.meaning(),
             };
-            (verdict, Expected::Drop(reason))
+            (verdict, Expected::Drop(reason), Some(slot))
         }
     };
     Ok(Judged {
         steps,
         verdict,
         expected,
+        slot,
     })
+}
+
+/// The interfaces that packets may come in by, each once: those with the XDP
+/// program, and those that replies leave by.
+fn candidates(edge: &Edge) -> Vec<u32> {
+    let mut all: Vec<u32> = Vec::with_capacity(UPLINKS);
+    let own = edge.own.iter().map(|own| own.uplink);
+    for index in edge.uplinks.iter().copied().chain(own) {
+        if index != 0 && !all.contains(&index) {
+            all.push(index);
+        }
+    }
+    all
 }
 
 /// What the kernel is to do.
@@ -337,6 +458,9 @@ enum Expected {
     Drop(DropReason),
     /// With this frame.
     Steer(Vec<u8>),
+    /// Out of the node with this frame, but for its Ethernet addresses: the
+    /// kernel's routes have those.
+    Send(Vec<u8>),
 }
 
 /// The reasons for which packets were dropped in between.
@@ -349,8 +473,29 @@ fn counted(before: &Counters, after: &Counters) -> Vec<DropReason> {
 }
 
 /// How the kernel's doing differs from what was expected, if it does.
-fn differs(expected: &Expected, frame: &[u8], ran: &Ran, counted: &[DropReason]) -> Option<String> {
+fn differs(
+    expected: &Expected,
+    rung: Rung,
+    frame: &[u8],
+    ran: &Ran,
+    counted: &[DropReason],
+) -> Option<String> {
     match (expected, ran.answer) {
+        (Expected::Send(_), Answer::Pass) if rung == Rung::Xdp => {
+            (ran.frame != frame).then(|| "it passes it changed".into())
+        }
+        // What the routes say.
+        (Expected::Send(_), Answer::Drop)
+            if [DropReason::NoRoute, DropReason::TooBig]
+                .iter()
+                .any(|reason| counted.contains(reason)) =>
+        {
+            None
+        }
+        (Expected::Send(frame), Answer::Redirect | Answer::Transmit) => {
+            let same = ran.frame.get(ETHERNET..) == frame.get(ETHERNET..);
+            (!same).then(|| "it makes another packet of it".into())
+        }
         (Expected::Pass, Answer::Pass) => {
             (ran.frame != frame).then(|| "it passes it changed".into())
         }
@@ -370,6 +515,7 @@ fn differs(expected: &Expected, frame: &[u8], ran: &Ran, counted: &[DropReason])
             Some(format!("it drops it: {}", names.join(" or ")))
         }
         (_, Answer::Redirect) => Some("it redirects it".into()),
+        (_, Answer::Transmit) => Some("it sends it back out".into()),
         (_, Answer::Other(number)) => Some(format!("it answers {number}, which means nothing")),
     }
 }

@@ -1,7 +1,7 @@
 //! The packets to trace: from fields, from hex, from a capture.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,10 +11,12 @@ use blake2::{Blake2s256, Blake2sMac};
 use etherparse::PacketBuilder;
 use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError};
 use serde::Serialize;
+use vpn_edge_common::address;
 use vpn_edge_common::wire::{length, message};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::parse::{ETHERNET, locate};
 
+use crate::datapath::ip;
 use crate::inspect::message_name;
 use crate::wireguard::PublicKey;
 
@@ -31,8 +33,8 @@ pub enum Kind {
 /// A message as the options describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields {
-    pub source: SocketAddrV4,
-    pub destination: SocketAddrV4,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
     pub kind: Kind,
     /// The session's: the receiver's index, or the sender's in an initiation.
     pub index: u32,
@@ -52,12 +54,13 @@ impl Fields {
         let message = self.message()?;
         let mut frame = Vec::new();
         // XDP looks at no Ethernet address.
-        PacketBuilder::ethernet2([0; 6], [0; 6])
-            .ipv4(
-                self.source.ip().octets(),
-                self.destination.ip().octets(),
-                64,
-            )
+        let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
+        let packet = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+            (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+            (from, to) => bail!("no packet goes from {from} to {to}: name two of one IP version"),
+        };
+        packet
             .udp(self.source.port(), self.destination.port())
             .write(&mut frame, &message)
             .with_context(|| format!("no UDP packet carries {} bytes", message.len()))?;
@@ -225,9 +228,9 @@ fn whole(number: usize, link: Option<&Linktype>, data: &[u8], length: u32) -> Re
 pub struct Glance {
     /// Bytes of the frame.
     pub length: usize,
-    /// None where it is no UDP over IPv4, as with all that follows.
-    pub source: Option<SocketAddrV4>,
-    pub destination: Option<SocketAddrV4>,
+    /// None where it is no UDP with ports to be seen, as with all that follows.
+    pub source: Option<SocketAddr>,
+    pub destination: Option<SocketAddr>,
     /// None where it is no whole datagram, as with all that follows.
     pub message: Option<String>,
     pub message_length: Option<u16>,
@@ -242,12 +245,12 @@ impl Glance {
             length: frame.length(),
             ..Self::default()
         };
-        let Some(located) = locate(&frame) else {
+        let Ok(located) = locate(&frame) else {
             return glance;
         };
-        let address = |word: u32, port| SocketAddrV4::new(Ipv4Addr::from(word.to_ne_bytes()), port);
-        glance.source = Some(address(located.source, located.source_port));
-        glance.destination = Some(address(located.destination, located.destination_port));
+        let ends = |words, port| SocketAddr::new(ip(address(words)), port);
+        glance.source = Some(ends(located.source, located.source_port));
+        glance.destination = Some(ends(located.destination, located.destination_port));
         if let Ok(datagram) = located.datagram(&frame) {
             let first = datagram.message().to_ne_bytes()[0];
             glance.message = message_name(first);
@@ -268,7 +271,7 @@ impl fmt::Display for Glance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.source, self.destination) {
             (Some(source), Some(destination)) => write!(f, "{source} to {destination}")?,
-            _ => write!(f, "no UDP over IPv4")?,
+            _ => write!(f, "no UDP over IP")?,
         }
         if let Some(message) = &self.message {
             write!(f, ", {message}")?;

@@ -1,36 +1,43 @@
 //! A world that writes down what a decision asks of it.
 
-use std::cell::RefCell;
-use std::fmt;
-use std::net::Ipv4Addr;
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
-use vpn_edge_common::{Allocation, DropReason, Edge, Limits, Sessions, Word, mode, unmapped};
+use vpn_edge_common::{
+    Allocation, DropReason, Edge, Flows, Limits, Sessions, Word, Words, address, mode,
+};
+use vpn_edge_ebpf::flow::{self, Client};
 use vpn_edge_ebpf::frame::Frame;
-use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, SOURCE, UNKNOWN};
+use vpn_edge_ebpf::guard::{self, Direction};
+use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, UNKNOWN};
 use vpn_edge_ebpf::mac1::Scratch;
-use vpn_edge_ebpf::parse::locate;
+use vpn_edge_ebpf::parse::{Located, Unlocated, locate};
 use vpn_edge_ebpf::session;
-use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered};
+use vpn_edge_ebpf::steer::{self, Journey, Refusal, Rung, Steered};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::world::World;
 
 use super::packet::Glance;
-use crate::datapath::tick_length;
-use crate::inspect::{interface_name, mode_name, tenant};
+use crate::datapath::{ip, tick_length};
+use crate::inspect::{Gateways, interface_name, mode_name, own_addresses, tenant};
 
 /// One question and its answer, as things stood before the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "asked", rename_all = "snake_case")]
 pub enum Step {
-    /// Whose the destination port is.
+    /// Whose a port is: the destination's; then, where that is nobody's and
+    /// gateways on other nodes answer to it, the source's.
     Allocation { port: u16, found: Option<Found> },
-    /// What the node's address is.
+    /// What the node's addresses are.
     Edge {
-        address: Ipv4Addr,
-        destination: Ipv4Addr,
+        destination: Option<IpAddr>,
+        /// Whether it is one of the next.
+        is_own: bool,
+        own: Vec<IpAddr>,
     },
     /// Whether the gateway announced the session.
     Session { index: u32, answer: Session },
@@ -40,9 +47,12 @@ pub enum Step {
         seconds_left: Option<u64>,
         packets_left: u64,
     },
+    /// How many packets of unknown sessions may still go on to the gateway's
+    /// node.
+    Relay { packets_left: u64 },
     /// How many handshake messages its source may still send.
     Source {
-        address: Ipv4Addr,
+        address: Option<IpAddr>,
         handshakes_left: u64,
     },
     /// Whether it knows the gateway's public key.
@@ -56,6 +66,25 @@ pub enum Step {
         packets: Option<Limit>,
         bytes: Option<Limit>,
     },
+    /// Whether the node knows the client.
+    Flow {
+        /// None if the port stands for none.
+        client: Option<SocketAddr>,
+        known: Option<Known>,
+    },
+}
+
+/// A flow, as it was before the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Known {
+    /// The port that stands for it where the gateway is on another node.
+    pub port: Option<u16>,
+    /// The node's address that the client sends to.
+    pub own: Option<IpAddr>,
+    /// Since the client's last packet.
+    pub seconds_ago: u64,
+    /// Since the last reply; none if there was none.
+    pub proven_seconds_ago: Option<u64>,
 }
 
 /// An allocation, as far as it matters here.
@@ -63,11 +92,12 @@ pub enum Step {
 pub struct Found {
     pub tenant: Uuid,
     pub generation: u64,
-    /// `closed`, `xdp` or `tc`.
+    /// `closed`, `xdp`, `tc` or `hop`.
     pub mode: &'static str,
-    /// None while closed.
-    pub gateway: Option<Ipv4Addr>,
-    /// None while closed, or when it has just gone.
+    #[serde(flatten)]
+    pub gateways: Gateways,
+    /// None while closed, when the gateway is on another node, or when it has
+    /// just gone.
     pub interface: Option<String>,
 }
 
@@ -96,8 +126,9 @@ pub fn decide<'a, 'm>(
     let recorder = Recorder {
         tables,
         index: glance.index.unwrap_or_default(),
-        source: locate(frame).map_or(0, |located| located.source),
-        destination: locate(frame).map_or(0, |located| located.destination),
+        located: locate(frame),
+        allocation: Cell::default(),
+        back: Cell::default(),
         steps: RefCell::default(),
     };
     let decided = steer::decide(&recorder, frame, rung);
@@ -117,11 +148,16 @@ struct Recorder<'m> {
     tables: &'m Tables,
     /// Which session of those that are asked for is meant.
     index: u32,
-    /// In wire order.
-    source: u32,
-    destination: u32,
+    located: Result<Located, Unlocated>,
+    /// The tenant's that was found.
+    allocation: Cell<Option<&'m Allocation>>,
+    /// Whether it is a gateway's answer.
+    back: Cell<bool>,
     steps: RefCell<Vec<Step>>,
 }
+
+/// What the map has for a port that is nobody's.
+static NOBODYS: LazyLock<Allocation> = LazyLock::new(Allocation::default);
 
 impl Recorder<'_> {
     fn note(&self, step: Step) {
@@ -146,10 +182,69 @@ impl Recorder<'_> {
         }
     }
 
+    fn destination(&self) -> Option<Words> {
+        match &self.located {
+            Ok(located) => Some(located.destination),
+            Err(Unlocated::Hidden { destination }) => Some(*destination),
+            Err(Unlocated::Foreign) => None,
+        }
+    }
+
+    fn source(&self) -> Option<IpAddr> {
+        let located = self.located.as_ref().ok()?;
+        Some(ip(address(located.source)))
+    }
+
+    fn flow(&self, flows: &Flows) -> Step {
+        let edge = &self.tables.edge;
+        let Ok(located) = &self.located else {
+            return Step::Flow {
+                client: None,
+                known: None,
+            };
+        };
+        let at = if self.back.get() {
+            guard::hop(edge, located.destination_port)
+        } else {
+            Client::new(edge.seed, located.source, located.source_port).find(flows)
+        };
+        let found = at.and_then(|at| Some((at, flow::at(flows, at, edge.seed)?)));
+        let ago = |tick: u32| (tick_length() * self.tables.tick.saturating_sub(tick)).as_secs();
+        let client = match &found {
+            Some((_, found)) => Some((found.client.address, found.client.port())),
+            None if self.back.get() => None,
+            None => Some((located.source, located.source_port)),
+        };
+        let hops = self.mode() == mode::HOP && edge.hop_ports != 0;
+        Step::Flow {
+            client: client.map(|(words, port)| SocketAddr::new(ip(address(words)), port)),
+            known: found.map(|(at, found)| {
+                let (seen, proven) = found.seen();
+                let own = edge.own.get(usize::from(found.own));
+                Known {
+                    port: hops.then(|| edge.hop_ports.wrapping_add(at as u16)),
+                    own: own.map(|own| ip(own.address)),
+                    seconds_ago: ago(seen),
+                    proven_seconds_ago: (proven != 0).then(|| ago(proven)),
+                }
+            }),
+        }
+    }
+
+    fn mode(&self) -> u8 {
+        self.allocation.get().map_or(mode::NONE, |found| found.mode)
+    }
+
     /// The limit that is asked for, which the question before tells.
     fn limit(&self, limits: &Limits) -> Step {
         let now = self.tables.now;
         match self.steps.borrow().last() {
+            Some(Step::Session {
+                answer: Session::Expired { .. } | Session::Unknown,
+                ..
+            }) if self.mode() == mode::HOP => Step::Relay {
+                packets_left: left_of(&limits.unknown, now, UNKNOWN),
+            },
             Some(Step::Session {
                 answer: Session::Expired { .. } | Session::Unknown,
                 ..
@@ -169,13 +264,11 @@ impl Recorder<'_> {
     }
 
     fn plan(&self, limits: &Limits) -> Step {
-        const INGRESS: usize = vpn_edge_ebpf::guard::Direction::Ingress as usize;
-        let steps = self.steps.borrow();
-        let port = steps.iter().find_map(|step| match step {
-            Step::Allocation { port, .. } => Some(*port),
-            _ => None,
-        });
-        let allocation = port.and_then(|port| self.tables.allocations.get(&port));
+        let direction = match self.back.get() {
+            false => Direction::Ingress,
+            true => Direction::Egress,
+        } as usize;
+        let allocation = self.allocation.get();
         let rates = allocation.map_or_else(Default::default, |allocation| allocation.rates);
         // In 1/1024 nanoseconds, as bytes are counted.
         let limit = |word: &Word, cost: u64| {
@@ -189,14 +282,14 @@ impl Recorder<'_> {
             })
         };
         Step::Plan {
-            packets: limit(&limits.packets[INGRESS], u64::from(rates.packet) << 10),
-            bytes: limit(&limits.bytes[INGRESS], u64::from(rates.byte)),
+            packets: limit(&limits.packets[direction], u64::from(rates.packet) << 10),
+            bytes: limit(&limits.bytes[direction], u64::from(rates.byte)),
         }
     }
 }
 
 /// How many more a bucket gives at once.
-fn left_of(bucket: &Word, now: u64, rate: Rate) -> u64 {
+pub fn left_of(bucket: &Word, now: u64, rate: Rate) -> u64 {
     let ahead = bucket.load().saturating_sub(now);
     match rate.ahead.checked_sub(ahead) {
         Some(behind) => behind / rate.cost + 1,
@@ -206,30 +299,38 @@ fn left_of(bucket: &Word, now: u64, rate: Rate) -> u64 {
 
 impl<'m> World<'m> for Recorder<'m> {
     fn allocation(&self, port: u16) -> Option<&'m Allocation> {
-        let allocation = self.tables.allocation(port);
+        let found = self.tables.allocation(port);
+        let found = found.filter(|allocation| allocation.mode != mode::NONE);
+        // The second question is about a port that gateways answer to.
+        self.back.set(!self.steps.borrow().is_empty());
+        self.allocation.set(found);
         self.note(Step::Allocation {
             port,
-            found: allocation.map(Found::from),
+            found: found.map(Found::from),
         });
-        allocation
+        found.or(Some(&NOBODYS))
     }
 
     fn edge(&self) -> Option<&'m Edge> {
-        let edge = self.tables.edge();
-        let address = edge.map_or([0; 4], |edge| unmapped(&edge.address));
+        let edge = self.tables.edge()?;
+        let destination = self.destination();
         self.note(Step::Edge {
-            address: address.into(),
-            destination: Ipv4Addr::from(self.destination.to_ne_bytes()),
+            destination: destination.map(|words| ip(address(words))),
+            is_own: destination.is_some_and(|words| steer::own(edge, words).is_some()),
+            own: own_addresses(edge),
         });
-        edge
+        Some(edge)
     }
 
     fn sessions(&self, slot: u16) -> Option<&'m Sessions> {
         let sessions = self.tables.sessions(slot);
-        self.note(Step::Session {
-            index: self.index,
-            answer: sessions.map_or(Session::Unknown, |sessions| self.session(sessions)),
-        });
+        // It is there to be written to when a gateway answers.
+        if !self.back.get() {
+            self.note(Step::Session {
+                index: self.index,
+                answer: sessions.map_or(Session::Unknown, |sessions| self.session(sessions)),
+            });
+        }
         sessions
     }
 
@@ -245,10 +346,17 @@ impl<'m> World<'m> for Recorder<'m> {
         Some(limits)
     }
 
+    fn flows(&self, slot: u16) -> Option<&'m Flows> {
+        let flows = self.tables.flows(slot)?;
+        let step = self.flow(flows);
+        self.note(step);
+        Some(flows)
+    }
+
     fn source(&self, bucket: u32) -> Option<&'m Word> {
         let word = self.tables.source(bucket)?;
         self.note(Step::Source {
-            address: Ipv4Addr::from(self.source.to_ne_bytes()),
+            address: Recorder::source(self),
             handshakes_left: left_of(word, self.tables.now, limit::SOURCE),
         });
         Some(word)
@@ -257,6 +365,10 @@ impl<'m> World<'m> for Recorder<'m> {
     fn scratch(&self) -> Option<&'m mut Scratch> {
         self.note(Step::Mac1 { good: true });
         self.tables.scratch()
+    }
+
+    fn journey(&self) -> Option<&'m mut Journey> {
+        self.tables.journey()
     }
 
     fn now(&self) -> u64 {
@@ -275,114 +387,8 @@ impl From<&Allocation> for Found {
             tenant: tenant(allocation),
             generation: allocation.generation,
             mode: mode_name(allocation.mode),
-            gateway: open.then(|| unmapped(&allocation.gateway).into()),
+            gateways: Gateways::of(allocation),
             interface: interface_name(allocation.ifindex).filter(|_| open),
         }
     }
-}
-
-impl Step {
-    /// What is asked for, in a word.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Allocation { .. } => "allocation",
-            Self::Edge { .. } => "edge",
-            Self::Session { .. } => "session",
-            Self::Grace { .. } => "grace",
-            Self::Source { .. } => "source",
-            Self::Mac1 { .. } => "mac1",
-            Self::Replay { .. } => "replay",
-            Self::Handshakes { .. } => "handshakes",
-            Self::Plan { .. } => "plan",
-        }
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Allocation { port, found: None } => write!(f, "port {port} is no tenant's"),
-            Self::Allocation {
-                port,
-                found: Some(found),
-            } => {
-                write!(f, "port {port} is tenant {}'s", found.tenant)?;
-                write!(f, ", generation {}, {}", found.generation, found.mode)?;
-                if let Some(gateway) = found.gateway {
-                    write!(f, ", gateway {gateway}")?;
-                }
-                match &found.interface {
-                    Some(interface) => write!(f, " behind {interface}"),
-                    None => Ok(()),
-                }
-            }
-            Self::Edge {
-                address,
-                destination,
-            } if address == destination => write!(f, "{address} is the node's"),
-            Self::Edge {
-                address,
-                destination,
-            } => write!(f, "{destination} is not the node's, which is {address}"),
-            Self::Session { index, answer } => {
-                write!(f, "{index:#010x} is ")?;
-                match answer {
-                    Session::Live { seconds_left } => write!(f, "live for {seconds_left} s more"),
-                    Session::Expired { seconds_ago } => write!(f, "expired, {seconds_ago} s ago"),
-                    Session::Unknown => write!(f, "unknown"),
-                }
-            }
-            Self::Grace {
-                seconds_left: None, ..
-            } => write!(f, "unknown sessions do not pass"),
-            Self::Grace {
-                seconds_left: Some(seconds),
-                packets_left,
-            } => write!(
-                f,
-                "unknown sessions pass for {seconds} s more, {packets_left} packets at once"
-            ),
-            Self::Source {
-                address,
-                handshakes_left,
-            } => write!(
-                f,
-                "{address} may send {handshakes_left} of {} handshake messages at once",
-                burst(SOURCE)
-            ),
-            Self::Mac1 { good: true } => write!(f, "good: it knows the gateway's public key"),
-            Self::Mac1 { good: false } => {
-                write!(f, "bad: it does not know the gateway's public key")
-            }
-            Self::Replay { known: false } => write!(f, "the gateway did not get it before"),
-            Self::Replay { known: true } => write!(f, "the gateway got the same one before"),
-            Self::Handshakes { handshakes_left } => write!(
-                f,
-                "the gateway takes {handshakes_left} of {} handshake messages at once",
-                burst(HANDSHAKES)
-            ),
-            Self::Plan { packets, bytes } => {
-                let all = [(packets, "packets"), (bytes, "bytes")];
-                let all = all
-                    .iter()
-                    .filter_map(|(limit, what)| Some((limit.as_ref()?, what)));
-                let all: Vec<String> = all
-                    .map(|(limit, what)| {
-                        format!(
-                            "{} {what} a second, {} at once",
-                            limit.per_second, limit.left
-                        )
-                    })
-                    .collect();
-                match all.as_slice() {
-                    [] => write!(f, "no limit"),
-                    limits => write!(f, "{}", limits.join("; ")),
-                }
-            }
-        }
-    }
-}
-
-fn burst(rate: Rate) -> u64 {
-    left_of(&Word::default(), 0, rate)
 }

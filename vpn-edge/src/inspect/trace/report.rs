@@ -1,15 +1,16 @@
 //! What a trace tells, for people and as JSON.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
-use vpn_edge_common::unmapped;
-use vpn_edge_ebpf::guard::Admitted;
-use vpn_edge_ebpf::steer::Steered;
+use vpn_edge_common::{Words, address};
+use vpn_edge_ebpf::guard::{Admission, Admitted};
+use vpn_edge_ebpf::steer::{self, Ends, Journey, Steered};
 
 use super::packet::Glance;
 use super::record::Step;
+use crate::datapath::ip;
 use crate::inspect::interface_name;
 
 /// What became of one packet. The JSON form is this, field by field.
@@ -45,8 +46,31 @@ pub enum Verdict {
     },
     Steer {
         by: &'static str,
-        gateway: Ipv4Addr,
+        #[serde(flatten)]
+        way: Way,
+    },
+}
+
+/// Where a packet goes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "way", rename_all = "snake_case")]
+pub enum Way {
+    /// To the gateway, behind an interface of this node.
+    Gateway {
+        gateway: IpAddr,
         interface: Option<String>,
+    },
+    /// On to the gateway's node.
+    Node {
+        node: SocketAddr,
+        from: SocketAddr,
+        hop_limit: u8,
+    },
+    /// From the gateway's node back to the client.
+    Client {
+        client: SocketAddr,
+        from: SocketAddr,
+        hop_limit: u8,
     },
 }
 
@@ -60,26 +84,89 @@ pub enum Kernel {
     Ran {
         program: u32,
         answer: &'static str,
-        /// The address in the frame that it would redirect.
-        gateway: Option<Ipv4Addr>,
+        /// The reasons for which packets were dropped meanwhile, if it drops it.
+        reasons: Vec<&'static str>,
+        /// The destination of the frame that it would send somewhere.
+        destination: Option<SocketAddr>,
         /// How it differs from what was expected, if it does.
         differs: Option<String>,
         note: Option<&'static str>,
     },
 }
 
-impl Verdict {
-    pub fn of(steered: &Steered<'_, '_>) -> Self {
-        Self::Steer {
-            by: match steered.admitted {
-                Admitted::Session => "a live session",
-                Admitted::Handshake => "a handshake with a good mac1",
-                Admitted::Grace => "grace, as its session is unknown",
-            },
-            gateway: unmapped(&steered.allocation.gateway).into(),
-            interface: interface_name(steered.allocation.ifindex),
+impl Stage {
+    /// Whether the next stage gets the packet.
+    pub fn goes_on(&self) -> bool {
+        match &self.verdict {
+            Verdict::Pass { why } => *why == super::ON_TC,
+            Verdict::Drop { .. } => false,
+            Verdict::Steer { way, .. } => {
+                let on_way = !matches!(way, Way::Gateway { .. });
+                let passed = |kernel: &Kernel| {
+                    matches!(kernel, Kernel::Ran { answer, .. } if *answer == "pass")
+                };
+                on_way && passed(&self.kernel)
+            }
         }
     }
+}
+
+impl Verdict {
+    pub fn of(steered: &Steered<'_, '_>) -> Self {
+        let by = |admission: &Admission| match admission.by {
+            Admitted::Session => "a live session",
+            Admitted::Handshake => "a handshake with a good mac1",
+            Admitted::Grace => "grace, as its session is unknown",
+            Admitted::Relayed => "the gateway's node, as its session is unknown here",
+        };
+        match &steered.way {
+            steer::Way::Gateway { admission, gateway } => Self::Steer {
+                by: by(admission),
+                way: Way::Gateway {
+                    gateway: ip(address(*gateway)),
+                    interface: interface_name(steered.allocation.ifindex),
+                },
+            },
+            steer::Way::Node { admission, journey } => {
+                let (from, node, hop_limit) = ends(journey);
+                Self::Steer {
+                    by: by(admission),
+                    way: Way::Node {
+                        node,
+                        from,
+                        hop_limit,
+                    },
+                }
+            }
+            steer::Way::Client { journey } => {
+                let (from, client, hop_limit) = ends(journey);
+                Self::Steer {
+                    by: "a gateway on another node",
+                    way: Way::Client {
+                        client,
+                        from,
+                        hop_limit,
+                    },
+                }
+            }
+        }
+    }
+}
+
+/// What a packet is to be: source, destination, hop limit.
+fn ends(journey: &Journey) -> (SocketAddr, SocketAddr, u8) {
+    let Ends {
+        source,
+        destination,
+        ports,
+        ..
+    } = journey.to;
+    let end = |words: Words, port: u16| SocketAddr::new(ip(address(words)), u16::from_be(port));
+    (
+        end(source, ports as u16),
+        end(destination, (ports >> 16) as u16),
+        journey.hops[1],
+    )
 }
 
 impl fmt::Display for Verdict {
@@ -87,14 +174,36 @@ impl fmt::Display for Verdict {
         match self {
             Self::Pass { why } => write!(f, "pass: {why}"),
             Self::Drop { reason, meaning } => write!(f, "drop, {reason}: {meaning}"),
-            Self::Steer {
-                by,
-                gateway,
-                interface,
-            } => {
+            Self::Steer { by, way } => write!(f, "{way}, by {by}"),
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway { gateway, interface } => {
                 let interface = interface.as_deref().unwrap_or("an interface that is gone");
-                write!(f, "steer to {gateway} behind {interface}, by {by}")
+                write!(f, "steer to {gateway} behind {interface}")
             }
+            Self::Node {
+                node,
+                from,
+                hop_limit,
+            } => write!(
+                f,
+                "send on to node {} from {from}, hop limit {hop_limit}",
+                node.ip()
+            ),
+            Self::Client {
+                client,
+                from,
+                hop_limit,
+            } => write!(
+                f,
+                "send back to client {client} from {}, hop limit {hop_limit}",
+                from.ip()
+            ),
         }
     }
 }
@@ -106,13 +215,17 @@ impl fmt::Display for Kernel {
             Self::Ran {
                 program,
                 answer,
-                gateway,
+                reasons,
+                destination,
                 differs,
                 note,
             } => {
                 write!(f, "program {program} says {answer}")?;
-                if let Some(gateway) = gateway {
-                    write!(f, " to {gateway}")?;
+                if !reasons.is_empty() {
+                    write!(f, ", {}", reasons.join(" or "))?;
+                }
+                if let Some(destination) = destination {
+                    write!(f, " to {destination}")?;
                 }
                 match differs {
                     None => f.write_str(", and agrees")?,
