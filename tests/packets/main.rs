@@ -7,6 +7,7 @@
 
 mod egress;
 mod events;
+mod extensions;
 mod handshakes;
 mod node;
 mod order;
