@@ -2,10 +2,10 @@
 //! hide a tenant's port gets past.
 
 use lab::message;
+use lab::packet::Packet;
 use lab::packet::extension::{
     AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, MOBILITY, ROUTING,
 };
-use lab::packet::Packet;
 use vpn_edge_common::{DropReason, Version};
 
 use crate::node::{INDEX, PORT, UNKNOWN_PORT};

@@ -312,7 +312,7 @@ fn far(slot: u16) -> Allocation {
 pub fn edge(uplink: u32, xdp_uplinks: &[u32]) -> EdgeNode {
     EdgeNode {
         own: vec![(NODE.into(), uplink), (NODE6.into(), uplink)],
-        xdp_uplinks: xdp_uplinks.to_vec(),
+        xdp_uplinks: Some(xdp_uplinks.to_vec()),
         hop_ports: HOP_PORTS,
     }
 }

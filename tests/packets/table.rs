@@ -73,7 +73,10 @@ fn cases(version: Version) -> Vec<Case> {
             "a keepalive, the shortest message",
             &to(PORT, message::data(INDEX, 32)),
         ),
-        steers("data of an odd length", &to(PORT, message::data(INDEX, 1439))),
+        steers(
+            "data of an odd length",
+            &to(PORT, message::data(INDEX, 1439)),
+        ),
         steers("an initiation", &initiation_over(version)),
         steers("a response", &to(PORT, message::response(1, INDEX, &KEY))),
         steers("a cookie reply", &to(PORT, message::cookie_reply(INDEX))),
@@ -213,7 +216,11 @@ fn messages(version: Version) -> Vec<Case> {
             UnknownSession,
             message::data(OTHER_INDEX, 128),
         ),
-        case("data of session zero", UnknownSession, message::data(0, 128)),
+        case(
+            "data of session zero",
+            UnknownSession,
+            message::data(0, 128),
+        ),
         case(
             "a cookie reply to nobody",
             UnknownSession,
@@ -237,7 +244,10 @@ fn v4_cases() -> Vec<Case> {
             "a later fragment, which has no ports",
             with(|packet| packet.fragment_offset = 10),
         ),
-        passes("IPv6 by its Ethernet type alone", good.patched(12, &[0x86, 0xdd])),
+        passes(
+            "IPv6 by its Ethernet type alone",
+            good.patched(12, &[0x86, 0xdd]),
+        ),
         passes("an IP version that is not four", good.patched(14, &[0x65])),
         passes(
             "an IP header length below the least",
@@ -280,13 +290,19 @@ fn v6_cases() -> Vec<Case> {
     let from = |source: Ipv6Addr| good.clone().with(|packet| packet.source = source.into());
     let to = |to: Ipv6Addr| good.clone().with(|packet| packet.destination = to.into());
     let mut cases = vec![
-        passes("IPv4 by its Ethernet type alone", good.patched(12, &[0x08, 0x00])),
+        passes(
+            "IPv4 by its Ethernet type alone",
+            good.patched(12, &[0x08, 0x00]),
+        ),
         passes("an IP version that is not six", good.patched(14, &[0x45])),
         passes("from a mapped address", from(mapped).bytes()),
         passes("to a mapped address", to(mapped).bytes()),
         passes("from no address", from(Ipv6Addr::UNSPECIFIED).bytes()),
         passes("to no address", to(Ipv6Addr::UNSPECIFIED).bytes()),
-        passes("to one node's upper half", to(Ipv6Addr::from(0x2001_0db8_0002_0000_u128 << 64)).bytes()),
+        passes(
+            "to one node's upper half",
+            to(Ipv6Addr::from(0x2001_0db8_0002_0000_u128 << 64)).bytes(),
+        ),
         drops(
             "a gateway that has no IPv6 address",
             DropReason::NoGateway,
