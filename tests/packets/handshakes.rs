@@ -1,7 +1,7 @@
 //! mac1, through the program: who knows a gateway's key.
 
 use lab::message;
-use lab::packet::{MESSAGE, Packet};
+use lab::packet::Packet;
 use lab::programs::{Hook, Skb};
 use vpn_edge_common::{DropReason, program};
 
@@ -13,7 +13,7 @@ fn only_mac2_may_change(hook: Hook, packet: &Packet) {
     let sound = packet.bytes();
     let mac2 = sound.len() - 16;
     for bit in 0..packet.message.len() * 8 {
-        let at = MESSAGE + bit / 8;
+        let at = packet.message_at() + bit / 8;
         let mut bent = sound.clone();
         bent[at] ^= 1 << (bit % 8);
         node.memory.forget_rates();
@@ -22,7 +22,7 @@ fn only_mac2_may_change(hook: Hook, packet: &Packet) {
         match verdict {
             Verdict::Steer => assert!(at >= mac2, "{hook:?}: bit {bit} of the message is free"),
             Verdict::Drop(_) => assert!(at < mac2, "{hook:?}: bit {bit} is mac2's: {verdict:?}"),
-            Verdict::Pass => panic!("{hook:?}: bit {bit}: passed to the kernel"),
+            Verdict::Pass | Verdict::Back => panic!("{hook:?}: bit {bit}: {verdict:?}"),
         }
     }
     assert_eq!(node.counters(SLOT).handshakes, 128);
@@ -122,6 +122,7 @@ fn several_datagrams_merged_into_one_packet_are_refused() {
         let skb = Skb {
             gso_segs: 2,
             gso_size: 64,
+            ..Skb::default()
         };
         let (verdict, out) = node.run(program::INGRESS_TC, &bytes, skb);
         assert_eq!(verdict, Verdict::Drop(DropReason::Merged));

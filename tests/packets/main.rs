@@ -5,11 +5,16 @@
 //! etherparse, and never by the code under test. Reasons are told by the
 //! counters, of which a dropped packet moves exactly one.
 
+mod back;
 mod egress;
 mod events;
+mod extensions;
+mod hairpin;
 mod handshakes;
 mod node;
+mod onward;
 mod order;
+mod own;
 mod publishing;
 mod rates;
 mod sessions;

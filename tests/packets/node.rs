@@ -1,17 +1,18 @@
 //! A node with tenants, whose programs are run over packets.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::message;
-use lab::packet::{CLIENT, Gateway, NODE, Packet};
+use lab::packet::{Gateway, NODE, NODE6, Packet};
 use lab::programs::{self, Hook, Memory, Skb};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, Memory as Kept};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, Memory as Kept};
 use vpn_edge_common::{
-    Allocation, Counters, DropReason, Rates, frame_addresses, mapped, mode, program,
+    Allocation, Counters, DropReason, NODE_SLOT, Rates, Version, frame_addresses, mapped, mode,
+    program,
 };
 use vpn_edge_ebpf::mac1;
 
@@ -20,22 +21,51 @@ pub const CLOSED_PORT: u16 = 31_002;
 /// The same gateway's, on the tc rung.
 pub const TC_PORT: u16 = 31_003;
 pub const OTHER_PORT: u16 = 31_004;
+/// Its gateway has no IPv6 address.
+pub const V4_PORT: u16 = 31_005;
+/// Their gateways are on another node.
+pub const FAR_PORT: u16 = 31_006;
+pub const OTHER_FAR_PORT: u16 = 31_007;
 pub const UNKNOWN_PORT: u16 = 31_999;
 
 pub const SLOT: u16 = 5;
 pub const CLOSED_SLOT: u16 = 6;
 pub const OTHER_SLOT: u16 = 7;
-const SLOTS: [u16; 3] = [SLOT, CLOSED_SLOT, OTHER_SLOT];
+pub const V4_SLOT: u16 = 8;
+pub const FAR_SLOT: u16 = 9;
+pub const OTHER_FAR_SLOT: u16 = 10;
+const SLOTS: [u16; 7] = [
+    SLOT,
+    CLOSED_SLOT,
+    OTHER_SLOT,
+    V4_SLOT,
+    FAR_SLOT,
+    OTHER_FAR_SLOT,
+    NODE_SLOT,
+];
+
+/// The first of the ports that packets to other nodes leave from.
+pub const HOP_PORTS: u16 = 30_000;
 
 pub const GATEWAY: Gateway = Gateway {
     address: Ipv4Addr::new(100, 64, 121, 25),
+    address6: Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, 0x7919),
     mac: [0x02, 0, 0, 0, 0, 0x04],
     host_mac: [0x02, 0, 0, 0, 0, 0x03],
 };
 pub const OTHER_GATEWAY: Gateway = Gateway {
     address: Ipv4Addr::new(100, 64, 121, 28),
+    address6: Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, 0x791c),
     mac: [0x02, 0, 0, 0, 0, 0x06],
     host_mac: [0x02, 0, 0, 0, 0, 0x05],
+};
+
+/// The node of the gateways that are not here.
+pub const FAR: Gateway = Gateway {
+    address: Ipv4Addr::new(198, 51, 100, 7),
+    address6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7),
+    mac: [0x02, 0, 0, 0, 0, 0x07],
+    host_mac: lab::packet::NODE_MAC,
 };
 
 /// Public keys; any 32 bytes are one to mac1.
@@ -52,18 +82,23 @@ pub const OTHER_INDEX: u32 = 0x0073_0000;
 pub const UNKNOWN_INDEX: u32 = 0x0bad_1dea;
 
 /// The interface that test runs come in by, lo.
-const LO: u32 = 1;
+pub const LO: u32 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Pass,
+    /// Redirected, to the gateway or out.
     Steer,
+    /// Sent back out of the interface that it came in by.
+    Back,
     Drop(DropReason),
 }
 
 pub struct Node {
     pub datapath: Datapath,
     pub memory: Memory,
+    /// Interface that packets come in by; none is lo.
+    pub interface: Option<u32>,
     sandbox: Sandbox,
 }
 
@@ -75,15 +110,16 @@ pub struct Burst {
 }
 
 impl Node {
-    /// With the four ports above, and a session of either gateway.
+    /// With the ports above, and a session of either gateway that is here.
     pub fn new() -> Self {
         let sandbox = Sandbox::enter().unwrap();
         let root = sandbox.bpffs();
         let mut datapath = Datapath::open(&root).unwrap();
-        datapath.set_edge(mapped(NODE.octets()), LO).unwrap();
+        datapath.set_edge(&edge(LO, &[])).unwrap();
         let mut node = Self {
             datapath,
             memory: Memory::open(&root).unwrap(),
+            interface: None,
             sandbox,
         };
         let open = open(&GATEWAY, &KEY, SLOT);
@@ -103,6 +139,14 @@ impl Node {
             OTHER_PORT,
             self::open(&OTHER_GATEWAY, &OTHER_KEY, OTHER_SLOT),
         );
+        let v4 = Allocation {
+            gateway6: [0; 16],
+            slot: V4_SLOT,
+            ..open
+        };
+        node.publish(V4_PORT, v4);
+        node.publish(FAR_PORT, far(FAR_SLOT));
+        node.publish(OTHER_FAR_PORT, far(OTHER_FAR_SLOT));
         node.announce(&GATEWAY, PORT, INDEX);
         node.announce(&OTHER_GATEWAY, OTHER_PORT, OTHER_INDEX);
         node
@@ -147,10 +191,11 @@ impl Node {
     /// When the counters do not fit the verdict: of a dropped packet exactly
     /// one moves, by one.
     pub fn ingress(&mut self, hook: Hook, packet: &[u8]) -> (Verdict, Vec<u8>) {
-        match hook {
-            Hook::Xdp => self.run(program::INGRESS, packet, Skb::default()),
-            Hook::Tc => self.run(program::INGRESS_TC, packet, Skb::default()),
-        }
+        let skb = Skb {
+            interface: self.interface,
+            ..Skb::default()
+        };
+        self.run(hook.ingress(&self.datapath), packet, skb)
     }
 
     /// The verdict alone.
@@ -173,13 +218,14 @@ impl Node {
             .map(|(&reason, (after, before))| (reason, after - before))
             .filter(|(_, drops)| *drops != 0)
             .collect();
-        let verdict = match (answer as i32, name == program::INGRESS) {
+        let verdict = match (answer as i32, name == self.datapath.xdp()) {
             (1, true) | (2, false) => {
                 assert_eq!(moved.len(), 1, "one reason a packet: {moved:?}");
                 assert_eq!(moved[0].1, 1, "counted once: {moved:?}");
                 return (Verdict::Drop(moved[0].0), out);
             }
             (2, true) | (-1, false) => Verdict::Pass,
+            (3, true) => Verdict::Back,
             (4, true) | (7, false) => Verdict::Steer,
             (other, _) => panic!("`{name}` answered {other}"),
         };
@@ -244,17 +290,46 @@ pub fn open(gateway: &Gateway, key: &[u8; 32], slot: u16) -> Allocation {
         ifindex: LO,
         frame: frame_addresses(gateway.mac, gateway.host_mac),
         gateway: mapped(gateway.address.octets()),
+        gateway6: gateway.address6.octets(),
         tenant: [slot as u8; 16],
         mac1: mac1::key(key),
         ..Allocation::default()
     }
 }
 
+/// An allocation whose gateway is on another node.
+fn far(slot: u16) -> Allocation {
+    Allocation {
+        mode: mode::HOP,
+        ifindex: 0,
+        frame: [0; 3],
+        ..open(&FAR, &KEY, slot)
+    }
+}
+
+/// The node, its addresses on `uplink`, which is no interface that XDP sends
+/// out of unless it is among `xdp_uplinks`.
+pub fn edge(uplink: u32, xdp_uplinks: &[u32]) -> EdgeNode {
+    EdgeNode {
+        own: vec![(NODE.into(), uplink), (NODE6.into(), uplink)],
+        xdp_uplinks: Some(xdp_uplinks.to_vec()),
+        hop_ports: HOP_PORTS,
+    }
+}
+
+/// A number that no other call in this process gave.
+pub fn fresh() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A client's initiation that the first gateway takes; another every time.
 pub fn initiation() -> Packet {
-    static SENDER: AtomicU32 = AtomicU32::new(0);
-    let sender = SENDER.fetch_add(1, Ordering::Relaxed);
-    Packet::to(PORT, message::initiation(sender, &KEY))
+    initiation_over(Version::V4)
+}
+
+pub fn initiation_over(version: Version) -> Packet {
+    Packet::over(version, PORT, message::initiation(fresh(), &KEY))
 }
 
 /// Transport data of the session that is live.
@@ -262,11 +337,14 @@ pub fn data() -> Packet {
     Packet::to(PORT, message::data(INDEX, 128))
 }
 
-/// The same from another address, by number; never the usual client's.
+/// The same from another address, by number; never the usual client's. Each
+/// counts as a source of its own.
 pub fn from_source(number: u16, packet: Packet) -> Packet {
     let [high, low] = number.to_be_bytes();
-    let source = Ipv4Addr::new(198, 18, high, low);
-    assert_ne!(source, CLIENT);
+    let source: IpAddr = match packet.version() {
+        Version::V4 => Ipv4Addr::new(198, 18, high, low).into(),
+        Version::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x18, number, 0, 0, 0, 9).into(),
+    };
     packet.with(|packet| packet.source = source)
 }
 

@@ -74,15 +74,15 @@ fn cases() -> Vec<(UsedUp, DropReason, Packet)> {
     vec![
         (
             UsedUp::ALL,
-            DropReason::IpOptions,
+            DropReason::Fragment,
             Packet::to(PORT, unsigned(9, 20, &[]))
                 .with(optional)
                 .with(fragmented),
         ),
         (
             UsedUp::ALL,
-            DropReason::Fragment,
-            Packet::to(PORT, unsigned(9, 20, &[])).with(fragmented),
+            DropReason::IpOptions,
+            Packet::to(PORT, unsigned(9, 20, &[])).with(optional),
         ),
         (
             UsedUp::ALL,

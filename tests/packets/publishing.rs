@@ -8,7 +8,7 @@ use lab::message;
 use lab::packet::Packet;
 use lab::programs::{self, Memory, Skb, rates};
 use vpn_edge::datapath::Datapath;
-use vpn_edge_common::{Allocation, DropReason, Rates, program};
+use vpn_edge_common::{Allocation, DropReason, Rates};
 
 use crate::node::{
     GATEWAY, INDEX, KEY, Node, OTHER_GATEWAY, OTHER_KEY, OTHER_PORT, OTHER_SLOT, PORT, SLOT, open,
@@ -70,8 +70,8 @@ fn send(root: PathBuf, progress: &Progress) -> Tally {
         for (packet, steered, welcome) in &packets {
             progress.sent.fetch_add(1, Ordering::Relaxed);
             forget_rates(&memory, source);
-            let answer =
-                programs::run(&mut datapath, program::INGRESS, packet, Skb::default()).unwrap();
+            let name = datapath.xdp();
+            let answer = programs::run(&mut datapath, name, packet, Skb::default()).unwrap();
             match answer {
                 (1, _) => tally.dropped += 1,
                 (4, out) => {

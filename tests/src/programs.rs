@@ -1,6 +1,7 @@
 //! The programs in the kernel, to be run over packets, and their maps' memory.
 
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -11,7 +12,7 @@ use aya::maps::MapData;
 use aya::programs::{SchedClassifier, TestRunOptions, TestRunResult, Xdp};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vpn_edge::datapath::{self, Datapath};
-use vpn_edge_common::{Limits, Sessions, Word, map, program};
+use vpn_edge_common::{FLOWS, Flow, Flows, Limits, Sessions, Word, map, program};
 use vpn_edge_ebpf::limit;
 
 use crate::packet::Packet;
@@ -31,6 +32,10 @@ pub const LEAST_IPV6_SKB: usize = 14 + 40;
 /// What the kernel is to believe of a packet, beside its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Skb {
+    /// Interface that it comes in by; none is lo. XDP takes those alone that
+    /// have an XDP program.
+    pub interface: Option<u32>,
+    /// These two in tc alone.
     pub gso_segs: u32,
     pub gso_size: u32,
 }
@@ -38,36 +43,61 @@ pub struct Skb {
 /// What the programs answered, and the frame as they left it.
 pub type Answer = (u32, Vec<u8>);
 
-/// Runs ingress or egress over `packet`.
+/// Runs the program called `name` over `packet`.
 ///
 /// # Errors
 ///
 /// When the kernel refuses the run.
 pub fn run(datapath: &mut Datapath, name: &str, packet: &[u8], skb: Skb) -> Result<Answer> {
+    let is_xdp = name == datapath.xdp();
     let program = datapath.ebpf().program(name).context("no such program")?;
     let mut out = vec![0; packet.len() + 64];
-    if name == program::INGRESS {
+    let (verdict, length) = if is_xdp {
         let program: &Xdp = program.try_into()?;
-        test_run(program, packet, None, &mut out)
+        let context = skb.interface.map(|interface| xdp_md(interface, packet));
+        test_run(
+            program,
+            packet,
+            context.as_ref().map(<[u8; 24]>::as_slice),
+            &mut out,
+        )?
     } else {
         let program: &SchedClassifier = program.try_into()?;
-        test_run(program, packet, Some(&skb.bytes()), &mut out)
+        test_run(program, packet, Some(&skb.bytes()), &mut out)?
+    };
+    out.truncate(length);
+    Ok((verdict, out))
+}
+
+impl Hook {
+    /// Name of the hook's ingress program.
+    #[must_use]
+    pub fn ingress(self, datapath: &Datapath) -> &'static str {
+        match self {
+            Self::Xdp => datapath.xdp(),
+            Self::Tc => program::INGRESS_TC,
+        }
     }
-    .map(|answer| (answer, out))
-    .map(|((verdict, length), mut out)| {
-        out.truncate(length);
-        (verdict, out)
-    })
 }
 
 impl Skb {
     /// As a `struct __sk_buff`, in which a test run takes but a few fields.
     fn bytes(self) -> [u8; 192] {
         let mut bytes = [0; 192];
+        let interface = self.interface.unwrap_or_default();
+        bytes[40..44].copy_from_slice(&interface.to_ne_bytes());
         bytes[164..168].copy_from_slice(&self.gso_segs.to_ne_bytes());
         bytes[176..180].copy_from_slice(&self.gso_size.to_ne_bytes());
         bytes
     }
+}
+
+/// A `struct xdp_md` for a packet that comes in by `interface`.
+fn xdp_md(interface: u32, packet: &[u8]) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+    bytes[12..16].copy_from_slice(&interface.to_ne_bytes());
+    bytes
 }
 
 fn test_run<P>(
@@ -96,6 +126,7 @@ pub struct Memory {
     pub sessions: Values<Sessions>,
     pub replays: Values<Sessions>,
     pub limits: Values<Limits>,
+    pub flows: Values<Flows>,
     pub sources: Values<Word>,
 }
 
@@ -113,6 +144,7 @@ impl Memory {
                 sessions: Values::open(&folder.join(map::SESSIONS))?,
                 replays: Values::open(&folder.join(map::REPLAYS))?,
                 limits: Values::open(&folder.join(map::LIMITS))?,
+                flows: Values::open(&folder.join(map::FLOWS))?,
                 sources: Values::open(&folder.join(map::SOURCES))?,
             })
         }
@@ -137,15 +169,36 @@ impl Memory {
         }
     }
 
-    /// Where handshakes of the packet's source are charged.
+    /// Forgets every client of a tenant.
+    pub fn forget_flows(&self, slot: u16) {
+        for word in self.flows[usize::from(slot)].0.iter().flat_map(parts) {
+            word.store(0);
+        }
+    }
+
+    /// Where handshakes of the packet's source are charged: an IPv4 address or
+    /// half an IPv6 one, and the port too if another node sent it on.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the lookup.
     pub fn source_of(datapath: &Datapath, packet: &Packet) -> Result<usize> {
-        let seed = datapath.maps.edge()?.seed;
-        let word = u32::from_ne_bytes(packet.source.octets());
-        Ok(limit::source(seed, u64::from(word)) as usize)
+        let edge = datapath.maps.edge()?;
+        let of = match packet.source {
+            IpAddr::V4(v4) => u64::from(u32::from_ne_bytes(v4.octets())),
+            IpAddr::V6(v6) => {
+                let [high, _] = vpn_edge_common::words(&v6.octets());
+                high
+            }
+        };
+        let (first, port) = (u32::from(edge.hop_ports), packet.ports.0);
+        let sent_on = first != 0 && (first..first + FLOWS as u32).contains(&port.into());
+        let of = if sent_on {
+            of ^ u64::from(port) << 32
+        } else {
+            of
+        };
+        Ok(limit::source(edge.seed, of) as usize)
     }
 
     /// The words of `slot` that hold `index`.
@@ -158,6 +211,17 @@ impl Memory {
 /// Every word of a slot's sessions, or of its replays.
 pub fn ways(sessions: &Sessions) -> impl Iterator<Item = &Word> {
     sessions.0.iter().flat_map(|bucket| &bucket.0)
+}
+
+/// Every word of a flow.
+pub fn parts(flow: &Flow) -> impl Iterator<Item = &Word> {
+    let Flow {
+        address,
+        key,
+        seen,
+        indexes,
+    } = flow;
+    address.iter().chain([key, seen, indexes])
 }
 
 /// The buckets of a tenant.

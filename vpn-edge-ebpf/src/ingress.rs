@@ -71,7 +71,7 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     let steered = decide(&Kernel, &frame, Rung::Tc)?;
     let allocation = steered.allocation;
     let (slot, length) = (allocation.slot, steered.datagram.ip_length);
-    let journey = match steered.way {
+    let (journey, by) = match steered.way {
         Way::Gateway { admission, gateway } => {
             count::ingress(slot, length, admission.by);
             let located = &steered.located;
@@ -86,16 +86,15 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
             // SAFETY: a plain helper call.
             return Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32);
         }
-        Way::Node { admission, journey } => {
-            count::ingress(slot, length, admission.by);
-            journey
-        }
-        Way::Client { journey } => {
-            count::egress(slot, 1, length, false);
-            journey
-        }
+        Way::Node { admission, journey } => (journey, Some(admission.by)),
+        Way::Client { journey } => (journey, None),
     };
-    sent(tc_send(ctx.skb.skb, journey), slot).map(|verdict| verdict as i32)
+    let verdict = sent(tc_send(ctx.skb.skb, journey), slot)?;
+    match by {
+        Some(by) => count::ingress(slot, length, by),
+        None => count::egress(slot, 1, length, false),
+    }
+    Ok(verdict as i32)
 }
 
 #[inline(always)]

@@ -192,7 +192,7 @@ fn extensions(start: usize, end: usize, at: usize, next: u8) -> u32 {
     let frame = unsafe { Frame::new(start, end, 0) };
     let (mut at, mut next) = (at, next);
     let mut found = FOUND;
-    for _ in 0..EXTENSIONS {
+    for count in 0..=EXTENSIONS {
         let units = match next {
             // Hop-by-hop options, routing, destination options, mobility, HIP,
             // shim6.
@@ -201,6 +201,9 @@ fn extensions(start: usize, end: usize, at: usize, next: u8) -> u32 {
             AUTHENTICATION => 4,
             _ => return ABSENT,
         };
+        if count == EXTENSIONS {
+            break;
+        }
         let Some(header) = frame.view::<8>(at) else {
             return HIDDEN;
         };

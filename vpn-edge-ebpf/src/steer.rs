@@ -277,7 +277,9 @@ fn back<'a, 'm>(
         .get(usize::from(flow.own))
         .ok_or(drop(DropReason::UnknownFlow))?;
     let source = words(&from.address);
-    let same_version = is_mapped(source) == is_mapped(flow.client.address);
+    // What comes over the other IP version cannot go on over this one.
+    let v4 = located.version == Version::V4;
+    let same_version = is_mapped(source) == v4 && is_mapped(flow.client.address) == v4;
     if source == [0, 0] || !same_version {
         return Err(drop(DropReason::UnknownFlow));
     }

@@ -22,6 +22,8 @@ pub struct Tables {
     /// Nanoseconds.
     pub now: u64,
     pub tick: u32,
+    /// What every other port has.
+    none: Allocation,
     scratch: UnsafeCell<Scratch>,
     journey: UnsafeCell<Journey>,
 }
@@ -38,6 +40,7 @@ impl Default for Tables {
             sources: (0..SOURCES).map(|_| Word::default()).collect(),
             now: 0,
             tick: 0,
+            none: Allocation::default(),
             scratch: UnsafeCell::default(),
             journey: UnsafeCell::default(),
         }
@@ -57,7 +60,7 @@ impl Tables {
 
 impl<'m> World<'m> for &'m Tables {
     fn allocation(&self, port: u16) -> Option<&'m Allocation> {
-        self.allocations.get(&port)
+        Some(self.allocations.get(&port).unwrap_or(&self.none))
     }
 
     fn edge(&self) -> Option<&'m Edge> {

@@ -6,60 +6,56 @@
 use std::cell::RefCell;
 
 use crate::message;
-use etherparse::checksum::Sum16BitWords;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use vpn_edge_common::{Allocation, DropReason, Limits, Rates, frame_addresses, mapped, mode};
+use vpn_edge_common::{DropReason, NODE_SLOT, Version, Words, mode, words};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::Admitted;
-use vpn_edge_ebpf::steer::{Refusal, Rung, decide};
+use vpn_edge_ebpf::rewrite;
+use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered, decide};
 use vpn_edge_ebpf::tables::Tables;
-use vpn_edge_ebpf::{mac1, rewrite, session};
 
-const NODE: [u8; 4] = [198, 51, 100, 2];
-const GATEWAY: [u8; 4] = [100, 64, 121, 25];
-const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 3]];
-const KEY: [u8; 32] = [0x4b; 32];
-const LIVE: u32 = 1;
-const NOW: u64 = 1_000_000_000_000;
-const TICK: u32 = 1000;
-const LIFE: u32 = 100;
+// The paths are the same wherever this file is included.
+#[path = "invariants/bytes.rs"]
+mod bytes;
+#[path = "invariants/world.rs"]
+mod world;
 
-/// Ports, their modes, and whether a plan limits them.
-const PORTS: [(u16, u8, bool); 4] = [
-    (31_001, mode::XDP, false),
-    (31_002, mode::XDP, true),
-    (31_003, mode::CLOSED, false),
-    (31_004, mode::TC, true),
-];
-
-const ETHERNET: usize = 14;
-const IP: usize = 20;
+use bytes::{ETHERNET, header, ports, sound, version};
+use world::{FAR, FAR6, GATEWAY, GATEWAY6, HOP_PORTS, KEY, LIVE, MACS, NODE, NODE6, PORTS};
 
 /// How a frame comes in: the input's first bytes.
 struct Setting {
     tc: bool,
     /// Handshake messages are signed; no fuzzer would come by a mac1.
     sign: bool,
-    /// A bit for each rate that is used up, and for grace.
-    state: u8,
+    /// What there is besides packets: see [`world::set`].
+    world: world::Setting,
+}
+
+/// Where a frame went, and by what right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Gateway(Admitted),
+    Node(Admitted),
+    Client,
 }
 
 thread_local! {
-    static TABLES: RefCell<Tables> = RefCell::new(tables());
+    static TABLES: RefCell<Tables> = RefCell::new(world::tables());
 }
 
-/// Runs one input, and holds what comes of it to what must be true. Says by
-/// what right it is steered, if it is.
+/// Runs one input, and holds what comes of it to what must be true. Says where
+/// it goes, if it does.
 ///
 /// # Panics
 ///
 /// When something does not hold.
-pub fn check(input: &[u8]) -> Option<Admitted> {
+pub fn check(input: &[u8]) -> Option<Way> {
     let (&[flags, state], frame) = input.split_first_chunk()?;
     let setting = Setting {
         tc: flags & 1 != 0,
         sign: flags & 2 != 0,
-        state,
+        world: world::Setting::new(flags, state),
     };
     let mut frame = frame.to_vec();
     if setting.sign {
@@ -68,41 +64,42 @@ pub fn check(input: &[u8]) -> Option<Admitted> {
     TABLES.with_borrow(|tables| hold(tables, &frame, &setting))
 }
 
-fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Admitted> {
+fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Way> {
     let rung = || if setting.tc { Rung::Tc } else { Rung::Xdp };
     // Of the frame's very size on the heap: a byte read beyond it is one that
     // AddressSanitizer watches.
     let mut seen: Box<[u8]> = frame.into();
-    set(tables, setting.state);
-    let first = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| steered.admitted);
+    world::set(tables, &setting.world);
+    let first = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| way(&steered));
     assert!(*seen == *frame, "a decision changes nothing of the frame");
 
-    set(tables, setting.state);
+    world::set(tables, &setting.world);
     let mut bytes: Box<[u8]> = frame.into();
     let view = Frame::of(&mut bytes);
     let second = decide(&tables, &view, rung());
-    let (admitted, tags) = match (&first, second) {
+    let (went, tags) = match (&first, second) {
         (Err(first), Err(second)) => {
             assert_eq!(*first, second, "decided differently the second time");
-            if let Refusal::Drop { slot, .. } = second {
-                assert!(usize::from(slot) < PORTS.len(), "nobody's slot");
-            }
+            refused(second);
             return None;
         }
         (Ok(first), Ok(steered)) => {
-            assert_eq!(*first, steered.admitted, "admitted differently");
-            let tags = rewrite::to_gateway(&view, &steered).expect("a parsed frame has room");
-            (steered.admitted, tags)
+            let went = way(&steered);
+            assert_eq!(*first, went, "went another way");
+            (went, rewritten(&view, steered))
         }
         _ => panic!("decided differently the second time"),
     };
     assert!(matches!(tags, 0 | 4 | 8), "{tags} bytes of tags");
-    sound(&frame[tags..], &bytes[tags..]);
-    entitled(&bytes[tags..], admitted, setting);
+    let (before, after) = (&frame[tags..], &bytes[tags..]);
+    sound(before, after, |expected| {
+        addressed(tables, expected, went, setting);
+    });
+    entitled(after, went, setting);
 
-    let again = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| steered.admitted);
-    let handshake = bytes[tags + ETHERNET + IP + 8] <= 2;
-    if handshake {
+    let again = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| way(&steered));
+    let handshake = after[header(after) + 8] <= 2;
+    if handshake && went != Way::Client {
         let replay = matches!(
             again,
             Err(Refusal::Drop {
@@ -112,83 +109,151 @@ fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Admitted> {
         );
         assert!(replay, "let in twice");
     } else {
+        assert_eq!(again, Ok(went), "one packet of a session is like another");
+    }
+    Some(went)
+}
+
+fn refused(refusal: Refusal) {
+    if let Refusal::Drop { slot, reason } = refusal {
+        let hidden = slot == NODE_SLOT && reason == DropReason::IpOptions;
+        assert!(hidden || usize::from(slot) < PORTS.len(), "nobody's slot");
+    }
+}
+
+fn way(steered: &Steered<'_, '_>) -> Way {
+    match &steered.way {
+        steer::Way::Gateway { admission, .. } => Way::Gateway(admission.by),
+        steer::Way::Node { admission, .. } => Way::Node(admission.by),
+        steer::Way::Client { .. } => Way::Client,
+    }
+}
+
+fn rewritten(view: &Frame<'_>, steered: Steered<'_, '_>) -> usize {
+    let tags = match steered.way {
+        steer::Way::Gateway { gateway, .. } => {
+            let (located, addresses) = (&steered.located, steered.allocation.frame);
+            rewrite::to_gateway(view, located, gateway, addresses)
+        }
+        steer::Way::Node { journey, .. } | steer::Way::Client { journey } => {
+            rewrite::to_ends(view, journey)
+        }
+    };
+    tags.expect("a parsed frame has room")
+}
+
+/// Makes of a frame what it must have become, but for checksums.
+fn addressed(tables: &Tables, frame: &mut [u8], went: Way, setting: &Setting) {
+    let version = version(frame);
+    let (source, destination, hop_limit, length) = match version {
+        Version::V4 => (ETHERNET + 12, ETHERNET + 16, ETHERNET + 8, 4),
+        Version::V6 => (ETHERNET + 8, ETHERNET + 24, ETHERNET + 7, 16),
+    };
+    let of = |v4: [u8; 4], v6: [u8; 16]| match version {
+        Version::V4 => v4.to_vec(),
+        Version::V6 => v6.to_vec(),
+    };
+    let own = of(NODE, NODE6);
+    assert_eq!(&frame[destination..][..length], own, "to the node");
+    let put = |frame: &mut [u8], at: usize, bytes: &[u8]| {
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    let (from, to) = ports(frame);
+    let udp = header(frame);
+    if matches!(went, Way::Gateway(_)) {
+        put(frame, 0, &MACS[0]);
+        put(frame, 6, &MACS[1]);
+        put(frame, destination, &of(GATEWAY, GATEWAY6));
+        return;
+    }
+    // No route was asked for.
+    put(frame, 0, &[0; 12]);
+    let limit = frame[hop_limit] - 1;
+    if went == Way::Client {
+        let client = setting.world.client.expect("a flow is known");
         assert_eq!(
-            again,
-            Ok(admitted),
-            "one packet of a session is like another"
+            &frame[source..][..length],
+            of(FAR, FAR6),
+            "of the gateway's"
         );
+        assert_eq!(usize::from(to - HOP_PORTS), world::PLACE, "by its flow");
+        put(frame, hop_limit, &[limit]);
+        put(frame, source, &own);
+        put(frame, destination, &client.bytes(version));
+        put(frame, udp + 2, &client.port.to_be_bytes());
+        return;
     }
-    Some(admitted)
-}
-
-/// Only addresses and checksums differ, the checksums by as much as they must.
-fn sound(before: &[u8], after: &[u8]) {
-    let mut expected = before.to_vec();
-    expected[..6].copy_from_slice(&MACS[0]);
-    expected[6..12].copy_from_slice(&MACS[1]);
-    expected[12..14].copy_from_slice(&[0x08, 0x00]);
-    assert_eq!(before[ETHERNET + 16..][..4], NODE, "to the node");
-    expected[ETHERNET + 16..][..4].copy_from_slice(&GATEWAY);
-    for at in [ETHERNET + 10, ETHERNET + IP + 6] {
-        expected[at..at + 2].copy_from_slice(&after[at..at + 2]);
-    }
-    assert!(*after == *expected, "the rest of the packet is as it was");
-
-    let udp_checksum = |frame: &[u8]| frame[ETHERNET + IP + 6..][..2] == [0, 0];
-    assert_eq!(udp_checksum(before), udp_checksum(after), "none stays none");
-    // A wrong one stays wrong: who receives it is to see that.
-    assert_eq!(ip_holds(before), ip_holds(after), "the IP checksum");
-    assert_eq!(udp_holds(before), udp_holds(after), "the UDP checksum");
-}
-
-fn ip_holds(frame: &[u8]) -> bool {
-    let header = &frame[ETHERNET..][..IP];
-    Sum16BitWords::new().add_slice(header).ones_complement() == 0
-}
-
-fn udp_holds(frame: &[u8]) -> bool {
-    let ip = &frame[ETHERNET..];
-    let length = [ip[IP + 4], ip[IP + 5]];
-    let datagram = &ip[IP..][..u16::from_be_bytes(length).into()];
-    Sum16BitWords::new()
-        .add_slice(&ip[12..20])
-        .add_2bytes([0, 17])
-        .add_2bytes(length)
-        .add_slice(datagram)
-        .ones_complement()
-        == 0
+    let slot = PORTS.iter().position(|(port, ..)| *port == to);
+    let flows = &tables.flows[&(slot.expect("a tenant's") as u16)];
+    let client: Words = match version {
+        Version::V4 => {
+            let v4 = frame[source..].first_chunk().expect("an address");
+            words(&vpn_edge_common::mapped(*v4))
+        }
+        Version::V6 => words(frame[source..].first_chunk().expect("an address")),
+    };
+    let place = flows.0.iter().position(|flow| {
+        let [high, low] = &flow.address;
+        let key = flow.key.load();
+        [high.load(), low.load()] == client && (key >> 16) as u16 == from && key != 0
+    });
+    let place = place.expect("a flow of the client") as u16;
+    put(frame, hop_limit, &[limit.min(16)]);
+    put(frame, source, &own);
+    put(frame, destination, &of(FAR, FAR6));
+    put(frame, udp, &(HOP_PORTS + place).to_be_bytes());
 }
 
 /// An independent parser finds a message whose sender may send it.
-fn entitled(frame: &[u8], admitted: Admitted, setting: &Setting) {
+fn entitled(frame: &[u8], went: Way, setting: &Setting) {
     let sliced = SlicedPacket::from_ethernet(frame).expect("a packet that parses");
-    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) = (sliced.net, sliced.transport)
-    else {
-        panic!("no UDP over IPv4");
+    let Some(TransportSlice::Udp(udp)) = sliced.transport else {
+        panic!("no UDP");
     };
     assert!(sliced.link_exts.is_empty(), "a tag is left");
-    assert!(ip.header().options().is_empty() && !ip.is_payload_fragmented());
-    let port = udp.destination_port();
+    match sliced.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            assert!(ip.header().options().is_empty() && !ip.is_payload_fragmented());
+        }
+        Some(NetSlice::Ipv6(ip)) => assert_eq!(ip.header().next_header().0, 17),
+        _ => panic!("no IP"),
+    }
+    let port = match went {
+        Way::Client => udp.source_port(),
+        _ => udp.destination_port(),
+    };
     let &(_, mode, limited) = PORTS
         .iter()
         .find(|(known, ..)| *known == port)
         .expect("an allocated port");
-    assert!(mode == mode::XDP || (setting.tc && mode == mode::TC));
-
-    let [source, handshakes, unknown, packets, bytes, grace] = bits(setting.state);
+    match went {
+        Way::Gateway(_) => assert!(mode == mode::XDP || (setting.tc && mode == mode::TC)),
+        Way::Node(_) | Way::Client => assert_eq!(mode, mode::HOP),
+    }
+    let [source, handshakes, unknown, packets, bytes, grace] = setting.world.used_up;
     assert!(!limited || !(packets || bytes), "beyond the plan");
     let message = udp.payload();
     let word = |at: usize| u32::from_le_bytes(message[at..at + 4].try_into().unwrap());
-    let of_session = |index| index == LIVE || (grace && !unknown);
-    let handshake = || message::signed(message, &KEY) && !source && !handshakes;
+    let of_session = |index| {
+        let forgiven = grace || matches!(went, Way::Node(_));
+        went == Way::Client || index == LIVE || (forgiven && !unknown)
+    };
+    let handshake = || {
+        let signed = message::signed(message, &KEY) && !source && !handshakes;
+        went == Way::Client || signed
+    };
     let good = match (message.first_chunk(), message.len()) {
         (Some([1, 0, 0, 0]), 148) => handshake(),
         (Some([2, 0, 0, 0]), 92) => handshake() && of_session(word(8)),
         (Some([3, 0, 0, 0]), 64) | (Some([4, 0, 0, 0]), 32..) => of_session(word(4)),
         _ => false,
     };
-    assert!(good, "let in as {admitted:?}: {message:02x?}");
-    assert!(admitted != Admitted::Handshake || message[0] <= 2);
+    assert!(good, "let in as {went:?}: {message:02x?}");
+    let by_handshake = matches!(
+        went,
+        Way::Gateway(Admitted::Handshake) | Way::Node(Admitted::Handshake)
+    );
+    assert!(!by_handshake || message[0] <= 2);
 }
 
 /// Signs the message that ends with the frame, if one of its length can.
@@ -201,65 +266,4 @@ fn sign(frame: &mut [u8]) {
             return;
         }
     }
-}
-
-fn bits(state: u8) -> [bool; 6] {
-    std::array::from_fn(|bit| state >> bit & 1 != 0)
-}
-
-/// Uses up what the input says, for every tenant and every source.
-fn set(tables: &Tables, state: u8) {
-    let word = |used_up: bool| if used_up { u64::MAX / 2 } else { 0 };
-    let [source, handshakes, unknown, packets, bytes, grace] = bits(state).map(word);
-    tables.sources[0].store(source);
-    for replays in tables.replays.values() {
-        for way in replays.0.iter().flat_map(|bucket| &bucket.0) {
-            way.store(0);
-        }
-    }
-    for Limits {
-        handshakes: of_handshakes,
-        unknown: of_unknown,
-        grace: until,
-        packets: [of_packets, _],
-        bytes: [of_bytes, _],
-        pad: _,
-    } in tables.limits.values()
-    {
-        of_handshakes.store(handshakes);
-        of_unknown.store(unknown);
-        until.store(grace);
-        of_packets.store(packets);
-        of_bytes.store(bytes);
-    }
-}
-
-fn tables() -> Tables {
-    let mut tables = Tables::default();
-    tables.edge.address = mapped(NODE);
-    // All sources share the first bucket.
-    tables.edge.seed = 0;
-    tables.edge.session_life = LIFE;
-    tables.now = NOW;
-    tables.tick = TICK;
-    for (slot, (port, mode, limited)) in (0..).zip(PORTS) {
-        let allocation = Allocation {
-            mode,
-            limited: limited.into(),
-            slot,
-            ifindex: 1,
-            frame: frame_addresses(MACS[0], MACS[1]),
-            gateway: mapped(GATEWAY),
-            mac1: mac1::key(&KEY),
-            rates: Rates {
-                packet: 1000,
-                byte: 1000,
-            },
-            ..Allocation::default()
-        };
-        tables.insert(port, allocation);
-        let sessions = &tables.sessions[&slot];
-        session::announce(session::bucket(sessions, LIVE), LIVE, TICK + LIFE);
-    }
-    tables
 }
