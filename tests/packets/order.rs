@@ -56,7 +56,7 @@ impl UsedUp {
             grace,
             packets,
             bytes,
-            pad: _,
+            errors: _,
         } = &node.memory.limits[usize::from(SLOT)];
         handshakes.store(word(self.handshakes));
         unknown.store(word(self.grace));
