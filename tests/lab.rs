@@ -623,12 +623,14 @@ fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
     client.await_reach(A.server)
 }
 
-/// Interfaces, namespaces, pins, filters, gateways and their sockets.
+/// Interfaces, namespaces, pins, filters, reserved ports, gateways and their
+/// sockets.
 const LEFT: &str = "
     ls /sys/class/net
     ls /run/netns /run/vpn-edge/gateways /run/wireguard | grep -v ^/ | grep . || true
     find /sys/fs/bpf -type f ! -name '*.debug'
     tc filter show dev eth0 ingress
+    grep . /proc/sys/net/ipv4/ip_local_reserved_ports || true
     pgrep -a vpn-edge || true";
 
 fn allocations() -> Result<Array<MapData, Allocation>> {

@@ -4,11 +4,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use vpn_edge_common::FLOWS;
 
-use crate::datapath;
+use crate::datapath::{self, Reader};
 use crate::gateways::Gateways;
 use crate::gateways::netns::{NetnsGateways, Settings};
+use crate::preflight;
 
 #[derive(Debug, clap::Args)]
 pub struct TeardownArgs {
@@ -30,6 +32,13 @@ pub struct TeardownArgs {
 /// When the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
     let gateways = NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?;
+    // The maps know which ports are between nodes.
+    if let Ok(reader) = Reader::open(&args.bpffs)
+        && let first @ 1.. = reader.edge()?.hop_ports
+    {
+        let last = first.saturating_add(FLOWS as u16 - 1);
+        preflight::release(first..=last).context("cannot release the ports between nodes")?;
+    }
     datapath::remove(&args.bpffs, &args.uplinks)?;
     for gateway in gateways.list().await? {
         gateways.remove(gateway.port).await?;

@@ -113,11 +113,14 @@ impl EdgeArgs {
     ///
     /// # Errors
     ///
-    /// When the ports cannot be kept.
+    /// As [`EdgeArgs::hop_range`].
     pub async fn prepare(&self, pool: Option<PortRange>, nodes: BTreeSet<IpAddr>) -> Result<()> {
         let settings = self.preflight(pool, nodes)?;
-        preflight::reserve(settings.hop_ports.clone())
-            .context("cannot reserve the ports between nodes")?;
+        if let Err(error) = preflight::reserve(settings.hop_ports.clone()) {
+            // They are nobody else's unless the node's settings were changed,
+            // which the preflight tells.
+            tracing::warn!("cannot reserve the ports between nodes: {error}");
+        }
         for finding in preflight::check(&settings).await {
             let preflight::Finding {
                 severity,

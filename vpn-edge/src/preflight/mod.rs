@@ -11,7 +11,7 @@ mod ports;
 mod routing;
 mod uplinks;
 
-pub use ports::reserve;
+pub use ports::{release, reserve};
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -32,6 +32,18 @@ pub fn reserve(range: RangeInclusive<u16>) -> io::Result<()> {
     fs::write(RESERVED_FILE, list(&reserved))
 }
 
+/// Takes the ports out again that [`reserve`] put in.
+///
+/// # Errors
+///
+/// As [`reserve`].
+pub fn release(range: RangeInclusive<u16>) -> io::Result<()> {
+    let mut reserved = parse(&fs::read_to_string(RESERVED_FILE)?);
+    reserved.retain(|port| !range.contains(port));
+    // An empty write changes nothing.
+    fs::write(RESERVED_FILE, format!("{}\n", list(&reserved)))
+}
+
 pub fn check(settings: &Settings) -> Vec<Finding> {
     let hop: Ports = settings.hop_ports.clone().collect();
     let pool: Ports = settings.pool.into_iter().flat_map(ports_of).collect();
