@@ -134,7 +134,7 @@ pub fn set(tables: &Tables, setting: &Setting) {
         grace: until,
         packets: of_packets,
         bytes: of_bytes,
-        pad: _,
+        errors: _,
     } in tables.limits.values()
     {
         of_handshakes.store(handshakes);
