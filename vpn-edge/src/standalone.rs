@@ -99,9 +99,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         args.edge.hop_ports
     );
     let tokens = Tokens::load(&args.tokens)?;
-    args.edge
-        .prepare(Some(args.ports), BTreeSet::new())
-        .await?;
+    args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
     let listener = TcpListener::bind(args.listen)

@@ -309,7 +309,8 @@ mod tests {
         };
         let lines = [event(), unread, v6].map(|event| line(&shown(&event)));
         insta::assert_snapshot!(lines.join("\n"));
-        let json = [event(), unread, v6].map(|event| serde_json::to_string(&shown(&event)).unwrap());
+        let json =
+            [event(), unread, v6].map(|event| serde_json::to_string(&shown(&event)).unwrap());
         insta::assert_snapshot!(json.join("\n"));
     }
 

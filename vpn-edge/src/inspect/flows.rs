@@ -183,7 +183,10 @@ mod tests {
         Allocation {
             mode,
             gateway: mapped([192, 0, 2, 9]),
-            gateway6: "2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets(),
+            gateway6: "2001:db8::9"
+                .parse::<std::net::Ipv6Addr>()
+                .unwrap()
+                .octets(),
             tenant: *Uuid::from_u128(0x1234).as_bytes(),
             ..Allocation::default()
         }

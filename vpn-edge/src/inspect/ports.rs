@@ -419,7 +419,9 @@ mod tests {
 
     #[test]
     fn json_has_every_field_and_reason() {
-        insta::assert_snapshot!(serde_json::to_string_pretty(&[open(), closed(), hop(|_| {})]).unwrap());
+        insta::assert_snapshot!(
+            serde_json::to_string_pretty(&[open(), closed(), hop(|_| {})]).unwrap()
+        );
     }
 
     #[test]

@@ -102,9 +102,7 @@ impl Stage {
             Verdict::Drop { .. } => false,
             Verdict::Steer { way, .. } => {
                 let on_way = !matches!(way, Way::Gateway { .. });
-                let passed = |kernel: &Kernel| {
-                    matches!(kernel, Kernel::Ran { answer, .. } if *answer == "pass")
-                };
+                let passed = |kernel: &Kernel| matches!(kernel, Kernel::Ran { answer, .. } if *answer == "pass");
                 on_way && passed(&self.kernel)
             }
         }
