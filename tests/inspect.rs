@@ -163,7 +163,9 @@ fn a_packet_of_a_live_session_is_traced_to_its_gateway() -> Result<()> {
     ensure!(stage["gateway"] == port["gateway"], "{stage:#}");
     ensure!(stage["interface"] == port["interface"], "{stage:#}");
     ensure!(stage["kernel"]["answer"] == "redirect", "{stage:#}");
-    ensure!(stage["kernel"]["gateway"] == port["gateway"], "{stage:#}");
+    let gateway = port["gateway"].as_str().context("a gateway")?;
+    let destination = format!("{gateway}:{}", tenant.port);
+    ensure!(stage["kernel"]["destination"] == destination, "{stage:#}");
 
     let text = edge.vpn_edge(&[
         "trace",
@@ -177,6 +179,57 @@ fn a_packet_of_a_live_session_is_traced_to_its_gateway() -> Result<()> {
     ensure!(text.contains("is live for"), "{text}");
     ensure!(text.contains("says redirect to"), "{text}");
     ensure!(text.contains("and agrees"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_client_is_listed_with_the_way_to_its_gateway() -> Result<()> {
+    let (edge, _client, tenant, _topology) = connected(Uplink::Veth)?;
+    let port = tenant.port.to_string();
+    let listed = lines(&edge.vpn_edge(&["flows", &port, "-o", "json"])?)?;
+    let flows = listed[0].as_array().context("a list")?;
+    ensure!(flows.len() == 1, "{flows:#?}");
+    let (flow, row) = (&flows[0], &edge.ports()?[&tenant.port]);
+    let client = flow["client"].as_str().context("a client")?;
+    ensure!(client.starts_with("192.0.2.2:"), "{flow:#}");
+    ensure!(flow["edge_node"] == false, "{flow:#}");
+    ensure!(flow["own"] == EDGE, "{flow:#}");
+    ensure!(flow["gateway"] == row["gateway"], "{flow:#}");
+    ensure!(flow["interface"] == row["interface"], "{flow:#}");
+    ensure!(flow["hop_port"].is_null(), "{flow:#}");
+    ensure!(flow["answered_seconds_ago"].is_u64(), "{flow:#}");
+    ensure!(row["flows"] == 1, "{row:#}");
+
+    let text = edge.vpn_edge(&["flows"])?;
+    ensure!(text.contains(client), "{text}");
+    let shown = edge.vpn_edge(&["ports", "show", &port])?;
+    ensure!(shown.contains("flows: 1"), "{shown}");
+    let said = refused(&edge, &["flows", "31999"])?;
+    ensure!(said.contains("port 31999 is not allocated"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_packet_to_another_address_than_the_nodes_cannot_be_asked_for() -> Result<()> {
+    let (edge, _client, tenant, _topology) = connected(Uplink::Veth)?;
+    let index = live_session(&edge, tenant.port)?.to_string();
+    let own = fields(&edge, tenant.port, &["--index", &index, "--to", EDGE])?;
+    ensure!(own["stages"][0]["verdict"] == "steer", "{own:#}");
+    ensure!(own["agrees"] == true, "{own:#}");
+    let port = tenant.port.to_string();
+    let said = refused(
+        &edge,
+        &[
+            "trace",
+            "--port",
+            &port,
+            "--source",
+            SOURCE,
+            "--to",
+            "192.0.2.9",
+        ],
+    )?;
+    ensure!(said.contains("192.0.2.9 is not the node's"), "{said}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Row, Table, TableState};
 use uuid::Uuid;
-use vpn_edge_common::{Counters, DropReason};
+use vpn_edge_common::{Counters, DropReason, NODE_SLOT};
 
 use super::{bits, interval, mode_name, scaled, tenant};
 use crate::datapath::{DEFAULT_ROOT, Reader};
@@ -28,13 +28,15 @@ pub struct TopArgs {
     bpffs: PathBuf,
 }
 
-/// A tenant at one moment.
+/// A tenant at one moment; or the node, on no port, for what it dropped of
+/// packets that may have been for any tenant.
 #[derive(Clone, Debug)]
 struct Look {
     port: u16,
     tenant: Uuid,
     mode: &'static str,
     sessions: usize,
+    flows: usize,
     /// For how long unknown sessions pass.
     grace: Option<Duration>,
     counters: Counters,
@@ -49,6 +51,8 @@ struct Tenant {
     ingress: Traffic,
     egress: Traffic,
     sessions: usize,
+    /// Clients that it was reached from lately.
+    flows: usize,
     handshakes: f64,
     grace: Option<Duration>,
     drops: f64,
@@ -94,6 +98,7 @@ fn between(before: &[Look], after: &[Look], elapsed: Duration) -> Vec<Tenant> {
                 packets: rate(old.egress_packets, new.egress_packets),
             },
             sessions: now.sessions,
+            flows: now.flows,
             handshakes: rate(old.handshakes, new.handshakes),
             grace: now.grace,
             drops: rate(0, reasons.map(dropped).sum()),
@@ -211,10 +216,11 @@ impl Screen {
             format!("{bits}, {} packets/s", count(packets))
         };
         let sessions: usize = self.tenants.iter().map(|tenant| tenant.sessions).sum();
+        let tenants = self.tenants.iter().filter(|tenant| tenant.port != NODE);
         let lines = [
             format!(
                 "{}   in {}   out {}",
-                counted(self.tenants.len(), "tenant"),
+                counted(tenants.count(), "tenant"),
                 traffic(sum(|t| t.ingress.bits), sum(|t| t.ingress.packets)),
                 traffic(sum(|t| t.egress.bits), sum(|t| t.egress.packets)),
             ),
@@ -229,7 +235,7 @@ impl Screen {
     }
 }
 
-const COLUMNS: [(&str, u16); 12] = [
+const COLUMNS: [(&str, u16); 13] = [
     ("PORT", 5),
     ("TENANT", 8),
     ("MODE", 6),
@@ -238,16 +244,17 @@ const COLUMNS: [(&str, u16); 12] = [
     ("OUT BIT/S", 9),
     ("PKT/S", 7),
     ("SESSIONS", 8),
+    ("FLOWS", 5),
     ("HANDSHAKES/S", 12),
     ("GRACE", 5),
     ("DROPS/S", 7),
     ("MOST FOR", 15),
 ];
 /// Columns of numbers.
-const NUMBERS: Range<usize> = 3..11;
+const NUMBERS: Range<usize> = 3..12;
 /// Columns to leave out where the screen is narrow, in turn. A number that is
 /// cut would be another number.
-const SPARE: [usize; 11] = [9, 1, 6, 4, 2, 8, 11, 7, 10, 5, 3];
+const SPARE: [usize; 12] = [8, 10, 1, 6, 4, 2, 9, 12, 7, 11, 5, 3];
 
 /// The columns for a screen of so many characters.
 fn columns(width: u16) -> Vec<usize> {
@@ -264,7 +271,7 @@ fn columns(width: u16) -> Vec<usize> {
 
 fn table(tenants: &[Tenant], width: u16) -> Table<'static> {
     let columns = columns(width);
-    let row = |cells: [String; 12]| {
+    let row = |cells: [String; 13]| {
         Row::new(columns.iter().map(|&at| {
             let alignment = if NUMBERS.contains(&at) {
                 Alignment::Right
@@ -283,17 +290,22 @@ fn table(tenants: &[Tenant], width: u16) -> Table<'static> {
         .column_spacing(1)
 }
 
-fn cells(tenant: &Tenant) -> [String; 12] {
+fn cells(tenant: &Tenant) -> [String; 13] {
     let id = tenant.tenant.to_string();
+    let (port, id) = match tenant.port {
+        NODE => ("-".into(), "-"),
+        port => (port.to_string(), id.split('-').next().unwrap_or_default()),
+    };
     [
-        tenant.port.to_string(),
-        id.split('-').next().unwrap_or_default().to_owned(),
+        port,
+        id.to_owned(),
         tenant.mode.to_owned(),
         count(tenant.ingress.bits),
         count(tenant.ingress.packets),
         count(tenant.egress.bits),
         count(tenant.egress.packets),
         tenant.sessions.to_string(),
+        tenant.flows.to_string(),
         few(tenant.handshakes),
         tenant
             .grace
@@ -367,19 +379,36 @@ fn watch(
     }
 }
 
-/// Every tenant, by port.
+/// The port that stands for the node.
+const NODE: u16 = 0;
+
+/// Every tenant, by port; the node before them if it ever dropped anything.
 fn look(reader: &Reader) -> Result<Vec<Look>> {
-    let tenant = |(port, allocation): (u16, vpn_edge_common::Allocation)| {
-        Ok(Look {
+    let mut looks = Vec::new();
+    let counters = reader.counters(NODE_SLOT)?;
+    if counters.drops.iter().any(|&drops| drops > 0) {
+        looks.push(Look {
+            port: NODE,
+            tenant: Uuid::nil(),
+            mode: "-",
+            sessions: 0,
+            flows: 0,
+            grace: None,
+            counters,
+        });
+    }
+    for (port, allocation) in reader.allocations() {
+        looks.push(Look {
             port,
             tenant: tenant(&allocation),
             mode: mode_name(allocation.mode),
             sessions: reader.sessions(allocation.slot),
+            flows: reader.flows(allocation.slot)?.len(),
             grace: reader.grace(allocation.slot),
             counters: reader.counters(allocation.slot)?,
-        })
-    };
-    reader.allocations().into_iter().map(tenant).collect()
+        });
+    }
+    Ok(looks)
 }
 
 #[cfg(test)]

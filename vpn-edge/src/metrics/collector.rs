@@ -13,7 +13,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use uuid::Uuid;
-use vpn_edge_common::{BUCKETS, Counters, DropReason, SCHEMA, SLOTS, map, mode, program};
+use vpn_edge_common::{
+    BUCKETS, Counters, DropReason, FLOWS, NODE_SLOT, SCHEMA, SLOTS, map, mode, program,
+};
 
 use super::Sources;
 use crate::agent::SyncCounts;
@@ -40,8 +42,10 @@ pub struct Snapshot {
     ports: Vec<Port>,
     range: PortRange,
     programs: Vec<ProgramFacts>,
-    /// Whether the uplink's hooks have them.
-    attached: [(&'static str, bool); 2],
+    /// Whether the uplinks' hooks have them.
+    attached: Vec<Attached>,
+    /// What was dropped of packets that may have been for any tenant.
+    node: Counters,
     /// None when the kernel does not count.
     runs: Option<Vec<ProgramRuns>>,
     syncs: SyncCounts,
@@ -57,6 +61,7 @@ struct Port {
     mode: u8,
     counters: Counters,
     sessions: usize,
+    flows: usize,
     grace: Option<Duration>,
 }
 
@@ -68,6 +73,7 @@ impl Snapshot {
             range: sources.ports,
             programs: sources.programs.facts().cloned().collect(),
             attached: attached(sources)?,
+            node: sources.reader.counters(NODE_SLOT)?,
             runs: sources.programs.runs(),
             syncs: sources.agent.counts(),
             durations: sources.agent.durations.clone(),
@@ -76,16 +82,30 @@ impl Snapshot {
     }
 }
 
-fn attached(sources: &Sources) -> Result<[(&'static str, bool); 2]> {
-    let ours = |hook| -> Result<bool> {
-        let running = Running::find(&sources.bpffs, &hook)?;
-        Ok(running.is_some_and(|running| sources.programs.has(&running)))
-    };
-    let uplink = &sources.uplinks[0];
-    Ok([
-        (program::INGRESS, ours(Hook::UplinkXdp(uplink.clone()))?),
-        (program::INGRESS_TC, ours(Hook::UplinkTc(uplink.clone()))?),
-    ])
+/// Whether an uplink has one of the programs.
+#[derive(Debug)]
+struct Attached {
+    uplink: String,
+    program: &'static str,
+    attached: bool,
+}
+
+fn attached(sources: &Sources) -> Result<Vec<Attached>> {
+    let mut all = Vec::new();
+    for uplink in &sources.uplinks {
+        for (program, hook) in [
+            (program::INGRESS, Hook::UplinkXdp(uplink.clone())),
+            (program::INGRESS_TC, Hook::UplinkTc(uplink.clone())),
+        ] {
+            let running = Running::find(&sources.bpffs, &hook)?;
+            all.push(Attached {
+                uplink: uplink.clone(),
+                program,
+                attached: running.is_some_and(|running| sources.programs.has(&running)),
+            });
+        }
+    }
+    Ok(all)
 }
 
 fn ports(reader: &Reader) -> Result<Vec<Port>> {
@@ -98,6 +118,7 @@ fn ports(reader: &Reader) -> Result<Vec<Port>> {
             mode: allocation.mode,
             counters: reader.counters(slot)?,
             sessions: reader.sessions(slot),
+            flows: reader.flows(slot)?.len(),
             grace: reader.grace(slot).filter(|left| !left.is_zero()),
         };
         // Were the slot given away meanwhile, these would be another's counts.
@@ -132,6 +153,7 @@ impl Port {
         match self.mode {
             mode::XDP => "xdp",
             mode::TC => "tc",
+            mode::HOP => "hop",
             _ => "closed",
         }
     }
@@ -241,10 +263,34 @@ impl Snapshot {
                     .map(|&reason| (port.labels_and("reason", reason.name()), port.drops(reason)))
             }),
         )?;
+        families.counters(
+            "node_drops",
+            "Dropped packets to the node that may have been for any tenant, by reason; \
+             only reasons that occurred.",
+            DropReason::ALL
+                .iter()
+                .map(|&reason| {
+                    (
+                        [("reason", reason.name())],
+                        self.node.drops[reason as usize],
+                    )
+                })
+                .filter(|&(_, count)| count > 0),
+        )?;
+        families.counters(
+            "icmp_errors",
+            "ICMP errors about the tenant's packets, sent on to where they belong.",
+            self.each(|port| port.counters.errors),
+        )?;
+        families.gauges(
+            "flows",
+            "Clients that the tenant was reached from lately; `vpn-edge flows` names them.",
+            self.each(|port| port.flows),
+        )?;
         families.gauges(
             "port_open",
             "Whether the tenant's port is steered to its gateway (1), by XDP or tc, \
-             or allocated and closed (0).",
+             on to another node (hop), or allocated and closed (0).",
             self.ports.iter().map(|port| {
                 let open = u64::from(port.mode > mode::CLOSED);
                 (port.labels_and("mode", port.mode()), open)
@@ -285,6 +331,12 @@ impl Snapshot {
              of the maps.",
             self.each(|port| port.counters.graced),
         )?;
+        families.counters(
+            "relayed_packets",
+            "Packets that went on to the gateway's node though their session was unknown \
+             here.",
+            self.each(|port| port.counters.relayed),
+        )?;
         families.gauges(
             "grace_remaining_seconds",
             "For how long packets of unknown sessions are let in; only while they are.",
@@ -308,20 +360,22 @@ impl Snapshot {
         )?;
         let entries = self.ports.len() as u64;
         let sessions: u64 = self.ports.iter().map(|port| port.sessions as u64).sum();
+        let flows: u64 = self.ports.iter().map(|port| port.flows as u64).sum();
         let maps = [
             (map::ALLOCATIONS, entries, PORTS),
-            ("slots", entries, u64::from(SLOTS)),
+            ("slots", entries, u64::from(NODE_SLOT)),
             (map::SESSIONS, sessions, u64::from(SLOTS) * SESSIONS),
+            (map::FLOWS, flows, u64::from(SLOTS) * FLOWS as u64),
         ];
         families.gauges(
             "map_entries",
-            "Entries in use: allocated ports, tenants, live session indexes.",
+            "Entries in use: allocated ports, tenants, live session indexes, flows.",
             maps.map(|(name, entries, _)| ([("map", name)], entries)),
         )?;
         families.gauges(
             "map_capacity",
-            "Entries that there is room for: ports, tenants, session indexes (a tenant \
-             has its share of these and cannot take another's).",
+            "Entries that there is room for: ports, tenants, session indexes and flows \
+             (a tenant has its share of these and cannot take another's).",
             maps.map(|(name, _, capacity)| ([("map", name)], capacity)),
         )
     }
@@ -342,11 +396,15 @@ impl Snapshot {
         )?;
         families.gauges(
             "program_attached",
-            "Whether the uplink has this daemon's program: 1 or 0. Without native \
+            "Whether an uplink has this daemon's program: 1 or 0. Without native \
              XDP in the driver, ingress stays 0 and ingress_tc does its work.",
-            self.attached
-                .iter()
-                .map(|&(name, attached)| ([("program", name)], u64::from(attached))),
+            self.attached.iter().map(|hook| {
+                let labels = [
+                    ("uplink", hook.uplink.clone()),
+                    ("program", hook.program.to_owned()),
+                ];
+                (labels, u64::from(hook.attached))
+            }),
         )?;
         families.gauges(
             "program_instructions",
@@ -428,7 +486,7 @@ mod tests {
         let open = Port {
             number: 31_001,
             tenant: Uuid::from_u128(0x1234),
-            mode: mode::XDP,
+            mode: mode::HOP,
             counters: Counters {
                 ingress_packets: 10,
                 ingress_bytes: 1_000,
@@ -437,10 +495,13 @@ mod tests {
                 handshakes: 2,
                 announced: 1,
                 graced: 6,
+                relayed: 9,
+                errors: 8,
                 drops,
                 ..Counters::default()
             },
             sessions: 1,
+            flows: 3,
             grace: Some(Duration::from_millis(2_500)),
         };
         let closed = Port {
@@ -449,8 +510,11 @@ mod tests {
             mode: mode::CLOSED,
             counters: Counters::default(),
             sessions: 0,
+            flows: 0,
             grace: None,
         };
+        let mut node = Counters::default();
+        node.drops[DropReason::IpOptions as usize] = 7;
         let (durations, lags) = (Histogram::new([0.01, 1.0]), Histogram::new([0.01, 1.0]));
         durations.observe(0.125);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
@@ -462,7 +526,18 @@ mod tests {
                 instructions: Some(4_321),
                 loaded: Some(at(1_700_000_000)),
             }],
-            attached: [(program::INGRESS, false), (program::INGRESS_TC, true)],
+            attached: [("eth0", false), ("eth1", true)]
+                .into_iter()
+                .flat_map(|(uplink, has_xdp)| {
+                    let programs = [(program::INGRESS, has_xdp), (program::INGRESS_TC, true)];
+                    programs.map(|(program, attached)| Attached {
+                        uplink: uplink.into(),
+                        program,
+                        attached,
+                    })
+                })
+                .collect(),
+            node,
             runs: Some(vec![ProgramRuns {
                 name: "ingress".into(),
                 runs: 30,

@@ -9,6 +9,7 @@ fn look(port: u16, tenant: u128, counters: Counters) -> Look {
         tenant: Uuid::from_u128(tenant << 96),
         mode: "xdp",
         sessions: 2,
+        flows: 1,
         grace: None,
         counters,
     }
@@ -61,6 +62,7 @@ fn rates_are_what_came_to_be_between_two_looks_by_the_time_between() {
             packets: 1_000.0,
         },
         sessions: 2,
+        flows: 1,
         handshakes: 5.0,
         grace: None,
         drops: 20.0,

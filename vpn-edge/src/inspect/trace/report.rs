@@ -115,7 +115,7 @@ impl Verdict {
             Admitted::Session => "a live session",
             Admitted::Handshake => "a handshake with a good mac1",
             Admitted::Grace => "grace, as its session is unknown",
-            Admitted::Relayed => "the gateway's node, as its session is unknown here",
+            Admitted::Relayed => "relay, as its session is unknown here",
         };
         match &steered.way {
             steer::Way::Gateway { admission, gateway } => Self::Steer {

@@ -1,10 +1,13 @@
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use uuid::Uuid;
-use vpn_edge_common::{Allocation, Edge, Rates, Word, frame_addresses, mapped, mode};
+use vpn_edge_common::{
+    Allocation, Edge, Own, Rates, Word, address, frame_addresses, mapped, mode, words,
+};
+use vpn_edge_ebpf::flow::Client;
 use vpn_edge_ebpf::{mac1, session};
 
 use super::*;
@@ -13,6 +16,7 @@ use crate::datapath::tick_length;
 const PORT: u16 = 31_001;
 const SLOT: u16 = 5;
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const LIVE: u32 = 0x1111_1111;
 const EXPIRED: u32 = 0x2222_2222;
 const SECOND: u64 = 1_000_000_000;
@@ -34,6 +38,7 @@ fn allocation() -> Allocation {
         slot: SLOT,
         frame: frame_addresses([2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 3]),
         gateway: mapped([100, 64, 121, 25]),
+        gateway6: Ipv6Addr::new(0xfd64, 0x7670, 0x6e00, 0, 0, 0, 0, 0x7919).octets(),
         tenant: *Uuid::from_u128(0x1234).as_bytes(),
         generation: 2,
         mac1: mac1::key(public_key().as_bytes()),
@@ -47,11 +52,23 @@ fn tables(change: impl FnOnce(&mut Allocation)) -> Tables {
     let mut allocation = allocation();
     change(&mut allocation);
     tables.edge = Edge {
-        address: mapped(NODE.octets()),
-        uplink: 1,
         session_life: ticks(185),
         seed: 0x9e37_79b9_7f4a_7c15,
+        hop_ports: 61_000,
+        several: 1,
+        ..Edge::default()
     };
+    for (own, address) in tables.edge.own.iter_mut().zip([
+        mapped(NODE.octets()),
+        NODE6.octets(),
+        mapped([198, 51, 100, 9]),
+    ]) {
+        *own = Own {
+            address,
+            uplink: 1,
+            pad: 0,
+        };
+    }
     (tables.now, tables.tick) = (NOW, TICK);
     tables.insert(PORT, allocation);
     let sessions = &tables.sessions[&SLOT];
@@ -64,7 +81,7 @@ fn tables(change: impl FnOnce(&mut Allocation)) -> Tables {
 fn fields(kind: Kind, index: u32) -> Fields {
     Fields {
         source: "203.0.113.9:51820".parse().unwrap(),
-        destination: SocketAddrV4::new(NODE, PORT),
+        destination: SocketAddr::new(NODE.into(), PORT),
         kind,
         index,
         length: None,
@@ -172,17 +189,164 @@ fn every_question_is_told_with_its_answer() {
             "another port",
             &plain,
             Fields {
-                destination: SocketAddrV4::new(NODE, 31_002),
+                destination: SocketAddr::new(NODE.into(), 31_002),
                 ..fields(Kind::Data, LIVE)
             },
         ),
     ];
+    insta::assert_snapshot!(told(cases));
+}
+
+/// Each takes what the ones before left.
+fn told<'a>(cases: impl IntoIterator<Item = (&'a str, &'a Tables, Fields)>) -> String {
     let mut all = String::new();
     for (what, tables, fields) in cases {
-        // Each takes what the ones before left.
         writeln!(all, "{what}\n{}", traced(tables, fields)).unwrap();
     }
-    insta::assert_snapshot!(all);
+    all
+}
+
+/// Maps of a node whose tenant has the gateway on another.
+fn hopping() -> Tables {
+    tables(|allocation| {
+        allocation.mode = mode::HOP;
+        allocation.gateway = mapped([192, 0, 2, 9]);
+        allocation.gateway6 = OTHER_NODE.octets();
+    })
+}
+
+const OTHER_NODE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+
+fn v6(kind: Kind, index: u32) -> Fields {
+    Fields {
+        source: "[2001:db8:9::7]:51820".parse().unwrap(),
+        destination: SocketAddr::new(NODE6.into(), PORT),
+        ..fields(kind, index)
+    }
+}
+
+#[test]
+fn ipv6_other_own_addresses_and_flows_are_told() {
+    let tables = tables(|_| {});
+    let other = Fields {
+        destination: "198.51.100.9:31001".parse().unwrap(),
+        ..fields(Kind::Data, LIVE)
+    };
+    insta::assert_snapshot!(told([
+        ("IPv6", &tables, v6(Kind::Data, LIVE)),
+        ("the same again", &tables, v6(Kind::Data, LIVE)),
+        ("another of the node's addresses", &tables, other),
+    ]));
+}
+
+/// The port of the flow that one of `fields` made.
+fn hop_port(tables: &Tables, fields: &Fields) -> u16 {
+    let seed = tables.edge.seed;
+    let source = match fields.source.ip() {
+        IpAddr::V4(v4) => mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let client = Client::new(seed, words(&source), fields.source.port());
+    assert_eq!(address(client.address), source);
+    let at = client.find(&tables.flows[&SLOT]).expect("it was here");
+    tables.edge.hop_ports + at as u16
+}
+
+#[test]
+fn a_gateway_on_another_node_is_told_with_the_way_there_and_back() {
+    let tables = hopping();
+    let there = told([
+        ("on to its node", &tables, v6(Kind::Initiation, 7)),
+        (
+            "a session unknown here",
+            &tables,
+            fields(Kind::Data, EXPIRED),
+        ),
+    ]);
+    let answer = |from: &str, port| Fields {
+        source: SocketAddr::new(from.parse().unwrap(), PORT),
+        destination: SocketAddr::new(NODE6.into(), port),
+        ..fields(Kind::Data, 7)
+    };
+    let port = hop_port(&tables, &v6(Kind::Data, 7));
+    let unused = (61_000..61_128)
+        .find(|&other| other != port && other != hop_port(&tables, &fields(Kind::Data, 7)));
+    let back = told([
+        ("its answer", &tables, answer("2001:db8::9", port)),
+        (
+            "an answer to nobody",
+            &tables,
+            answer("2001:db8::9", unused.unwrap()),
+        ),
+        ("another node's", &tables, answer("2001:db8::8", port)),
+    ]);
+    // Which flow it is depends on the tables' secret alone.
+    insta::assert_snapshot!(there + &back);
+    let fields = answer("2001:db8::9", port);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&traced(&tables, fields)).unwrap());
+}
+
+#[test]
+fn what_leaves_the_node_may_be_left_to_tc_and_to_the_routes() {
+    use Answer::{Drop, Pass, Redirect, Transmit};
+    let frame = b"12 addresses, a type, and a packet".as_slice();
+    let mut changed = frame.to_vec();
+    changed[20] = b'!';
+    let mut addressed = changed.clone();
+    addressed[..12].fill(7);
+    let send = Expected::Send(changed.clone());
+    let differ = |rung, answer, frame_after: &[u8], counted: &[DropReason]| {
+        let frame_after = frame_after.to_vec();
+        let ran = Ran {
+            answer,
+            frame: frame_after,
+        };
+        differs(&send, rung, frame, &ran, counted)
+    };
+    for rung in [Rung::Xdp, Rung::Tc] {
+        for answer in [Redirect, Transmit] {
+            assert_eq!(differ(rung, answer, &addressed, &[]), None);
+            assert!(differ(rung, answer, frame, &[]).is_some());
+        }
+        assert_eq!(differ(rung, Drop, frame, &[DropReason::NoRoute]), None);
+        assert_eq!(differ(rung, Drop, frame, &[DropReason::TooBig]), None);
+        assert!(differ(rung, Drop, frame, &[DropReason::Mac1]).is_some());
+    }
+    assert_eq!(differ(Rung::Xdp, Pass, frame, &[]), None);
+    assert!(differ(Rung::Xdp, Pass, &changed, &[]).is_some());
+    assert!(differ(Rung::Tc, Pass, frame, &[]).is_some());
+}
+
+#[test]
+fn a_packet_goes_to_one_of_the_nodes_own_addresses() {
+    let edge = tables(|_| {}).edge;
+    let of = |source: &str, to: Option<&str>| {
+        let to = to.map(|to| to.parse().unwrap());
+        destination(&edge, source.parse().unwrap(), to).map(|ip| ip.to_string())
+    };
+    assert_eq!(of("203.0.113.9:1", None).unwrap(), "198.51.100.2");
+    assert_eq!(of("[2001:db8:9::7]:1", None).unwrap(), "2001:db8::2");
+    let other = of("203.0.113.9:1", Some("198.51.100.9"));
+    assert_eq!(other.unwrap(), "198.51.100.9");
+    let said = of("203.0.113.9:1", Some("198.51.100.8")).unwrap_err();
+    assert_eq!(
+        said.to_string(),
+        "198.51.100.8 is not the node's: name one of 198.51.100.2, 2001:db8::2, 198.51.100.9"
+    );
+    let only_v4 = Edge {
+        own: [edge.own[0]; 1]
+            .into_iter()
+            .chain([Own::default(); 7])
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap(),
+        ..edge
+    };
+    let said = destination(&only_v4, "[2001:db8:9::7]:1".parse().unwrap(), None).unwrap_err();
+    assert_eq!(
+        said.to_string(),
+        "the node has no IPv6 address that clients send to"
+    );
 }
 
 #[test]
@@ -235,7 +399,7 @@ fn host_and_kernel_agree_only_if_verdict_reason_and_frame_are_the_same() {
         ),
     ];
     for (expected, ran, counted) in agree {
-        let differs = differs(&expected, frame, &ran, &counted);
+        let differs = differs(&expected, Rung::Tc, frame, &ran, &counted);
         assert_eq!(differs, None, "{expected:?} {ran:?}");
     }
     let differ = [
@@ -284,7 +448,7 @@ fn host_and_kernel_agree_only_if_verdict_reason_and_frame_are_the_same() {
         ),
     ];
     for (expected, ran, counted, said) in differ {
-        let differs = differs(&expected, frame, &ran, &counted);
+        let differs = differs(&expected, Rung::Tc, frame, &ran, &counted);
         assert_eq!(differs.as_deref(), Some(said), "{expected:?} {ran:?}");
     }
 }
@@ -294,7 +458,8 @@ fn a_disagreement_stands_out() {
     let kernel = Kernel::Ran {
         program: 12,
         answer: "redirect",
-        gateway: Some(Ipv4Addr::new(100, 64, 121, 26)),
+        reasons: Vec::new(),
+        destination: Some("100.64.121.26:31001".parse().unwrap()),
         differs: Some("it makes another frame of it".into()),
         note: Some("found by its name"),
     };
@@ -316,6 +481,7 @@ fn a_packet_is_given_in_one_way() {
     for line in [
         "--port 31001 --source 203.0.113.9:51820",
         "--port 31001 --source 203.0.113.9:51820 --type response --index 0xff --length 92",
+        "--port 31001 --source [2001:db8::9]:51820 --to 2001:db8::2",
         "--hex 00 --dry-run",
         "--hex -",
         "--pcap a.pcap -o json",
@@ -329,6 +495,7 @@ fn a_packet_is_given_in_one_way() {
         "--port 31001 --hex 00 --source 203.0.113.9:51820",
         "--hex 00 --pcap a.pcap",
         "--hex 00 --index 1",
+        "--hex 00 --to 198.51.100.2",
         "--port 31001 --source 203.0.113.9",
         "--port 31001 --source 203.0.113.9:51820 --type unknown",
         "--port 31001 --source 203.0.113.9:51820 --index 4294967296",
