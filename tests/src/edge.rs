@@ -321,8 +321,9 @@ pub struct Tenant {
 pub fn stdout(output: Output) -> Result<String> {
     ensure!(
         output.status.success(),
-        "{}: {}",
+        "{}: {}{}",
         output.status,
+        String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8(output.stdout)?)

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use aya::programs::loaded_programs;
 
+use vpn_edge_common::program;
+
 use super::{Datapath, DatapathError, Running};
 
 /// The programs of one [`Datapath`], which may outlive it.
@@ -37,14 +39,18 @@ impl Datapath {
     /// When the kernel does not tell.
     pub fn programs(&self) -> Result<Programs, DatapathError> {
         let mut programs = BTreeMap::new();
-        for (name, program) in self.ebpf.programs() {
+        for (name, loaded) in self.ebpf.programs() {
             // The object may have programs that are not loaded.
-            if program.fd().is_err() {
+            if loaded.fd().is_err() {
                 continue;
             }
-            let info = program.info().map_err(DatapathError::Programs)?;
+            let info = loaded.info().map_err(DatapathError::Programs)?;
             let facts = ProgramFacts {
-                name: name.to_owned(),
+                // Which of the two it is depends on the kernel alone.
+                name: match name {
+                    program::INGRESS_FRAGS => program::INGRESS.into(),
+                    name => name.to_owned(),
+                },
                 instructions: info.verified_instruction_count(),
                 loaded: info.loaded_at(),
             };

@@ -123,7 +123,7 @@ impl Running {
     /// When the kernel refuses the frame.
     pub fn run(&self, frame: &[u8], ingress: u32) -> Result<Ran, DatapathError> {
         const TC_NEXT: u32 = u32::MAX;
-        let context = self.context(ingress);
+        let context = self.context(frame, ingress);
         let (result, frame) = match &self.program {
             Program::Xdp(program) => self.test(program, frame, &context),
             Program::Tc(program) => self.test(program, frame, &context),
@@ -140,15 +140,17 @@ impl Running {
 
     /// The beginning of the kernel's `struct xdp_md`, or of `__sk_buff`, with
     /// the interface in it.
-    fn context(&self, ingress: u32) -> Vec<u8> {
-        const XDP_INGRESS: usize = 3;
+    fn context(&self, frame: &[u8], ingress: u32) -> Vec<u8> {
         const SKB_IFINDEX: usize = 10;
-        let at = match self.program {
-            Program::Xdp(_) => XDP_INGRESS,
-            Program::Tc(_) => SKB_IFINDEX,
+        let words = match self.program {
+            // All of the frame lies in one piece.
+            Program::Xdp(_) => vec![0, frame.len() as u32, 0, ingress],
+            Program::Tc(_) => {
+                let mut words = vec![0; SKB_IFINDEX];
+                words.push(ingress);
+                words
+            }
         };
-        let mut words = vec![0; at];
-        words.push(ingress);
         words.into_iter().flat_map(u32::to_ne_bytes).collect()
     }
 
