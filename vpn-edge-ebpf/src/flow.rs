@@ -5,6 +5,7 @@
 //! tenant's own slots. One that no reply has proven gives way first: whoever
 //! forges addresses cannot push out a client that is being answered.
 
+use crate::frame::masked;
 use vpn_edge_common::{FLOW_WAYS, FLOWS, Flow, Flows, Words};
 
 /// A client, as it is looked for.
@@ -270,26 +271,9 @@ fn load(flow: &Flow) -> Words {
 #[inline(always)]
 fn get(flows: &Flows, at: usize) -> &Flow {
     // SAFETY: masked by the length less one, which is a power of two.
-    unsafe { flows.0.get_unchecked(masked(at)) }
+    unsafe { flows.0.get_unchecked(masked::<{ FLOWS - 1 }>(at)) }
 }
 
-/// `at` as an offset below [`FLOWS`]. In assembly, as LLVM leaves the mask out
-/// where it knows the number to be small, and the verifier may not.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn masked(mut at: usize) -> usize {
-    // SAFETY: arithmetic on a register.
-    unsafe {
-        core::arch::asm!("{at} &= {mask}", at = inout(reg) at, mask = const FLOWS - 1,
-            options(pure, nomem, nostack));
-    }
-    at
-}
-
-#[cfg(not(target_arch = "bpf"))]
-fn masked(at: usize) -> usize {
-    at & (FLOWS - 1)
-}
 
 #[cfg(test)]
 mod tests {

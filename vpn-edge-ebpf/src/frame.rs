@@ -181,6 +181,27 @@ impl<const N: usize> View<'_, N> {
     }
 }
 
+/// `number & MASK`, in the machine's own words: LLVM leaves a mask out where it
+/// knows that the number is small, and the verifier may not know.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+#[must_use]
+pub fn masked<const MASK: usize>(mut number: usize) -> usize {
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        core::arch::asm!("{number} &= {mask}", number = inout(reg) number, mask = const MASK,
+            options(pure, nomem, nostack));
+    }
+    number
+}
+
+/// As in the kernel.
+#[cfg(not(target_arch = "bpf"))]
+#[must_use]
+pub fn masked<const MASK: usize>(number: usize) -> usize {
+    number & MASK
+}
+
 // LLVM splits an access without known alignment into single bytes, though the
 // kernel allows it whole on every machine that it JITs for. One instruction of
 // assembly says what is meant.

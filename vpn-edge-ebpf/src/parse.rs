@@ -6,7 +6,7 @@
 //! what it cannot read is dropped, since passing it on would be a way around
 //! the guard.
 
-use crate::frame::{Frame, View};
+use crate::frame::{Frame, View, masked};
 use vpn_edge_common::{DropReason, Version, Words, is_mapped, mapped_words};
 
 pub const ETHERNET: usize = 14;
@@ -156,7 +156,7 @@ fn v6(frame: &Frame<'_>, l3: usize) -> Result<Located, Unlocated> {
             HIDDEN => return Err(hidden),
             _ => return Err(FOREIGN),
         }
-        l4 = (found >> 2) as usize & 0x3fff;
+        l4 = masked::<OFFSETS>((found >> 2) as usize);
     }
     let ports = frame.view::<4>(l4).ok_or(hidden)?;
     Ok(Located {
@@ -183,6 +183,11 @@ const FOUND: u32 = 0;
 const FOUND_FRAGMENT: u32 = 1;
 const HIDDEN: u32 = 2;
 const ABSENT: u32 = 3;
+
+/// No row of as many headers reaches further.
+const OFFSETS: usize = 0x3fff;
+
+const _: () = assert!(ETHERNET + 8 + IPV6 + EXTENSIONS * (8 + 255 * 8) <= OFFSETS);
 
 /// Follows the extension headers from `at` on, of which the first is `next`,
 /// to a UDP header. Seldom needed, and a function for its own stack.
@@ -213,7 +218,7 @@ fn extensions(start: usize, end: usize, at: usize, next: u8) -> u32 {
             }
             found = FOUND_FRAGMENT;
         }
-        at += 8 + usize::from(header.u8::<1>()) * units;
+        at = masked::<OFFSETS>(at + 8 + usize::from(header.u8::<1>()) * units);
         next = header.u8::<0>();
         if next == PROTOCOL_UDP {
             return (at as u32) << 2 | found;
