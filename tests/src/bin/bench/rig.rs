@@ -335,9 +335,13 @@ fn program_of<'a>(
     benchmarks: &'a mut Ebpf,
     name: &str,
 ) -> Result<&'a mut Xdp> {
-    let object = match name {
-        program::INGRESS | program::INGRESS_FRAGS => datapath.ebpf(),
-        _ => benchmarks,
+    let (object, name) = match name {
+        // The one of the two that an uplink has.
+        program::INGRESS | program::INGRESS_FRAGS => {
+            let name = datapath.xdp();
+            (datapath.ebpf(), name)
+        }
+        _ => (benchmarks, name),
     };
     let program = object.program_mut(name).context("no such program")?;
     Ok(program.try_into()?)
