@@ -73,10 +73,10 @@ impl Rig {
         let mut packets: Vec<Vec<u8>> = (0..FRAMES).map(|n| scene.packet(n)).collect();
         if scene.act != Act::Empty {
             for packet in &mut packets {
-                let sent = self.steered(packet)?;
+                let sent = self.steered(packet, "uplink")?;
                 if scene.act == Act::Reply {
                     *packet = scene.reply(&sent)?;
-                    self.steered(packet)?;
+                    self.steered(packet, "host")?;
                 }
             }
         }
@@ -93,7 +93,11 @@ impl Rig {
             let headers = packet.first_chunk().context("a long packet")?;
             self.set("RENEWED", number, Headers::of(headers))?;
         }
-        let ingress = context(&packets[0], world::index("uplink")?);
+        let from = match scene.act {
+            Act::Reply => "host",
+            _ => "uplink",
+        };
+        let ingress = context(&packets[0], world::index(from)?);
         let renew = program_of(&mut self.datapath, &mut self.ebpf, "renew")?;
         self.clock.cost(RUNS, || {
             renew.test_run(TestRunOptions {
@@ -106,9 +110,9 @@ impl Rig {
         })
     }
 
-    /// What the product's program sends on for `packet`.
-    fn steered(&mut self, packet: &[u8]) -> Result<Vec<u8>> {
-        let ingress = context(packet, world::index("uplink")?);
+    /// What the product's program sends on for `packet`, which comes in by `from`.
+    fn steered(&mut self, packet: &[u8], from: &str) -> Result<Vec<u8>> {
+        let ingress = context(packet, world::index(from)?);
         let mut out = vec![0; packet.len()];
         let steer: &Xdp = program_of(&mut self.datapath, &mut self.ebpf, program::INGRESS)?;
         let answer = steer.test_run(TestRunOptions {

@@ -78,7 +78,7 @@ impl World {
             set(&format!("ipv6/conf/{interface}/disable_ipv6"), "0")?;
         }
         set("ipv6/conf/all/forwarding", "1")?;
-        feed("ip", &["-batch", "-"], &addresses6())?;
+        feed("ip", &["-6", "-batch", "-"], &addresses6())?;
         Ok(world)
     }
 
@@ -136,12 +136,12 @@ fn addresses6() -> String {
     let [source, _, _, pod] = MACS.map(mac);
     let node = Ipv6Addr::from(NODE6);
     format!(
-        "-6 address add {node}/64 dev uplink nodad
--6 address add 2001:db8:1::1/64 dev host nodad
--6 neighbour add 2001:db8::1 lladdr {source} dev uplink nud permanent
--6 neighbour add 2001:db8:1::2 lladdr {pod} dev host nud permanent
--6 route add default via 2001:db8::1 dev uplink
--6 route add 2001:db8:2::/64 via 2001:db8:1::2 dev host
+        "address add {node}/64 dev uplink nodad
+address add 2001:db8:1::1/64 dev host nodad
+neighbour add 2001:db8::1 lladdr {source} dev uplink nud permanent
+neighbour add 2001:db8:1::2 lladdr {pod} dev host nud permanent
+route add default via 2001:db8::1 dev uplink
+route add 2001:db8:2::/64 via 2001:db8:1::2 dev host
 "
     )
 }
