@@ -25,6 +25,39 @@ pub struct Template {
     pub routed: u32,
 }
 
+/// Frames that are gone round, each made anew before a program sees it.
+pub const FRAMES: u32 = 256;
+
+/// The part of a frame that programs rewrite, but for its first two bytes.
+///
+/// In pieces that no program reads across, so that the CPU can hand on what was
+/// just written.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Headers {
+    /// From byte 2 on.
+    pub ethernet: [u64; 2],
+    /// From byte 22 on.
+    pub rest: [u64; 6],
+    /// From byte 18 on.
+    pub start: u32,
+    pub pad: u32,
+}
+
+impl Headers {
+    /// The headers at the beginning of `frame`.
+    #[must_use]
+    pub fn of(frame: &[u8; 70]) -> Self {
+        let double = |at: usize| u64::from_ne_bytes(core::array::from_fn(|n| frame[at + n]));
+        Self {
+            ethernet: [double(2), double(10)],
+            rest: core::array::from_fn(|n| double(22 + n * 8)),
+            start: u32::from_ne_bytes([frame[18], frame[19], frame[20], frame[21]]),
+            pad: 0,
+        }
+    }
+}
+
 /// What a bare redirect writes; a constant, as nothing else would be the least.
 pub const FRAME: [u32; 3] = crate::frame_addresses([2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 3]);
 
@@ -42,7 +75,12 @@ pub const fn gateway(port: u16) -> u32 {
 }
 
 const _: () = assert!(size_of::<Template>() == 76);
+const _: () = assert!(size_of::<Headers>() == 72);
 
 #[cfg(feature = "user")]
 // SAFETY: integers and byte arrays without padding, by the assert above.
 unsafe impl aya::Pod for Template {}
+
+#[cfg(feature = "user")]
+// SAFETY: as above.
+unsafe impl aya::Pod for Headers {}

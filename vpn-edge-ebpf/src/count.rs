@@ -38,14 +38,6 @@ pub fn error(slot: u16) {
 /// Counts a drop, and once a tick for each reason tells what was dropped.
 #[inline(always)]
 pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
-    let (start, end) = frame.bounds();
-    dropped(start, end, frame.length(), slot, reason);
-}
-
-/// [`drop`] as a function for its own stack.
-#[inline(never)]
-fn dropped(start: usize, end: usize, length: usize, slot: u16, reason: DropReason) {
-    let mut count = None;
     with(slot, |counters| {
         let at = reason as usize;
         let (Some(drops), Some(sampled)) =
@@ -57,18 +49,24 @@ fn dropped(start: usize, end: usize, length: usize, slot: u16, reason: DropReaso
         let now = Kernel.tick();
         if *sampled != now {
             *sampled = now;
-            count = Some(*drops);
+            let (start, end) = frame.bounds();
+            let what = u64::from(slot) << 32 | reason as u64;
+            tell(start, end, frame.length(), *drops, what);
         }
     });
-    if let Some(count) = count {
-        // SAFETY: the bounds are those of a frame that the caller has.
-        let frame = unsafe { Frame::new(start, end, length) };
-        sample(&frame, slot, count, reason);
-    }
+}
+
+/// [`sample`] as a function for its own stack, which a flood hardly ever calls:
+/// `what` is the slot and, in its lower half, the reason.
+#[inline(never)]
+fn tell(start: usize, end: usize, length: usize, count: u64, what: u64) {
+    // SAFETY: the bounds are those of a frame that the caller has.
+    let frame = unsafe { Frame::new(start, end, length) };
+    sample(&frame, (what >> 32) as u16, count, what as u8);
 }
 
 #[inline(always)]
-fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: DropReason) {
+fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: u8) {
     let Ok(located) = locate(frame) else {
         return;
     };
@@ -86,7 +84,7 @@ fn sample(frame: &Frame<'_>, slot: u16, count: u64, reason: DropReason) {
         source_port: located.source_port,
         destination_port: located.destination_port,
         length: frame.length() as u16,
-        reason: reason as u8,
+        reason,
         message: frame
             .view::<1>(located.message())
             .map_or(0, |first| first.u8::<0>()),

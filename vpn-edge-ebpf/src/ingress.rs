@@ -11,7 +11,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use vpn_edge_common::{DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard;
-use vpn_edge_ebpf::parse::ETHERNET;
+use vpn_edge_ebpf::parse::{self, ETHERNET};
 use vpn_edge_ebpf::rewrite;
 use vpn_edge_ebpf::steer::{Journey, Refusal, Rung, Way, decide};
 
@@ -181,12 +181,15 @@ fn cut(ctx: *mut xdp_md, tags: usize) -> Option<()> {
 #[inline(always)]
 pub fn xdp_frame<const FRAGMENTS: bool>(ctx: &XdpContext) -> Frame<'_> {
     let (start, end) = (ctx.data(), ctx.data_end());
-    let length = if FRAGMENTS {
-        // SAFETY: the hook's own context.
-        unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize }
-    } else {
-        end - start
-    };
     // SAFETY: the kernel vouches for the bytes between the two.
+    let frame = unsafe { Frame::new(start, end, end - start) };
+    // A call of the kernel costs as much as all the parsing, and hardly any
+    // frame has more than can be seen.
+    if !FRAGMENTS || parse::is_plain(&frame) {
+        return frame;
+    }
+    // SAFETY: the hook's own context.
+    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize };
+    // SAFETY: as above.
     unsafe { Frame::new(start, end, length) }
 }

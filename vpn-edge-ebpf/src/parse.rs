@@ -78,6 +78,22 @@ pub fn network(frame: &Frame<'_>) -> Option<(usize, u16)> {
     Some((l3, ethertype))
 }
 
+/// Whether the frame is an untagged IP packet, all of which can be seen: the
+/// length of such a one is no secret.
+#[inline(always)]
+#[must_use]
+pub fn is_plain(frame: &Frame<'_>) -> bool {
+    let Some(packet) = frame.view::<{ ETHERNET + IPV4 }>(0) else {
+        return false;
+    };
+    let length = match packet.u16::<12>() {
+        ETHERTYPE_IPV4 => usize::from(packet.u16::<{ ETHERNET + 2 }>()),
+        ETHERTYPE_IPV6 => IPV6 + usize::from(packet.u16::<{ ETHERNET + 4 }>()),
+        _ => return false,
+    };
+    ETHERNET + length <= frame.length()
+}
+
 /// Finds addresses and ports, behind any IPv4 options and some IPv6 extension
 /// headers.
 ///

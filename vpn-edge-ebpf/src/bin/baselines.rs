@@ -11,9 +11,9 @@ fn main() {
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
     use aya_ebpf::macros::{map, xdp};
-    use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
+    use aya_ebpf::maps::{Array, DevMap, PerCpuArray, ProgramArray};
     use aya_ebpf::programs::XdpContext;
-    use vpn_edge_common::bench::{FRAME, REPLY, STRIDE, Template, gateway};
+    use vpn_edge_common::bench::{FRAME, FRAMES, Headers, REPLY, STRIDE, Template, gateway};
     use vpn_edge_ebpf::checksum;
     use vpn_edge_ebpf::frame::{Frame, View};
 
@@ -23,6 +23,13 @@ mod programs {
 
     #[map]
     static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
+
+    #[map]
+    static RENEWED: Array<Headers> = Array::with_max_entries(FRAMES, 0);
+
+    /// What `renew` goes on to.
+    #[map]
+    static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
     /// Frames that were sent, that the far end took, and that came back.
     #[map]
@@ -36,6 +43,39 @@ mod programs {
     #[xdp]
     pub fn empty(_ctx: XdpContext) -> u32 {
         XDP_PASS
+    }
+
+    /// The same, to be gone on to from `renew`.
+    #[xdp(frags)]
+    pub fn empty_next(_ctx: XdpContext) -> u32 {
+        XDP_PASS
+    }
+
+    /// Makes the next of [`RENEWED`] anew, and goes on to the program that is
+    /// measured. Of one kind with the product's, or it could not.
+    #[xdp(frags)]
+    pub fn renew(ctx: XdpContext) -> u32 {
+        if let Some(()) = try_renew(&ctx) {
+            // SAFETY: nothing here waits to be dropped.
+            unsafe { NEXT.tail_call(&ctx, 0) };
+        }
+        XDP_ABORTED
+    }
+
+    #[inline(always)]
+    fn try_renew(ctx: &XdpContext) -> Option<()> {
+        let headers = RENEWED.get(count(&SENT)? as u32 & (FRAMES - 1))?;
+        let packet = frame(ctx).view::<70>(0)?;
+        packet.write_double::<2>(headers.ethernet[0]);
+        packet.write_double::<10>(headers.ethernet[1]);
+        packet.write_word::<18>(headers.start);
+        packet.write_double::<22>(headers.rest[0]);
+        packet.write_double::<30>(headers.rest[1]);
+        packet.write_double::<38>(headers.rest[2]);
+        packet.write_double::<46>(headers.rest[3]);
+        packet.write_double::<54>(headers.rest[4]);
+        packet.write_double::<62>(headers.rest[5]);
+        Some(())
     }
 
     /// The least that steering can be: new MAC addresses, and a redirect.

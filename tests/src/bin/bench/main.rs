@@ -8,6 +8,7 @@ mod clock;
 mod messages;
 mod picture;
 mod refill;
+mod renewed;
 mod report;
 mod revocation;
 mod rig;

@@ -1,11 +1,14 @@
 //! The packets that are measured.
 
+use std::net::IpAddr;
+
 use etherparse::PacketBuilder;
 use vpn_edge_common::bench::Template;
 
 /// The first destination port, as that of Kubernetes' default NodePort range.
 pub const FIRST_PORT: u16 = 30_000;
 pub const NODE: [u8; 4] = [198, 51, 100, 2];
+pub const NODE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 /// The first client. Flows take up addresses from here on, within the block
 /// that is set apart for benchmarks (RFC 2544).
 pub const CLIENT: [u8; 4] = [198, 18, 0, 0];
@@ -152,6 +155,25 @@ pub fn tcp() -> Vec<u8> {
     let mut packet = Vec::new();
     builder
         .write(&mut packet, &[0; 128])
+        .expect("a vector takes any packet");
+    packet
+}
+
+/// Data of a session there is, from anyone to anyone, with ports.
+pub fn data_between((source, from): (IpAddr, u16), (destination, to): (IpAddr, u16)) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(MACS[0], MACS[1]);
+    let ip = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            ethernet.ipv4(source.octets(), destination.octets(), 64)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            ethernet.ipv6(source.octets(), destination.octets(), 64)
+        }
+        _ => unreachable!("both ends are of one version"),
+    };
+    let mut packet = Vec::new();
+    ip.udp(from, to)
+        .write(&mut packet, &message(4, 148))
         .expect("a vector takes any packet");
     packet
 }

@@ -129,7 +129,7 @@ fn line(
 fn label(way: Way) -> &'static str {
     match way {
         Way::Redirect => "redirect",
-        Way::Steered => "vpn-edge",
+        Way::Steered | Way::Hairpin => "vpn-edge",
         Way::Routing => "routing",
         Way::Nftables => "nftables",
         Way::Iptables => "iptables",
@@ -139,7 +139,7 @@ fn label(way: Way) -> &'static str {
 fn colour(way: Way) -> &'static str {
     match way {
         Way::Redirect => "#888888",
-        Way::Steered => "#0a7d3c",
+        Way::Steered | Way::Hairpin => "#0a7d3c",
         Way::Routing => "#3366bb",
         Way::Nftables => "#b8860b",
         Way::Iptables => "#c0392b",

@@ -57,14 +57,17 @@ impl Report {
             .into_iter()
             .filter(|cell| Way::ALL.iter().any(|way| self.find(*way, *cell).is_some()))
             .partition(|cell| matches!(cell.traffic, Traffic::Flood(_)));
-        self.print_paths(&cells);
+        self.print_paths("PATH", &Way::ALL, &cells);
+        let of_hairpin = |cell: &Cell| self.find(Way::Hairpin, *cell).is_some();
+        let elsewhere: Vec<Cell> = cells.iter().copied().filter(of_hairpin).collect();
+        self.print_paths("TO ANOTHER NODE", &Way::ELSEWHERE, &elsewhere);
         self.print_floods(&floods);
     }
 
     fn print_programs(&self, subjects: &[Subject]) {
         let is_program = |figure: &&Figure| {
             subjects.iter().any(|subject| {
-                subject.name == figure.name && matches!(subject.kind, Kind::Program(..))
+                subject.name == figure.name && !matches!(subject.kind, Kind::Path(..))
             })
         };
         let mut figures = self.0.iter().filter(is_program).peekable();
@@ -89,23 +92,25 @@ impl Report {
     }
 
     /// Nanoseconds of the baseline, and by how much the others take longer.
-    fn print_paths(&self, cells: &[Cell]) {
+    fn print_paths(&self, title: &str, ways: &[Way], cells: &[Cell]) {
+        let [base, others @ ..] = ways else {
+            return;
+        };
         if cells.is_empty() {
             return;
         }
-        let [base, others @ ..] = Way::ALL;
-        print!("{:<28} {:>12}", "PATH", format!("{}, ns", base.name()));
+        print!("{title:<28} {:>12}", format!("{}, ns", base.name()));
         for way in others {
             print!(" {:>9}", way.name());
         }
         println!(" {:>7}", "SPREAD");
         for cell in cells {
-            let figures = || Way::ALL.iter().filter_map(|way| self.find(*way, *cell));
+            let figures = || ways.iter().filter_map(|way| self.find(*way, *cell));
             let spread = figures().map(|figure| figure.spread).fold(0.0, f64::max);
-            let nanoseconds = self.find(base, *cell).map(|figure| figure.value);
+            let nanoseconds = self.find(*base, *cell).map(|figure| figure.value);
             print!("{:<28} {:>12}", cell.name(), number(nanoseconds, 1));
             for way in others {
-                let ratio = self.find(way, *cell).map(|figure| figure.ratio);
+                let ratio = self.find(*way, *cell).map(|figure| figure.ratio);
                 print!(" {:>9}", number(ratio, 2));
             }
             println!(" {:>6.1}%", spread * 100.0);

@@ -19,8 +19,10 @@ use crate::refill::Refill;
 use crate::subjects::{Cell, Kind, MOST_PORTS, Subject, Way};
 use crate::world::{self, World};
 
+/// Of packets to other nodes.
+pub const HOP_PORTS: u16 = 20_000;
 /// Runs of a program in one round.
-const RUNS: u32 = 100_000;
+pub const RUNS: u32 = 100_000;
 /// Times that one sample is tried.
 const ATTEMPTS: u32 = 50;
 /// Frames along a path in one round, so many that all flows get their turn.
@@ -33,10 +35,12 @@ const FIRST_FRAMES: u32 = 5_000;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BENCH_EBPF"));
 
 pub struct Rig {
-    datapath: Datapath,
-    ebpf: Ebpf,
-    clock: Clock,
+    pub datapath: Datapath,
+    pub ebpf: Ebpf,
+    pub clock: Clock,
     paths: Vec<Path>,
+    /// Where programs run over packets that are made anew.
+    pub dual: Option<World>,
     sandbox: Sandbox,
 }
 
@@ -73,6 +77,7 @@ impl Rig {
             ebpf,
             clock,
             paths: Vec::new(),
+            dual: None,
             sandbox,
         })
     }
@@ -81,6 +86,7 @@ impl Rig {
     pub fn measure(&mut self, subject: &Subject) -> Result<f64> {
         match subject.kind {
             Kind::Program(name, packet) => self.program(name, &packet()),
+            Kind::Renewed(scene) => self.renewed(scene),
             Kind::Path(way, cell) => self.path(way, cell),
         }
         .with_context(|| format!("cannot measure {}", subject.name))
@@ -134,8 +140,11 @@ impl Rig {
         };
         let rules = way.tracks().then_some(Rules { ports, forgets });
         let path = self.enter(way, ports, rules)?;
-        if way == Way::Steered {
+        if matches!(way, Way::Steered | Way::Hairpin) {
             self.allocate(ports, |port| gateway(port).to_be_bytes())?;
+        }
+        if way == Way::Hairpin {
+            self.move_elsewhere(ports)?;
         }
         if !self.paths[path].shown.contains(&(ports, flows)) {
             self.introduce(path, ports, flows)?;
@@ -168,10 +177,12 @@ impl Rig {
             }
             let before = self.counted("REPLIES")?;
             let traffic = Traffic::Flows(flows);
-            self.send(way, Cell { ports, traffic }, flows, flows)?;
+            let cell = Cell { ports, traffic };
+            self.send(way, cell, flows, flows)?;
             let replies = self.counted("REPLIES")? - before;
+            let answered = way.is_kernel() || way == Way::Hairpin && cell.fits();
             ensure!(
-                replies == u64::from(flows) || !way.is_kernel(),
+                replies == u64::from(flows) || !answered,
                 "{replies} of {flows} replies came back"
             );
             if way.tracks() {
@@ -232,6 +243,10 @@ impl Rig {
         match way {
             Way::Redirect => attach("redirect", "uplink")?,
             Way::Steered => attach(xdp, "uplink")?,
+            Way::Hairpin => {
+                attach(xdp, "uplink")?;
+                attach(xdp, "host")?;
+            }
             // A veth takes in redirected frames by a program or by GRO. The
             // latter costs the kernel some 90 ns more.
             Way::Routing | Way::Nftables | Way::Iptables => {
@@ -267,10 +282,11 @@ impl Rig {
     /// Gives each of the first `ports` ports to a tenant, whose gateway has
     /// the address that `gateway` tells and has announced the session of
     /// [`messages::data`]; and takes all others away.
-    fn allocate(&mut self, ports: u16, gateway: impl Fn(u16) -> [u8; 4]) -> Result<()> {
+    pub fn allocate(&mut self, ports: u16, gateway: impl Fn(u16) -> [u8; 4]) -> Result<()> {
         self.datapath.set_edge(&EdgeNode {
             own: vec![(NODE.into(), world::index("uplink")?)],
-            ..EdgeNode::default()
+            xdp_uplinks: Some(vec![world::index("uplink")?, world::index("host")?]),
+            hop_ports: HOP_PORTS,
         })?;
         let ifindex = world::index("host")?;
         let wanted = |slot: u16| {
@@ -291,7 +307,8 @@ impl Rig {
             .map(|slot| Change {
                 port: FIRST_PORT + slot,
                 allocation: wanted(slot).unwrap_or_default(),
-                memory: Memory::Reset,
+                // Each port has a slot of its own: flows last from round to round.
+                memory: Memory::Keep,
                 grace: false,
             })
             .collect();
@@ -322,6 +339,23 @@ impl Rig {
         Ok(())
     }
 
+    /// Has the gateways be on another node, and their sessions known as before.
+    pub fn move_elsewhere(&mut self, ports: u16) -> Result<()> {
+        let changes: Vec<Change> = (FIRST_PORT..FIRST_PORT + ports)
+            .filter_map(|port| Some((port, self.datapath.maps.allocation(port)?)))
+            .map(|(port, allocation)| Change {
+                port,
+                allocation: Allocation {
+                    mode: mode::HOP,
+                    ..allocation
+                },
+                memory: Memory::Keep,
+                grace: false,
+            })
+            .collect();
+        Ok(self.datapath.maps.publish(&changes)?)
+    }
+
     fn counted(&self, map: &str) -> Result<u64> {
         let map = self.ebpf.map(map).context("no map")?;
         let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
@@ -330,14 +364,18 @@ impl Rig {
 }
 
 /// A program of the product or of the benchmarks.
-fn program_of<'a>(
+pub fn program_of<'a>(
     datapath: &'a mut Datapath,
     benchmarks: &'a mut Ebpf,
     name: &str,
 ) -> Result<&'a mut Xdp> {
-    let object = match name {
-        program::INGRESS | program::INGRESS_FRAGS => datapath.ebpf(),
-        _ => benchmarks,
+    let (object, name) = match name {
+        // The one of the two that an uplink has.
+        program::INGRESS | program::INGRESS_FRAGS => {
+            let name = datapath.xdp();
+            (datapath.ebpf(), name)
+        }
+        _ => (benchmarks, name),
     };
     let program = object.program_mut(name).context("no such program")?;
     Ok(program.try_into()?)
@@ -345,7 +383,7 @@ fn program_of<'a>(
 
 /// The context of a live run: `struct xdp_md` with the frame's length and the
 /// interface that it seems to come in by.
-fn context(packet: &[u8], ingress: u32) -> Vec<u8> {
+pub fn context(packet: &[u8], ingress: u32) -> Vec<u8> {
     let length = u32::try_from(packet.len()).expect("frames are short");
     [0, length, 0, ingress, 0, 0]
         .into_iter()

@@ -1,6 +1,9 @@
 //! All that can be measured.
 
+use vpn_edge_common::FLOWS as FLOWS_A_TENANT;
+
 use crate::messages::{self, Flood, Traffic};
+use crate::renewed::{self, Scene};
 
 /// One thing to measure, and what it is compared with.
 pub struct Subject {
@@ -16,6 +19,9 @@ type Packet = fn() -> Vec<u8>;
 pub enum Kind {
     /// A program of the product or of the benchmarks, over one packet.
     Program(&'static str, Packet),
+    /// The product's program over packets that are made anew for each run, or
+    /// the empty program.
+    Renewed(Scene),
     /// Frames all the way from the client's end to the gateway's.
     Path(Way, Cell),
 }
@@ -27,6 +33,9 @@ pub enum Way {
     Redirect,
     /// vpn-edge.
     Steered,
+    /// vpn-edge, to gateways on another node. What the kernel's ways do is the
+    /// same for them, so they are not measured twice.
+    Hairpin,
     /// The kernel, which forwards to the gateways' own addresses, without rules.
     Routing,
     /// The kernel, with kube-proxy's rules for nftables.
@@ -36,10 +45,20 @@ pub enum Way {
 }
 
 impl Way {
-    /// The first is what the others are compared with.
+    /// To a gateway: the first is what the others are compared with.
     pub const ALL: [Self; 5] = [
         Self::Redirect,
         Self::Steered,
+        Self::Routing,
+        Self::Nftables,
+        Self::Iptables,
+    ];
+
+    /// To a gateway on another node: the kernel's ways do so anyway, as they
+    /// masquerade.
+    pub const ELSEWHERE: [Self; 5] = [
+        Self::Redirect,
+        Self::Hairpin,
         Self::Routing,
         Self::Nftables,
         Self::Iptables,
@@ -49,6 +68,7 @@ impl Way {
         match self {
             Self::Redirect => "redirect",
             Self::Steered => "steered",
+            Self::Hairpin => "hairpin",
             Self::Routing => "routing",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
@@ -57,7 +77,7 @@ impl Way {
 
     /// Whether frames go through the kernel's stack.
     pub fn is_kernel(self) -> bool {
-        !matches!(self, Self::Redirect | Self::Steered)
+        !matches!(self, Self::Redirect | Self::Steered | Self::Hairpin)
     }
 
     /// Whether the kernel remembers flows.
@@ -94,6 +114,32 @@ impl Cell {
             .chain(Flood::ALL.map(|flood| (MOST_PORTS, Traffic::Flood(flood))))
             .map(|(ports, traffic)| Self { ports, traffic })
             .collect()
+    }
+
+    /// Those of gateways on another node. A tenant has [`FLOWS_A_TENANT`] flows
+    /// on a node: of 256 to one port, most have to be made anew for every
+    /// packet; spread over more ports, as 65,536 are, each has its own.
+    fn elsewhere() -> [Self; 5] {
+        [
+            (1, 1),
+            (1, 256),
+            (100, 256),
+            (MOST_PORTS, 256),
+            (MOST_PORTS, MOST_FLOWS),
+        ]
+        .map(|(ports, flows)| Self {
+            ports,
+            traffic: Traffic::Flows(flows),
+        })
+    }
+
+    /// Whether every flow can be known to the node at once.
+    pub fn fits(self) -> bool {
+        match self.traffic {
+            // Half of them, as they are not spread evenly.
+            Traffic::Flows(flows) => flows / u32::from(self.ports) <= FLOWS_A_TENANT as u32 / 2,
+            _ => false,
+        }
     }
 
     pub fn name(self) -> String {
@@ -151,5 +197,20 @@ pub fn all() -> Vec<Subject> {
                 kind: Kind::Path(way, cell),
             })
     });
-    programs.into_iter().chain(paths).collect()
+    let elsewhere = Cell::elsewhere().map(|cell| Subject {
+        name: path_name(Way::Hairpin, cell),
+        baseline: path_name(Way::Redirect, cell),
+        kind: Kind::Path(Way::Hairpin, cell),
+    });
+    let renewed = renewed::SCENES.map(|(name, scene)| Subject {
+        name: format!("program/{name}"),
+        baseline: format!("program/{}", renewed::BASE),
+        kind: Kind::Renewed(scene),
+    });
+    programs
+        .into_iter()
+        .chain(renewed)
+        .chain(paths)
+        .chain(elsewhere)
+        .collect()
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use lab::region::Family;
 use nix::sched::{CloneFlags, setns, unshare};
 use vpn_edge_common::bench::gateway;
 
-use crate::messages::{FIRST_PORT, MACS, NODE};
+use crate::messages::{FIRST_PORT, MACS, NODE, NODE6};
 use crate::subjects::Way;
 
 pub struct World {
@@ -30,7 +30,7 @@ impl World {
         // No frames but ours: neighbour discovery would be counted too.
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         feed("ip", &["-batch", "-"], &links())?;
-        if way.is_kernel() {
+        if way.is_kernel() || way == Way::Hairpin {
             feed("ip", &["-batch", "-"], &addresses())?;
             for (name, value) in [
                 ("ip_forward", "1"),
@@ -46,7 +46,7 @@ impl World {
             endpoint: Ipv4Addr::from(gateway(port)).into(),
         });
         match way {
-            Way::Redirect | Way::Steered | Way::Routing => {}
+            Way::Redirect | Way::Steered | Way::Hairpin | Way::Routing => {}
             Way::Nftables => {
                 let rules = kube_proxy::nftables(Ipv4Addr::from(NODE).into(), services);
                 feed("nft", &["-f", "-"], &rules)?;
@@ -68,6 +68,18 @@ impl World {
             }
         }
         Ok(Self { namespace })
+    }
+
+    /// A path that does IPv6 as well. The kernel may send frames of its own
+    /// along it.
+    pub fn dual() -> Result<Self> {
+        let world = Self::new(Way::Hairpin, 1)?;
+        for interface in ["uplink", "host"] {
+            set(&format!("ipv6/conf/{interface}/disable_ipv6"), "0")?;
+        }
+        set("ipv6/conf/all/forwarding", "1")?;
+        feed("ip", &["-6", "-batch", "-"], &addresses6())?;
+        Ok(world)
     }
 
     /// Moves the calling thread in.
@@ -116,6 +128,20 @@ neighbour add 198.51.100.1 lladdr {source} dev uplink nud permanent
 neighbour add 192.0.2.2 lladdr {pod} dev host nud permanent
 route add default via 198.51.100.1 dev uplink
 route add 100.64.0.0/10 via 192.0.2.2 dev host
+"
+    )
+}
+
+fn addresses6() -> String {
+    let [source, _, _, pod] = MACS.map(mac);
+    let node = Ipv6Addr::from(NODE6);
+    format!(
+        "address add {node}/64 dev uplink nodad
+address add 2001:db8:1::1/64 dev host nodad
+neighbour add 2001:db8::1 lladdr {source} dev uplink nud permanent
+neighbour add 2001:db8:1::2 lladdr {pod} dev host nud permanent
+route add default via 2001:db8::1 dev uplink
+route add 2001:db8:2::/64 via 2001:db8:1::2 dev host
 "
     )
 }
