@@ -142,10 +142,13 @@ impl Client {
             ping.running(),
             "the pings ended before what was to happen meanwhile: send more"
         );
-        ping.wait()?;
+        let status = ping.wait()?;
+        // The log has those before, too.
         let log = ping.log();
+        let last = log.lines().rfind(|line| line.contains("transmitted"));
+        let all = format!("{count} packets transmitted, {count} received");
         ensure!(
-            log.contains(&format!("{count} packets transmitted, {count} received")),
+            status.success() && last.is_some_and(|last| last.contains(&all)),
             "packets were lost: {log}"
         );
         Ok(())

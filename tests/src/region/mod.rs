@@ -21,6 +21,7 @@ mod rules;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use vpn_edge::datapath::{Ready, ready_gateway_end};
 
 pub use balancer::Balancer;
 pub use health::{HEALTH_PORT, StandIn, health};
@@ -117,6 +118,8 @@ pub struct Region {
     /// As [`WORKERS`].
     pub workers: [Node; 2],
     pub cluster: Node,
+    /// What makes the switch's ports take in frames.
+    _ports: Vec<Ready>,
     pub lab: Lab,
 }
 
@@ -146,7 +149,7 @@ impl Region {
         let workers = [lab.node(WORKERS[0].name)?, lab.node(WORKERS[1].name)?];
 
         switch(&front)?;
-        plug(&front, &balancer)?;
+        let mut ports = vec![plug(&front, &balancer)?];
         balancer.sh(
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
              ip addr add 198.51.100.1/24 dev eth0
@@ -174,7 +177,7 @@ impl Region {
             .chain(&WORKERS)
             .zip(edges.iter().chain(&workers))
         {
-            plug(&front, node)?;
+            ports.push(plug(&front, node)?);
             node.sh(&format!(
                 "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
                  ip addr add {}/24 dev eth0; ip route add default via 198.51.100.1
@@ -200,6 +203,7 @@ impl Region {
             edges,
             workers,
             cluster,
+            _ports: ports,
             lab,
         };
         for client in [&region.client_a, &region.client_b] {
@@ -275,18 +279,20 @@ fn switch(node: &Node) -> Result<()> {
     .map(drop)
 }
 
-/// Joins a node's `eth0` to the switch.
+/// Joins a node's `eth0` to the switch, for as long as what is given back is
+/// kept.
 ///
-/// A veth takes frames that an XDP program sends or redirects only if its other
-/// end is polled, which GRO makes it be.
-fn plug(front: &Node, node: &Node) -> Result<()> {
-    let port = &node.name;
-    node.link("eth0", front, port)?;
-    front
-        .sh(&format!(
-            "ethtool -K {port} gro on; ip link set dev {port} master br0"
-        ))
-        .map(drop)
+/// A veth hands on what an XDP program of its own sends back (`XDP_TX`) only if
+/// the other end has a program too. With GRO alone the frames wait there until
+/// something else is sent, or for ever, once its ring is full.
+fn plug(front: &Node, node: &Node) -> Result<Ready> {
+    let port = node.name.clone();
+    node.link("eth0", front, &port)?;
+    front.sh(&format!(
+        "ethtool -K {port} gro on; ip link set dev {port} master br0"
+    ))?;
+    let ready = front.inside(move || Ok(ready_gateway_end(&port)?));
+    ready.join().expect("the thread does not panic")
 }
 
 /// Joins a worker's `eth1` to the cluster.
