@@ -2,7 +2,7 @@
 
 use crate::maps::{self, Kernel};
 use vpn_edge_common::{Counters, DropReason, Event, address};
-use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::frame::{Frame, masked};
 use vpn_edge_ebpf::guard::Admitted;
 use vpn_edge_ebpf::parse::locate;
 use vpn_edge_ebpf::world::World;
@@ -39,7 +39,7 @@ pub fn error(slot: u16) {
 #[inline(always)]
 pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
     with(slot, |counters| {
-        let at = reason as usize;
+        let at = masked::<31>(reason as usize);
         let (Some(drops), Some(sampled)) =
             (counters.drops.get_mut(at), counters.sampled.get_mut(at))
         else {
