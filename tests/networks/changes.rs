@@ -23,13 +23,16 @@ fn an_edge_follows_its_addresses_its_uplink_and_its_router() -> Result<()> {
         client.await_reach(A.server)?;
         client.lose_nothing(A.server, 200, || Ok(()))?;
         let seen = endpoint(&edge.node, port)?;
-        ensure!(seen.contains("192.0.2.2:") || seen.contains("2001:db8:a::2"), "{seen}");
+        ensure!(
+            seen.contains("192.0.2.2:") || seen.contains("2001:db8:a::2"),
+            "{seen}"
+        );
         Ok(())
     };
 
     // Other addresses.
     topology.edge.sh(&format!(
-        "ip addr add {NEW}/24 dev eth0; ip addr del {EDGE}/24 dev eth0
+        "ip addr del {EDGE}/24 dev eth0; ip addr add {NEW}/24 dev eth0
          ip route replace default via 198.51.100.1
          ip addr add {NEW6}/64 dev eth0 nodad; ip addr del {EDGE6}/64 dev eth0
          ip -6 route replace default via 2001:db8:100::1"

@@ -11,8 +11,7 @@ use lab::topology::{A, EDGE, Uplink};
 
 use crate::scene::{CLIENT6, EDGE6, HOPS, Hairpin, download, in_gateway, naming, small};
 
-/// A tunnel's MTU with which what is in it may be in need of 1500 outside, and
-/// the one of a link on the way.
+/// MTUs of a link on the way.
 const NARROW: [u16; 2] = [1400, 1280];
 
 /// Pings in the tunnel that fill its packets: the gateway's answers are too long
@@ -34,19 +33,19 @@ fn a_gateway_of_this_node_learns_how_large_its_clients_links_are() -> Result<()>
         for (own, far) in [(A.client, EDGE), (CLIENT6, EDGE6)] {
             let client = Client::up(node, &naming(&tenant.configuration, far))?;
             client.await_reach(A.server)?;
-            // What the client sends is taken by its own end all the same.
-            topology.router.sh(&format!("ip link set client-a mtu {mtu}"))?;
+            let prefix = if own.contains(':') { 128 } else { 32 };
+            topology.router.sh(&format!(
+                "ip route replace {own}/{prefix} dev client-a mtu lock {mtu}"
+            ))?;
             let path = format!("ip route get {own}");
             ensure!(!in_gateway(&edge.node, tenant.port, &path)?.contains("mtu"));
             provoke(node);
             let path = in_gateway(&edge.node, tenant.port, &path)?;
             ensure!(path.contains(&format!("mtu {mtu}")), "{far}: {path}");
-            // As an operator sets it, for links that narrow.
-            node.sh(&format!("ip link set wg0 mtu {}", mtu - 80))?;
+            // As an operator sets it, for links that narrow: WireGuard pads to 16 bytes.
+            node.sh(&format!("ip link set wg0 mtu {}", mtu - 104))?;
             download(node, &topology.cluster, 5).with_context(|| format!("{far}, {mtu}"))?;
             client.down()?;
-            topology.router.sh("ip link set client-a mtu 1500")?;
-            topology.router.sh("ip -6 addr replace 2001:db8:a::1/64 dev client-a nodad")?;
         }
     }
     Ok(())
@@ -59,17 +58,23 @@ fn a_gateway_of_another_node_learns_how_large_its_clients_links_are() -> Result<
     let balancer = &region.balancer.node;
     for address in HOPS {
         let client = scene.client(address)?;
-        balancer.sh("ip link set client-a mtu 1400")?;
+        let own = if address.contains(':') {
+            "2001:db8:a::2/128"
+        } else {
+            "192.0.2.2/32"
+        };
+        balancer.sh(&format!(
+            "ip route replace {own} dev client-a mtu lock 1400"
+        ))?;
         // To the gateway, the edge is the client.
         let path = format!("ip route get {address}");
         ensure!(!scene.in_gateway(&path)?.contains("mtu"));
         provoke(&region.client_a);
         let path = scene.in_gateway(&path)?;
         ensure!(path.contains("mtu 1400"), "{address}: {path}");
-        region.client_a.sh("ip link set wg0 mtu 1320")?;
+        region.client_a.sh("ip link set wg0 mtu 1296")?;
         download(&region.client_a, &region.cluster, 5)?;
         client.down()?;
-        balancer.sh("ip link set client-a mtu 1500")?;
     }
     Ok(())
 }
@@ -82,11 +87,12 @@ fn a_client_learns_how_large_the_way_to_its_gateways_node_is() -> Result<()> {
     let narrow = &region.edges[1];
     // Over another node, which says what does not fit: so that it is not the
     // edge's own routes that do.
-    narrow.sh("sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0")?;
-    for (address, [via, worker]) in HOPS.into_iter().zip([
-        [EDGES[1].v4, WORKERS[0].v4],
-        [EDGES[1].v6, WORKERS[0].v6],
-    ]) {
+    narrow
+        .sh("sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0")?;
+    for (address, [via, worker]) in HOPS
+        .into_iter()
+        .zip([[EDGES[1].v4, WORKERS[0].v4], [EDGES[1].v6, WORKERS[0].v6]])
+    {
         let length = if address.contains(':') { 128 } else { 32 };
         edge.sh(&format!("ip route add {worker}/{length} via {via}"))?;
         narrow.sh(&format!(

@@ -33,12 +33,7 @@ pub fn send(
     sent.join().expect("the thread does not panic")
 }
 
-fn packet(
-    from: SocketAddrV6,
-    to: SocketAddrV6,
-    extended: bool,
-    payload: &[u8],
-) -> Result<Vec<u8>> {
+fn packet(from: SocketAddrV6, to: SocketAddrV6, extended: bool, payload: &[u8]) -> Result<Vec<u8>> {
     const OPTIONS: [u8; 8] = [17, 0, 1, 4, 0, 0, 0, 0];
     const DESTINATION_OPTIONS: u8 = 60;
     let (source, destination) = (from.ip().octets(), to.ip().octets());

@@ -23,11 +23,11 @@ pub fn small(uplink: Uplink) -> Result<Topology> {
     topology.client_a.sh(&format!(
         "ip addr add {CLIENT6}/64 dev eth0 nodad; ip route add default via 2001:db8:a::1"
     ))?;
-    topology.router.sh(
-        "sysctl -qw net.ipv6.conf.all.forwarding=1
+    topology
+        .router
+        .sh("sysctl -qw net.ipv6.conf.all.forwarding=1
          ip addr add 2001:db8:a::1/64 dev client-a nodad
-         ip addr add 2001:db8:100::1/64 dev edge nodad",
-    )?;
+         ip addr add 2001:db8:100::1/64 dev edge nodad")?;
     topology.edge.sh(&format!(
         "sysctl -qw net.ipv6.conf.all.forwarding=1
          ip addr add {EDGE6}/64 dev {port} nodad
@@ -43,7 +43,6 @@ pub struct Hairpin {
     pub agent: Agent,
     pub worker: Edge,
     pub tenant: Tenant,
-    pub row: Allocation,
     pub region: Region,
 }
 
@@ -66,7 +65,6 @@ impl Hairpin {
             agent,
             worker,
             tenant,
-            row,
             region,
         };
         scene.await_neighbours()?;
@@ -101,9 +99,9 @@ impl Hairpin {
     /// Waits until the edge knows the way to the gateway's node.
     pub fn await_neighbours(&self) -> Result<()> {
         let [edge, _] = &self.region.edges;
-        [WORKERS[0].v4, WORKERS[0].v6].iter().try_for_each(|node| {
-            edge.await_sh(&format!("ip neigh show {node} | grep -q lladdr"))
-        })
+        [WORKERS[0].v4, WORKERS[0].v6]
+            .iter()
+            .try_for_each(|node| edge.await_sh(&format!("ip neigh show {node} | grep -q lladdr")))
     }
 }
 
@@ -171,9 +169,9 @@ pub fn bulk(client: &Node, cluster: &Node, arguments: &str) -> Result<()> {
     let _server = cluster.start("iperf3", server)?;
     let listens = format!("ss -Hltn 'src {}:5201' | grep -q .", A.server);
     cluster.await_sh(&listens)?;
-    client
-        .sh(&format!("timeout 40 iperf3 -c {} {arguments}", A.server))
-        .map(drop)
+    client.sh(&format!("timeout 40 iperf3 -c {} {arguments}", A.server))?;
+    // Or the next one could meet this server.
+    cluster.await_sh(&format!("! {{ {listens}; }}"))
 }
 
 /// Fails unless something grew by `least`.

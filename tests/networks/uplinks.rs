@@ -11,7 +11,8 @@ use crate::scene::{EDGE6, HOPS, Hairpin, endpoint, naming, small, turn_to};
 /// Of the second uplink.
 const SECOND: [&str; 2] = ["203.0.113.2", "2001:db8:200::2"];
 
-/// Gives `edge` another network towards `router`, on eth2.
+/// Gives `edge` another network towards `router`, on eth2. In IPv6 a route of
+/// a higher metric is not found for an interface: it takes a rule.
 fn second(edge: &Node, router: &Node) -> Result<()> {
     edge.link("eth2", router, "second")?;
     let [v4, v6] = SECOND;
@@ -20,7 +21,8 @@ fn second(edge: &Node, router: &Node) -> Result<()> {
          sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0 \
                     net.ipv4.conf.eth2.rp_filter=0
          ip route add default via 203.0.113.1 dev eth2 metric 200
-         ip -6 route add default via 2001:db8:200::1 dev eth2 metric 2000"
+         ip -6 route add default via 2001:db8:200::1 dev eth2 table 200
+         ip -6 rule add from {v6} lookup 200"
     ))?;
     // XDP sends into a veth only if its other end is polled.
     router
@@ -55,7 +57,9 @@ END"
 fn count(router: &Node, counter: &str) -> Result<u64> {
     let text = router.sh(&format!("nft list counter inet watch {counter}"))?;
     let mut words = text.split_whitespace();
-    words.find(|word| *word == "packets").context("no counter")?;
+    words
+        .find(|word| *word == "packets")
+        .context("no counter")?;
     Ok(words.next().context("no count")?.parse()?)
 }
 
@@ -150,7 +154,10 @@ fn named_addresses_are_the_edges_and_each_is_answered_from() -> Result<()> {
             .sh(&format!("ip addr add {other}/24 dev eth0"))?;
     }
     // The last one is the node's, but not the edge's.
-    let more = [("--address=198.51.100.3", ""), ("--address=198.51.100.2", "")];
+    let more = [
+        ("--address=198.51.100.3", ""),
+        ("--address=198.51.100.2", ""),
+    ];
     let edge = Edge::start(&topology, Uplink::Veth, &more)?;
     let tenant = edge.enabled(&A)?;
     edge.await_state(&tenant.id, "enabled")?;
