@@ -67,6 +67,10 @@ pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Rou
     let answer = unsafe { bpf_fib_lookup(ctx.cast(), asked.cast(), size, flags) };
     // SAFETY: as above.
     let [_, ifindex, .., before, after] = unsafe { *asked };
+    // In IPv6 the kernel heeds neither the interface nor rules for a source here.
+    if journey.uplink != 0 && journey.uplink != ifindex as u32 {
+        return Route::Unresolved;
+    }
     journey.uplink = ifindex as u32;
     // The source stands from byte 52 on, the destination from 58 on.
     journey.frame = [

@@ -121,6 +121,21 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "networks",
+        about: "networks as they are: IPv6, several uplinks, path MTU, jumbo frames, changes underway",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::KubeProxy,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "networks"],
+        ],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],
