@@ -18,6 +18,7 @@ fn the_verifier_takes_the_programs_with_room_to_spare() {
         let info = program.info().unwrap();
         let verified = info.verified_instruction_count().unwrap();
         println!("{name}: {verified} instructions verified");
-        assert!(verified <= LIMIT / 5, "{name}: {verified}");
+        // Linux 6.1 prunes less, and looks at a third of what it may.
+        assert!(verified <= LIMIT / 2, "{name}: {verified}");
     }
 }

@@ -274,7 +274,6 @@ fn get(flows: &Flows, at: usize) -> &Flow {
     unsafe { flows.0.get_unchecked(masked::<{ FLOWS - 1 }>(at)) }
 }
 
-
 #[cfg(test)]
 mod tests {
     use vpn_edge_common::mapped_words;
