@@ -297,15 +297,16 @@ fn a_gateway_of_an_earlier_build_goes_on_and_its_rules_can_be_changed() -> Resul
     let client = Client::up(&topology.client_a, &tenant.configuration)?;
     client.await_reach(A.server)?;
     let before = gateways(&edge)?;
-    edge.stop()?;
     // As it was before gateways had IPv6.
+    in_gateway(&edge, &tenant, "ip -6 addr flush dev eth0")?;
+    edge.await_ports(|ports| ports[&tenant.port]["gateway6"].is_null())?;
+    edge.stop()?;
     let file = format!("/run/vpn-edge/gateways/{}/config.json", tenant.port);
     edge.node.sh(&format!(
         r#"sed -i 's/"addresses":\["\([^"]*\)"\]/"address":"\1"/; s/,"only_edge":true//' {file}
            grep -q '"address":"10\.' {file}
            ! grep -q 'addresses\|only_edge' {file}"#
     ))?;
-    in_gateway(&edge, &tenant, "ip -6 addr flush dev eth0")?;
     client.lose_nothing(A.server, 3_000, || edge.restart())?;
     edge.tenant(&["patch", &tenant.id, "--network", B.network])?;
     client.await_reach(B.server)?;
