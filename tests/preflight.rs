@@ -261,7 +261,7 @@ fn a_program_of_somebody_else_is_named() -> Result<()> {
         .edge
         .inside(|| Ok(datapath::ready_gateway_end("eth0")?));
     let held = held.join().expect("the thread does not panic")?;
-    let words = ["`pass`", "xdpdrv", "bpftool link detach id"];
+    let words = ["`pass_frags`", "xdpdrv", "bpftool link detach id"];
     world.finds(ONE, "xdp_occupied", "error", &words)?;
     drop(held);
     world.clean(ONE)?;
@@ -296,7 +296,7 @@ fn programs_of_ours_are_known_by_their_pins() -> Result<()> {
     world.clean(ONE)?;
     ensure!(world.edge.sh(number)? == before, "it runs another program");
     let elsewhere = format!("{ONE} --bpffs /sys/fs/bpf/elsewhere");
-    world.finds(&elsewhere, "xdp_occupied", "error", &["`ingress`"])?;
+    world.finds(&elsewhere, "xdp_occupied", "error", &["`ingress_frags`"])?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ fn enlarge(nodes: &[&Node]) -> Result<()> {
 
 /// Large packets in the tunnel, there and back, none in pieces: as large as the
 /// userspace gateway takes, which has 4096 bytes for one.
-fn carries(client: &Client, node: &Node) -> Result<()> {
+fn carries(client: &Client, node: &Node, cluster: &Node) -> Result<()> {
     node.sh("ip link set wg0 mtu 3900")?;
     client.await_reach(A.server)?;
     node.sh(&format!(
@@ -28,6 +28,9 @@ fn carries(client: &Client, node: &Node) -> Result<()> {
         A.server
     ))
     .context("large packets")?;
+    for direction in ["", "--reverse"] {
+        bulk(node, cluster, &format!("-n 5M {direction}"))?;
+    }
     Ok(())
 }
 
@@ -41,10 +44,7 @@ fn large_frames_reach_a_gateway_of_this_node_by_xdp() -> Result<()> {
     edge.await_state(&tenant.id, "enabled")?;
     for address in [EDGE, EDGE6] {
         let client = Client::up(client_a, &naming(&tenant.configuration, address))?;
-        carries(&client, client_a)?;
-        for direction in ["", "--reverse"] {
-            bulk(client_a, &topology.cluster, &format!("-n 5M {direction}"))?;
-        }
+        carries(&client, client_a, &topology.cluster)?;
         let row = &edge.ports()?[&tenant.port];
         ensure!(row["mode"] == "xdp" && row["dropped"] == 0, "{row}");
         client.down()?;
@@ -75,7 +75,7 @@ fn large_frames_are_sent_on_to_other_nodes() -> Result<()> {
     let region = &scene.region;
     for address in HOPS {
         let client = scene.client(address)?;
-        carries(&client, &region.client_a)?;
+        carries(&client, &region.client_a, &region.cluster)?;
         let row = scene.port()?;
         ensure!(row["mode"] == "hop" && row["dropped"] == 0, "{row}");
         client.down()?;

@@ -72,6 +72,8 @@ fn a_gateway_of_another_node_learns_how_large_its_clients_links_are() -> Result<
         provoke(&region.client_a);
         let path = scene.in_gateway(&path)?;
         ensure!(path.contains("mtu 1400"), "{address}: {path}");
+        region.client_a.sh("ip link set wg0 mtu 1296")?;
+        download(&region.client_a, &region.cluster, 5)?;
         client.down()?;
     }
     Ok(())

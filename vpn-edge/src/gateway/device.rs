@@ -15,6 +15,10 @@ use wireguard_control::{Backend, DeviceUpdate, InterfaceName, Key, PeerConfigBui
 use super::GatewayConfig;
 use crate::netlink;
 
+/// The longest packets that the userspace device carries: it has 4096 bytes for
+/// one, with all that WireGuard puts around it.
+const USERSPACE_MTU: u32 = 4000;
+
 /// A configured device that answers.
 pub enum Device {
     Kernel,
@@ -44,8 +48,12 @@ impl Device {
         };
         device.configure(config).await?;
         let index = netlink::index(&handle, &config.interface).await?;
+        let mtu = match device {
+            Self::Kernel => config.mtu,
+            Self::Userspace(_) => config.mtu.min(USERSPACE_MTU),
+        };
         let link = LinkUnspec::new_with_index(index)
-            .mtu(config.mtu)
+            .mtu(mtu)
             .up()
             .build();
         handle.link().set(link).execute().await?;
