@@ -78,7 +78,7 @@ pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Rou
         (after >> 48) as u32 | ((before >> 32) as u32) << 16,
         (before >> 48) as u32 | (after as u32) << 16,
     ];
-    match i64::from(answer) {
+    match answer {
         SUCCESS => Route::Found,
         NO_NEIGHBOUR | UNSUPPORTED => Route::Unresolved,
         FRAGMENT_NEEDED => Route::TooBig,

@@ -52,10 +52,7 @@ impl Device {
             Self::Kernel => config.mtu,
             Self::Userspace(_) => config.mtu.min(USERSPACE_MTU),
         };
-        let link = LinkUnspec::new_with_index(index)
-            .mtu(mtu)
-            .up()
-            .build();
+        let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         handle.link().set(link).execute().await?;
         for address in &config.addresses {
             handle
