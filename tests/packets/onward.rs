@@ -5,7 +5,7 @@ use lab::packet::Packet;
 use lab::programs::{Hook, Memory};
 use vpn_edge_common::{DropReason, Version};
 
-use crate::hairpin::{Hairpin, OTHER_MAC, OTHER_ROUTER_MAC, Place, each, index};
+use crate::hairpin::{Hairpin, OTHER_MAC, OTHER_ROUTER_MAC, Place, each, index, ip};
 use crate::node::{
     FAR_SLOT, KEY, OTHER_KEY, UNKNOWN_INDEX, Verdict, edge, fresh, from_source, now,
 };
@@ -276,4 +276,42 @@ fn an_ipv6_source_is_its_upper_half() {
         assert!(refused, "forty more of the same network");
         assert_eq!(node.verdict(hook, &packet(2, 0)), Verdict::Steer);
     }
+}
+
+#[test]
+fn a_known_way_is_asked_for_anew_soon_and_for_what_is_longer() {
+    for version in [Version::V4, Version::V6] {
+        let mut hairpin = Hairpin::new(Hook::Xdp, version);
+        let packet = hairpin.to(data());
+        let (verdict, out) = hairpin.run(&packet);
+        assert_eq!(verdict, Verdict::Back);
+        assert_eq!(out, hairpin.framed(&packet, &hairpin.onward(&packet)));
+
+        let gateway = Place::Here.ip(version);
+        ip(&format!(
+            "neighbour replace {gateway} lladdr 02:00:00:00:00:77 dev near nud permanent\n"
+        ));
+        passing();
+        let (_, out) = hairpin.run(&packet);
+        let sent = hairpin
+            .onward(&packet)
+            .with(|sent| sent.macs.1 = [2, 0, 0, 0, 0, 0x77]);
+        assert_eq!(out, hairpin.framed(&packet, &sent));
+
+        hairpin.place(Place::Other);
+        ip("link set other mtu 1300\n");
+        let (verdict, _) = hairpin.run(&packet);
+        assert_eq!(verdict, Verdict::Steer);
+        let long = hairpin.to(message::data(7, 1300));
+        let expected = Verdict::Drop(DropReason::TooBig);
+        assert_eq!(hairpin.run(&long).0, expected);
+        ip("link set other down\n");
+        passing();
+        assert_ne!(hairpin.run(&packet).0, Verdict::Steer);
+    }
+}
+
+/// Longer than a way is known.
+fn passing() {
+    std::thread::sleep(std::time::Duration::from_millis(200));
 }

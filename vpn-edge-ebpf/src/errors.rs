@@ -57,7 +57,7 @@ fn find_way(skb: *mut __sk_buff, errand: &mut Errand, journey: &mut Journey) -> 
     // SAFETY: the hook's own skb.
     let ingress = unsafe { (*skb).ifindex };
     // SAFETY: as above.
-    let route = unsafe { route::find(skb.cast(), journey, ingress) };
+    let route = unsafe { route::ask(skb.cast(), journey, ingress) };
     errand.uplink = journey.uplink;
     matches!(route, Route::Found | Route::Unresolved)
 }

@@ -156,7 +156,7 @@ fn tc_send(skb: *mut __sk_buff, journey: &mut Journey) -> u32 {
     // SAFETY: the hook's own skb.
     let ingress = unsafe { (*skb).ifindex };
     // SAFETY: as above.
-    match unsafe { route::find(skb.cast(), journey, ingress) } {
+    match unsafe { route::ask(skb.cast(), journey, ingress) } {
         Route::Found | Route::Unresolved => {}
         Route::TooBig => return sent::TOO_BIG,
         Route::None => return sent::NO_ROUTE,

@@ -2,6 +2,7 @@
 //!
 //! What user space reads and writes word by word is mapped into its memory.
 
+use crate::route;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
@@ -55,6 +56,10 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// As [`SCRATCH`].
 #[map]
 static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
+
+/// As [`SCRATCH`].
+#[map]
+static WAYS: PerCpuArray<route::Known> = PerCpuArray::with_max_entries(route::KNOWN, 0);
 
 /// As [`SCRATCH`].
 #[map]
@@ -130,6 +135,20 @@ impl World<'static> for Kernel {
 fn jiffies() -> u64 {
     // SAFETY: a plain helper call, which the verifier makes a load.
     unsafe { bpf_jiffies64() }
+}
+
+/// The [`route::Known`] at a place.
+#[inline(always)]
+pub fn known_way(at: u32) -> Option<&'static mut route::Known> {
+    let known = WAYS.get_ptr_mut(at)?;
+    // SAFETY: as for the scratch.
+    Some(unsafe { &mut *known })
+}
+
+/// Counts every fourth of the kernel's ticks, never zero: 4 ms to 40.
+#[inline(always)]
+pub fn era() -> u32 {
+    (jiffies() >> 2) as u32 | 1 << 31
 }
 
 /// Tells user space what time the programs have.

@@ -1,8 +1,9 @@
 //! The way out of the node, as the kernel's routes say.
 
+use crate::maps;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::ffi::c_void;
-use vpn_edge_common::unmapped_words;
+use vpn_edge_common::{Words, unmapped_words};
 use vpn_edge_ebpf::steer::Journey;
 
 /// What the kernel says of a packet's way out, which it writes into the
@@ -19,6 +20,79 @@ pub enum Route {
     None,
 }
 
+/// A way that the kernel named some milliseconds ago at most: asking it for
+/// every packet costs more than all the rest of a packet's way.
+#[repr(C)]
+pub struct Known {
+    asked: Question,
+    /// Zero before the first.
+    era: u32,
+    ifindex: u32,
+    /// The longest IP packet that it takes.
+    mtu: u32,
+    frame: [u32; 3],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Question {
+    source: Words,
+    destination: Words,
+    ingress: u32,
+    uplink: u32,
+}
+
+/// Entries of a CPU's known ways. More than the clients that one core serves at
+/// a time, or else they only take each other's places.
+pub const KNOWN: u32 = 1024;
+
+impl Question {
+    #[inline(always)]
+    fn place(&self) -> u32 {
+        const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+        let [high, low] = self.destination;
+        let folded = high ^ low ^ self.source[1].rotate_left(7) ^ u64::from(self.uplink);
+        (folded.wrapping_mul(MIX) >> 54) as u32
+    }
+}
+
+/// [`ask`], unless the answer is known. For XDP: tc hands the next hop to the
+/// kernel anyway.
+///
+/// # Safety
+///
+/// `ctx` must be the hook's own.
+#[inline(always)]
+pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
+    let asked = Question {
+        source: journey.to.source,
+        destination: journey.to.destination,
+        ingress,
+        uplink: journey.uplink,
+    };
+    let era = maps::era();
+    let Some(known) = maps::known_way(asked.place()) else {
+        return Route::None;
+    };
+    if known.era == era && known.asked == asked && journey.length <= known.mtu {
+        journey.uplink = known.ifindex;
+        journey.frame = known.frame;
+        return Route::Found;
+    }
+    // SAFETY: as the caller's.
+    let route = unsafe { ask(ctx, journey, ingress) };
+    if route == Route::Found {
+        *known = Known {
+            asked,
+            era,
+            ifindex: journey.uplink,
+            mtu: journey.mtu,
+            frame: journey.frame,
+        };
+    }
+    route
+}
+
 /// Asks for packets of the node's own, that leave by the interface.
 const OUTPUT: u32 = 1 << 1;
 const SUCCESS: i64 = 0;
@@ -33,7 +107,7 @@ const FRAGMENT_NEEDED: i64 = 8;
 ///
 /// `ctx` must be the hook's own.
 #[inline(never)]
-pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
+pub unsafe fn ask(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
     const UDP: u64 = 17 << 8;
     let to = &journey.to;
     let (ifindex, flags) = match journey.uplink {
@@ -66,12 +140,14 @@ pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Rou
     // SAFETY: 64 bytes, as the kernel has them.
     let answer = unsafe { bpf_fib_lookup(ctx.cast(), asked.cast(), size, flags) };
     // SAFETY: as above.
-    let [_, ifindex, .., before, after] = unsafe { *asked };
+    let [length, ifindex, .., before, after] = unsafe { *asked };
     // In IPv6 the kernel heeds neither the interface nor rules for a source here.
     if journey.uplink != 0 && journey.uplink != ifindex as u32 {
         return Route::Unresolved;
     }
     journey.uplink = ifindex as u32;
+    // Before Linux 5.12 it is the packet's length still.
+    journey.mtu = (length >> 48) as u32;
     // The source stands from byte 52 on, the destination from 58 on.
     journey.frame = [
         (after >> 16) as u32,

@@ -65,6 +65,8 @@ pub struct Journey {
     pub frame: [u32; 3],
     /// Interface that it leaves by; zero if the routes are to say.
     pub uplink: u32,
+    /// The longest IP packet that may, once a route is found.
+    pub mtu: u32,
     /// Length of the IP packet.
     pub length: u32,
     /// Bytes of VLAN tags.
@@ -72,7 +74,7 @@ pub struct Journey {
     pub is_v6: bool,
     /// Its hop limit as it came, and as it goes.
     pub hops: [u8; 2],
-    pub pad: u8,
+    pub pad: [u8; 5],
 }
 
 /// Addresses and ports of a packet.
