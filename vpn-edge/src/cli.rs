@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{agent, client, gateway, inspect, standalone, teardown};
+use crate::{agent, client, gateway, inspect, kubernetes, standalone, teardown};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Standalone(standalone::StandaloneArgs),
     /// Be an edge node for gateways on other nodes.
     Agent(agent::AgentArgs),
+    /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
+    Crd,
     /// Take off this machine what `standalone` leaves there when it ends.
     Teardown(teardown::TeardownArgs),
     /// Be a tenant's gateway, in the namespace this starts in.
@@ -49,6 +51,10 @@ impl Cli {
         match self.command {
             Command::Standalone(args) => standalone::run(args).await,
             Command::Agent(args) => agent::run(args).await,
+            Command::Crd => {
+                print!("{}", kubernetes::crd::definition()?);
+                Ok(())
+            }
             Command::Teardown(args) => teardown::run(args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Ports(args) => inspect::ports::run(&args),

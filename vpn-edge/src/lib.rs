@@ -12,6 +12,7 @@ pub mod domain;
 pub mod gateway;
 pub mod gateways;
 pub mod inspect;
+pub mod kubernetes;
 pub mod link;
 pub mod metrics;
 pub mod netlink;

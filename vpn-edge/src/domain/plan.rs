@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// A tenant's plan. Only [`Plan::Business`] and [`Plan::EnterpriseCloud`]
 /// include the VPN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Plan {
     Developer,

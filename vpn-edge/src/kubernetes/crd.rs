@@ -1,0 +1,189 @@
+//! `VpnTenant`: a tenant as a resource.
+//!
+//! What a schema cannot promise to be readable is a string here: one resource
+//! that could not be read would hide all others of its list.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{Plan, State};
+
+/// A tenant of the cluster, and the VPN that it wants. One a namespace, named
+/// `vpn`.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "vpn-edge.dev",
+    version = "v1alpha1",
+    kind = "VpnTenant",
+    plural = "vpntenants",
+    singular = "vpntenant",
+    shortname = "vpn",
+    shortname = "vpnt",
+    category = "vpn-edge",
+    namespaced,
+    status = "VpnTenantStatus",
+    derive = "PartialEq",
+    validation = Rule::new("self.metadata.name == 'vpn'")
+        .message("a namespace has one VpnTenant, and its name is vpn"),
+    printcolumn(
+        name = "Organisation",
+        type_ = "string",
+        json_path = ".spec.organisation"
+    ),
+    printcolumn(name = "Plan", type_ = "string", json_path = ".spec.plan"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
+    printcolumn(name = "Subnet", type_ = "string", json_path = ".status.subnet"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.reason"
+    ),
+    printcolumn(
+        name = "Id",
+        type_ = "string",
+        json_path = ".spec.id",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Public key",
+        type_ = "string",
+        json_path = ".status.serverPublicKey",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VpnTenantSpec {
+    /// UUID of the tenant, which its tunnel's subnet is made from. It never
+    /// changes.
+    #[schemars(regex(pattern = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("a tenant's id never changes: make another VpnTenant"))]
+    pub id: String,
+    /// The customer; its members see all of its tenants and no others.
+    #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"))]
+    pub organisation: String,
+    /// What the customer pays for. business and enterprise_cloud have VPN.
+    pub plan: Plan,
+    /// The rest of the tenant is provisioned; enabling the VPN needs this.
+    #[serde(default)]
+    pub ready: bool,
+    /// Networks in CIDR notation that the tenant may reach through its gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 43)), extend("x-kubernetes-list-type" = "set"))]
+    #[x_kube(
+        validation = Rule::new("self.all(n, isCIDR(n) && cidr(n) == cidr(n).masked())")
+            .message("each network is in CIDR notation with no bits set after its prefix, such as 10.97.1.0/24"),
+        validation = Rule::new("self.all(n, !isCIDR(n) || cidr(n).prefixLength() > 0)")
+            .message("a network of everything: name the ranges that the tenant may reach")
+    )]
+    pub networks: Vec<String>,
+    /// The VPN that is wanted.
+    #[serde(default)]
+    pub vpn: WantedVpn,
+    /// How its gateway is to run.
+    #[serde(default)]
+    pub gateway: GatewayPod,
+}
+
+/// The VPN that a tenant wants.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WantedVpn {
+    #[serde(default)]
+    pub enabled: bool,
+    /// A larger number than before makes new keys and ends all sessions. Only
+    /// the keys change.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    #[x_kube(validation = Rule::new("self >= oldSelf")
+        .message("keyGeneration only grows"))]
+    pub key_generation: i64,
+}
+
+/// How a gateway's pod is to run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayPod {
+    pub mode: GatewayMode,
+    /// Of its one container; the controller's defaults where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+}
+
+/// How a gateway leads into the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GatewayMode {
+    /// By address translation: what it sends has the pod's address.
+    #[default]
+    Nat,
+}
+
+/// What is known of a tenant's VPN. Written by the controller and the API alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VpnTenantStatus {
+    /// The spec's generation that this is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<State>,
+    /// When the phase began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Why the phase is failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Grows with every enable and every rotation.
+    #[schemars(range(min = 0))]
+    pub generation: i64,
+    /// The spec's keyGeneration that the keys are of.
+    #[schemars(range(min = 0))]
+    pub key_generation: i64,
+    /// UDP port that the tenant holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1024, max = 65535))]
+    pub port: Option<u16>,
+    /// Host name and port that clients send to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The tunnel's subnet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<String>,
+    /// The client's in the tunnel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_public_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_public_key: Option<String>,
+    /// When the keys were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_created_at: Option<Time>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The definition, as YAML that `kubectl apply` takes.
+///
+/// # Errors
+///
+/// Never for the types above.
+pub fn definition() -> anyhow::Result<String> {
+    Ok(serde_saphyr::to_string(&VpnTenant::crd())?)
+}
