@@ -6,6 +6,7 @@ pub mod client;
 pub mod edge;
 #[cfg(test)]
 mod findings;
+pub mod icmp;
 pub mod kube_proxy;
 pub mod laptop;
 pub mod message;
