@@ -1,0 +1,7 @@
+//! A real control plane in the lab, and what the tests of the cluster rest on.
+
+mod access;
+mod deployment;
+mod nodes;
+mod outage;
+mod start;
