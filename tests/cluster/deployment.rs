@@ -35,7 +35,9 @@ impl Containers for Namespaces {
         self.worker.link(&link, &node, "eth0")?;
         self.worker
             .sh(&format!("ip route add {address} dev {link}"))?;
-        node.sh(&format!("ip address add {address}/24 dev eth0"))?;
+        node.sh(&format!(
+            "ip address add {address}/32 dev eth0; ip route add default dev eth0"
+        ))?;
         let mut command = node.command(program);
         command.args(arguments);
         running.insert(uid, node.start("container", command)?);
