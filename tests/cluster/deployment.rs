@@ -1,63 +1,17 @@
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use lab::cluster::{Cluster, Containers, Kubelet};
-use lab::node::{Lab, Node, Process};
+use lab::cluster::{Cluster, Kubelet};
+use lab::node::Lab;
 use serde_json::{from_value, json};
 
-/// Pods of one container, each in a namespace behind the worker.
-struct Namespaces {
-    lab: Lab,
-    worker: Node,
-    running: Arc<Mutex<HashMap<String, Process>>>,
-}
-
-impl Containers for Namespaces {
-    fn start(&self, pod: &Pod) -> Result<Vec<IpAddr>> {
-        let mut running = self.running.lock().expect("nothing panics with it");
-        let uid = pod.uid().context("a pod has a uid")?;
-        let spec = pod.spec.as_ref().context("a pod has a spec")?;
-        let words = spec.containers[0].command.clone().unwrap_or_default();
-        let [program, arguments @ ..] = &words[..] else {
-            bail!("no command");
-        };
-        let host = u8::try_from(running.len() + 10)?;
-        let address = Ipv4Addr::new(100, 64, 0, host);
-        let node = self.lab.node(&uid)?;
-        let link = format!("pod{host}");
-        self.worker.link(&link, &node, "eth0")?;
-        self.worker
-            .sh(&format!("ip route add {address} dev {link}"))?;
-        node.sh(&format!(
-            "ip address add {address}/32 dev eth0; ip route add default dev eth0"
-        ))?;
-        let mut command = node.command(program);
-        command.args(arguments);
-        running.insert(uid, node.start("container", command)?);
-        Ok(vec![address.into()])
-    }
-
-    fn ready(&self, pod: &Pod) -> Result<bool> {
-        // Labels change without a new pod: a readiness that the test decides.
-        Ok(!pod.labels().contains_key("broken"))
-    }
-
-    fn stop(&self, pod: &Pod) -> Result<()> {
-        let uid = pod.uid().context("a pod has a uid")?;
-        self.running
-            .lock()
-            .expect("nothing panics with it")
-            .remove(&uid);
-        Ok(())
-    }
-}
+use super::namespaces::Namespaces;
 
 #[test]
 fn a_deployment_is_available_and_its_service_has_the_pods_address() -> Result<()> {

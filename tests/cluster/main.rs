@@ -2,6 +2,7 @@
 
 mod access;
 mod deployment;
+mod namespaces;
 mod nodes;
 mod outage;
 mod start;

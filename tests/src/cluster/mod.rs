@@ -18,12 +18,13 @@ use std::net::IpAddr;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::runtime::{self, Handle, Runtime};
+use tokio::time::{sleep, timeout};
 
 use crate::node::{Lab, Node, Process};
 use certificates::Authority;
@@ -236,7 +237,7 @@ impl Cluster {
         let start = Instant::now();
         let mut last = String::new();
         let why = loop {
-            match handle.block_on(async { tokio::time::timeout(PATIENCE, check()).await }) {
+            match handle.block_on(async { timeout(PATIENCE, check()).await }) {
                 Ok(Ok(true)) => return Ok(()),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => last = format!("{error:#}"),
@@ -283,18 +284,16 @@ pub async fn eventually<T>(
     mut ask: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let start = Instant::now();
-    loop {
-        let left = PATIENCE.saturating_sub(start.elapsed());
-        let answer = tokio::time::timeout(left, ask()).await;
-        match answer {
+    let mut last = None;
+    while start.elapsed() < PATIENCE {
+        match timeout(PATIENCE, ask()).await {
             Ok(Ok(Some(answer))) => return Ok(answer),
-            Ok(Ok(None)) => ensure!(start.elapsed() < PATIENCE, "{what}: did not happen"),
-            Ok(Err(error)) if start.elapsed() > PATIENCE => {
-                return Err(error.context(what.to_owned()));
-            }
-            Ok(Err(_)) => {}
-            Err(_) => bail!("{what}: no answer"),
+            Ok(Ok(None)) => last = None,
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => last = Some(anyhow!("no answer")),
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(RETRY / 2).await;
     }
+    let last = last.unwrap_or_else(|| anyhow!("did not happen"));
+    Err(last.context(what.to_owned()))
 }
