@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::node::Node;
+use crate::node::{Node, Process};
 
 /// The tunnel's interface on every client.
 pub const INTERFACE: &str = "wg0";
@@ -112,8 +114,8 @@ impl Client {
         Ok(())
     }
 
-    /// Pings `address` 1,000 times a second, `count` times, and meanwhile does
-    /// `work`.
+    /// Pings `address` 1,000 times a second while `work` is done, and `count`
+    /// times at least.
     ///
     /// # Errors
     ///
@@ -124,34 +126,32 @@ impl Client {
         count: u32,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        let done = AtomicBool::new(false);
+        let first = self.ping(address, count)?;
+        thread::scope(|scope| {
+            let pings = scope.spawn(|| {
+                let mut batch = first;
+                loop {
+                    answered(batch, count)?;
+                    if done.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    batch = self.ping(address, count)?;
+                }
+            });
+            let outcome = work();
+            done.store(true, Ordering::Relaxed);
+            let pinged: Result<()> = pings.join().expect("pings do not panic");
+            outcome.and(pinged)
+        })
+    }
+
+    /// Starts `count` pings, 1,000 a second.
+    fn ping(&self, address: &str, count: u32) -> Result<Process> {
+        let count = count.to_string();
         let mut command = self.node.command("ping");
-        command.args([
-            "-n",
-            "-q",
-            "-i",
-            "0.001",
-            "-W",
-            "2",
-            "-c",
-            &count.to_string(),
-            address,
-        ]);
-        let mut ping = self.node.start("ping", command)?;
-        work()?;
-        ensure!(
-            ping.running(),
-            "the pings ended before what was to happen meanwhile: send more"
-        );
-        let status = ping.wait()?;
-        // The log has those before, too.
-        let log = ping.log();
-        let last = log.lines().rfind(|line| line.contains("transmitted"));
-        let all = format!("{count} packets transmitted, {count} received");
-        ensure!(
-            status.success() && last.is_some_and(|last| last.contains(&all)),
-            "packets were lost: {log}"
-        );
-        Ok(())
+        command.args(["-n", "-q", "-i", "0.001", "-W", "2", "-c", &count, address]);
+        self.node.start("ping", command)
     }
 
     /// Pings `address` for long enough to see that it is cut off: three
@@ -173,4 +173,18 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Waits for the end of `count` pings.
+fn answered(mut pings: Process, count: u32) -> Result<()> {
+    let status = pings.wait()?;
+    // The log has those before, too.
+    let log = pings.log();
+    let last = log.lines().rfind(|line| line.contains("transmitted"));
+    let all = format!("{count} packets transmitted, {count} received");
+    ensure!(
+        status.success() && last.is_some_and(|last| last.contains(&all)),
+        "packets were lost: {log}"
+    );
+    Ok(())
 }

@@ -125,8 +125,8 @@ mod tests {
         let (_, instructions) = of("compress");
         assert!(instructions <= 4_000, "compress has {instructions}");
         let programs = [
-            ("ingress", 2_600),
-            ("ingress_frags", 2_600),
+            ("ingress", 2_800),
+            ("ingress_frags", 2_800),
             ("ingress_tc", 2_600),
             ("egress", 1_200),
         ];
