@@ -130,8 +130,8 @@ impl Vpn {
 impl Tenant {
     /// Asks for a gateway: a port of `pool` and the new `keys`.
     ///
-    /// From `failed` this is a fresh attempt that keeps its port while the
-    /// pool's range has it. Keys that could not be made lead to `failed`.
+    /// From `failed` this is a fresh attempt that keeps its port while it holds
+    /// it and the pool has it. Keys that could not be made lead to `failed`.
     pub fn enable(
         &mut self,
         pool: &mut PortPool,
@@ -148,7 +148,7 @@ impl Tenant {
             return Err(VpnError::TenantNotReady);
         }
         let kept = self.vpn.allocation.as_ref().map(|a| a.port);
-        let port = match kept.filter(|port| pool.range().contains(*port)) {
+        let port = match kept.filter(|port| pool.keeps(*port, self.id)) {
             Some(port) => port,
             None => pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?,
         };
