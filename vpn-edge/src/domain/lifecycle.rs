@@ -201,6 +201,28 @@ impl Tenant {
         Ok(())
     }
 
+    /// Takes another port of `pool`, and `keys`, in place of a port that somebody
+    /// else has come by.
+    pub fn reallocate(
+        &mut self,
+        pool: &mut PortPool,
+        keys: Keys,
+        now: Timestamp,
+    ) -> Result<(), VpnError> {
+        if self.vpn.allocation.is_none() {
+            return Err(VpnError::NotEnabled);
+        }
+        let port = pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?;
+        self.vpn.allocation = Some(Allocation {
+            port,
+            keys,
+            created_at: now,
+        });
+        self.vpn.generation += 1;
+        self.vpn.enter(State::Enabling, now);
+        Ok(())
+    }
+
     /// What a client's configuration is made from, while `enabled`.
     pub fn configuration(&self) -> Result<&Allocation, VpnError> {
         match self.vpn.state {
