@@ -18,9 +18,9 @@ use crate::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant};
 /// Who holds a port that no tenant holds.
 const STRANGER: Uuid = Uuid::max();
 
-/// A port that the API server refused is asked for again after this long: who
-/// holds it is not always seen, and does not tell when it is free.
-const REFUSED: SignedDuration = SignedDuration::from_secs(60);
+/// A port that the API server refused is asked for again after this long. Who
+/// holds it is not always seen: a Service that is gone holds it a moment longer.
+const REFUSED: SignedDuration = SignedDuration::from_secs(2);
 
 /// What a VpnTenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,11 +106,9 @@ impl Kind for Service {
         let ports = |held: &Held| freed.extend(held.ports.iter().copied());
         let changed = take(&mut index.services, event, value, ports);
         index.free(freed);
-        let ours = changed.iter().filter(|(_, name)| name == GATEWAY);
-        index
-            .news
-            .namespaces
-            .extend(ours.map(|(namespace, _)| namespace.clone()));
+        for name in &changed {
+            index.service_changed(name);
+        }
         !changed.is_empty()
     }
 }
@@ -342,6 +340,21 @@ impl Index {
             self.released.retain(|released| *released != port);
             self.released.push(port);
         }
+    }
+
+    /// Tells its tenant, or the one whose port a stranger's Service has.
+    fn service_changed(&mut self, changed: &Name) {
+        if changed.1 == GATEWAY {
+            self.news.namespaces.insert(changed.0.clone());
+        }
+        let ports = self.services.get(changed).map(|service| &service.ports);
+        let ports = ports.map_or(&[][..], Vec::as_slice);
+        let lost = self.keys.iter().filter(|(_, keys)| {
+            let port = keys.kept.as_ref().map(|kept| kept.allocation.port);
+            port.is_some_and(|port| ports.contains(&port))
+        });
+        let lost = lost.map(|((namespace, _), _)| namespace.clone());
+        self.news.namespaces.extend(lost);
     }
 
     fn tenant_changed(&mut self, namespace: &str) {

@@ -9,6 +9,8 @@ mod convert;
 mod index;
 mod shelf;
 mod status;
+#[cfg(test)]
+mod testing;
 mod watch;
 mod wishes;
 mod write;

@@ -136,6 +136,9 @@ pub async fn follow(inner: Arc<Inner>) {
                 let news = inner.with(|index| index.news());
                 due.extend(news.namespaces);
                 if news.freed {
+                    // The API server may give them out a moment later.
+                    let soon = (Instant::now() + FIRST_PAUSE, FIRST_PAUSE);
+                    later.values_mut().for_each(|next| *next = soon);
                     due.extend(later.keys().cloned());
                 }
             }

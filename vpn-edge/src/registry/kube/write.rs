@@ -26,6 +26,9 @@ use crate::kubernetes::{
 };
 use crate::registry::{Change, RegistryError, UpdateError};
 
+/// Ports that may be refused to a change before it is given up.
+const REFUSALS: u32 = 256;
+
 /// Runs of a change before somebody else's have had their way too often.
 const RUNS: u32 = 16;
 
@@ -54,9 +57,11 @@ pub enum Miss {
 
 impl From<Error> for Miss {
     fn from(error: Error) -> Self {
+        let stale = |status: &Status| {
+            status.is_conflict() || status.is_not_found() || status.is_already_exists()
+        };
         match &error {
-            // What was read to be there is not.
-            Error::Api(status) if status.is_conflict() || status.is_not_found() => Miss::Conflict,
+            Error::Api(status) if stale(status) => Miss::Conflict,
             _ => Miss::Failed(storage(error).into()),
         }
     }
@@ -164,13 +169,18 @@ impl Inner {
         mut change: Change,
         asked: bool,
     ) -> Result<Tenant, UpdateError> {
-        let (mut pause, mut runs) = (FIRST_PAUSE, 0);
+        let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
         loop {
             match self.run(id, &mut change, asked).await {
                 Ok(tenant) => return Ok(tenant),
                 Err(Miss::Failed(error)) => return Err(error),
-                // There are only so many of them.
-                Err(Miss::Taken(port)) => self.with(|index| index.refuse(port, Timestamp::now())),
+                Err(Miss::Taken(port)) => {
+                    refusals += 1;
+                    if refusals == REFUSALS {
+                        return Err(VpnError::NoPortsAvailable.into());
+                    }
+                    self.with(|index| index.refuse(port, Timestamp::now()));
+                }
                 Err(Miss::Conflict) => {
                     runs += 1;
                     if runs == RUNS {
