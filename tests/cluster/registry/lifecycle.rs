@@ -95,6 +95,11 @@ fn a_tenant_lives_through_the_registry() -> Result<()> {
         "{status:?}"
     );
 
+    // Its old gateway has not been removed yet.
+    let name = format!("{}=vpn-edge-gateway", label::NAME);
+    scene.kubectl(&["label", "service", GATEWAY, "-n", "t-1", &name])?;
+    let of = format!("vpn-edge.dev/port={port}");
+    scene.kubectl(&["annotate", "service", GATEWAY, "-n", "t-1", &of])?;
     let enabled = run.run(enable(&registry, id))?;
     ensure!(
         super::port(&enabled) == Some(port),
@@ -105,10 +110,10 @@ fn a_tenant_lives_through_the_registry() -> Result<()> {
         "never back"
     );
     let service = scene.service("t-1")?.context("a service")?;
-    let labels = service.metadata.labels.unwrap_or_default();
     ensure!(
-        !labels.contains_key(label::NAME),
-        "no old gateway's any more"
+        !service.labels().contains_key(label::NAME)
+            && !service.annotations().contains_key("vpn-edge.dev/port"),
+        "an old gateway's no more: {service:?}"
     );
     Ok(())
 }

@@ -26,6 +26,9 @@ pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
 /// On a gateway's Service until it has a gateway: when a tenant took the port.
 pub const CLAIMED: &str = "vpn-edge.dev/claimed";
 
+/// On what belongs to a gateway: its port.
+pub const GATEWAYS_PORT: &str = "vpn-edge.dev/port";
+
 /// Condition of a resource that is a tenant.
 pub const ACCEPTED: &str = "Accepted";
 
@@ -80,8 +83,8 @@ pub fn version(meta: &ObjectMeta) -> u64 {
 }
 
 pub fn keys_secret(secret: &Secret) -> KeysSecret {
-    let owners = secret.metadata.owner_references.iter().flatten();
-    let owner = owners.filter(|owner| owner.controller == Some(true)).last();
+    let mut owners = secret.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true));
     KeysSecret {
         uid: secret.uid().unwrap_or_default(),
         version: secret.resource_version().unwrap_or_default(),

@@ -311,22 +311,51 @@ impl Index {
         self.refused.insert(port, now);
     }
 
-    /// Takes note of what is not there, having asked.
-    pub fn absent_keys(&mut self, namespace: &str) {
-        self.keys.absent(&name(namespace, KEYS));
-        self.news.namespaces.insert(namespace.to_owned());
+    /// Versions of VpnTenant, keys and gateway's Service as they are known.
+    pub fn versions(&self, namespace: &str) -> [u64; 3] {
+        [
+            self.tenants.version(&name(namespace, TENANT)),
+            self.keys.version(&name(namespace, KEYS)),
+            self.services.version(&name(namespace, GATEWAY)),
+        ]
+    }
+
+    /// Takes note that a tenant's keys of this version were the last. Says
+    /// whether that was news.
+    pub fn absent_keys(&mut self, namespace: &str, version: u64) -> bool {
+        let name = name(namespace, KEYS);
+        let kept = self.keys.get(&name).and_then(|keys| keys.kept.as_ref());
+        let ports = kept.map(|kept| kept.allocation.port).into_iter().collect();
+        let changed = self.keys.remove(&name, version);
+        if changed {
+            self.free(ports);
+            self.news.namespaces.insert(name.0);
+        }
+        changed
     }
 
     /// The same for a gateway's Service.
-    pub fn absent_service(&mut self, namespace: &str) {
-        self.services.absent(&name(namespace, GATEWAY));
-        self.news.namespaces.insert(namespace.to_owned());
+    pub fn absent_service(&mut self, namespace: &str, version: u64) -> bool {
+        let name = name(namespace, GATEWAY);
+        let ports = self
+            .services
+            .get(&name)
+            .map(|service| service.ports.clone());
+        let changed = self.services.remove(&name, version);
+        if changed {
+            self.free(ports.unwrap_or_default());
+            self.news.namespaces.insert(name.0);
+        }
+        changed
     }
 
     /// The same for a VpnTenant.
-    pub fn absent_tenant(&mut self, namespace: &str) {
-        self.tenants.absent(&name(namespace, TENANT));
-        self.tenant_changed(namespace);
+    pub fn absent_tenant(&mut self, namespace: &str, version: u64) -> bool {
+        let changed = self.tenants.remove(&name(namespace, TENANT), version);
+        if changed {
+            self.tenant_changed(namespace);
+        }
+        changed
     }
 
     pub fn news(&mut self) -> News {

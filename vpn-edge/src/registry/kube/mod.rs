@@ -159,9 +159,12 @@ impl Inner {
         self.take(Event::Apply(object));
     }
 
-    fn notice(&self) {
-        self.news.notify_one();
-        self.changes.send_modify(|count| *count += 1);
+    /// Takes in that something is not there.
+    fn gone(&self, tell: impl FnOnce(&mut Index) -> bool) {
+        if self.with(tell) {
+            self.news.notify_one();
+            self.changes.send_modify(|count| *count += 1);
+        }
     }
 
     async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError> {
@@ -237,7 +240,6 @@ impl Inner {
         {
             tracing::warn!(tenant = %id, "its keys are left for later: {error}");
         }
-        self.notice();
         Ok(true)
     }
 }

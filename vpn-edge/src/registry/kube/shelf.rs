@@ -82,10 +82,9 @@ impl<V> Shelf<V> {
         self.kept.remove(name).is_some()
     }
 
-    /// Takes note that an object is not there, having asked.
-    pub fn absent(&mut self, name: &Name) -> bool {
-        let known = self.kept.get(name).map(|(known, _)| *known);
-        known.is_some_and(|known| self.remove(name, known))
+    /// The version of what is kept.
+    pub fn version(&self, name: &Name) -> u64 {
+        self.kept.get(name).map_or(0, |(version, _)| *version)
     }
 
     /// A list begins.

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::convert::{CLAIMED, Held, Kept, View, labels, owner, secret};
+use super::convert::{CLAIMED, GATEWAYS_PORT, Held, Kept, View, labels, owner, secret};
 use super::index::Standing;
 use super::{Inner, status};
 use crate::domain::{State, Tenant, VpnError};
@@ -127,9 +127,11 @@ fn claim(tenant: &VpnTenant, kept: &Kept, version: Option<&str>, now: Timestamp)
     let mut selector = labels(tenant, kept.generation);
     selector.remove(label::MANAGED_BY);
     let mut labels = json!(labels(tenant, kept.generation));
+    let mut annotations = json!({ CLAIMED: now.to_string() });
     if version.is_some() {
         // No gateway's any more: whoever removes an old gateway leaves it be.
         labels[label::NAME] = Value::Null;
+        annotations[GATEWAYS_PORT] = Value::Null;
     }
     json!({
         "apiVersion": "v1",
@@ -139,7 +141,7 @@ fn claim(tenant: &VpnTenant, kept: &Kept, version: Option<&str>, now: Timestamp)
             "namespace": tenant.namespace(),
             "resourceVersion": version,
             "labels": labels,
-            "annotations": { CLAIMED: now.to_string() },
+            "annotations": annotations,
             "ownerReferences": owner(tenant),
         },
         "spec": {
@@ -332,8 +334,8 @@ impl Inner {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &view.namespace);
         let params = exactly(&keys.uid, &keys.version);
         prompt(secrets.delete(KEYS, &params)).await?;
-        self.with(|index| index.absent_keys(&view.namespace));
-        self.notice();
+        let version = keys.version.parse().unwrap_or(0);
+        self.gone(|index| index.absent_keys(&view.namespace, version));
         Ok(())
     }
 
@@ -342,7 +344,8 @@ impl Inner {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let params = exactly(&service.uid, &service.version);
         prompt(services.delete(GATEWAY, &params)).await?;
-        self.with(|index| index.absent_service(namespace));
+        let version = service.version.parse().unwrap_or(0);
+        self.gone(|index| index.absent_service(namespace, version));
         Ok(())
     }
 
@@ -431,17 +434,19 @@ impl Inner {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        // What comes in meanwhile is newer than an answer that there is none.
+        let [tenant, keys, service] = self.with(|index| index.versions(namespace));
         match prompt(tenants.get_opt(TENANT)).await? {
-            Some(tenant) => self.took(tenant),
-            None => self.with(|index| index.absent_tenant(namespace)),
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_tenant(namespace, tenant)),
         }
         match prompt(secrets.get_opt(KEYS)).await? {
-            Some(secret) => self.took(secret),
-            None => self.with(|index| index.absent_keys(namespace)),
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_keys(namespace, keys)),
         }
         match prompt(services.get_opt(GATEWAY)).await? {
-            Some(service) => self.took(service),
-            None => self.with(|index| index.absent_service(namespace)),
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_service(namespace, service)),
         }
         Ok(())
     }
