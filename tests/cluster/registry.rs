@@ -79,10 +79,8 @@ impl Scene {
 
     fn follow(&self, registry: &Arc<KubeRegistry>) -> Follower {
         let registry = Arc::clone(registry);
-        let task = self
-            .cluster
-            .run(async { tokio::spawn(registry.follow_wishes()) });
-        Follower(task)
+        let start = async { Follower(tokio::spawn(registry.follow_wishes())) };
+        self.cluster.run(start)
     }
 
     fn eventually<T>(&self, what: &str, ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
