@@ -5,4 +5,5 @@ mod deployment;
 mod namespaces;
 mod nodes;
 mod outage;
+mod registry;
 mod start;

@@ -81,6 +81,9 @@ impl From<RegistryError> for ApiError {
             RegistryError::AlreadyExists(_) => {
                 ApiError::Status(StatusCode::CONFLICT, error.to_string())
             }
+            RegistryError::NoNamespace(_) => {
+                ApiError::Status(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+            }
             RegistryError::Open(_) | RegistryError::Storage(_) => ApiError::internal(error),
         }
     }

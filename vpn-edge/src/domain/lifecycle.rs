@@ -130,8 +130,8 @@ impl Vpn {
 impl Tenant {
     /// Asks for a gateway: a port of `pool` and the new `keys`.
     ///
-    /// From `failed` this is a fresh attempt that keeps its port while the
-    /// pool's range has it. Keys that could not be made lead to `failed`.
+    /// From `failed` this is a fresh attempt that keeps its port while it holds
+    /// it and the pool has it. Keys that could not be made lead to `failed`.
     pub fn enable(
         &mut self,
         pool: &mut PortPool,
@@ -148,7 +148,7 @@ impl Tenant {
             return Err(VpnError::TenantNotReady);
         }
         let kept = self.vpn.allocation.as_ref().map(|a| a.port);
-        let port = match kept.filter(|port| pool.range().contains(*port)) {
+        let port = match kept.filter(|port| pool.keeps(*port, self.id)) {
             Some(port) => port,
             None => pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?,
         };
@@ -191,6 +191,28 @@ impl Tenant {
     /// Replaces the keys; the port, and with it the endpoint, stays.
     pub fn regenerate(&mut self, keys: Keys, now: Timestamp) -> Result<(), VpnError> {
         let port = self.configuration()?.port;
+        self.vpn.allocation = Some(Allocation {
+            port,
+            keys,
+            created_at: now,
+        });
+        self.vpn.generation += 1;
+        self.vpn.enter(State::Enabling, now);
+        Ok(())
+    }
+
+    /// Takes another port of `pool`, and `keys`, in place of a port that somebody
+    /// else has come by.
+    pub fn reallocate(
+        &mut self,
+        pool: &mut PortPool,
+        keys: Keys,
+        now: Timestamp,
+    ) -> Result<(), VpnError> {
+        if self.vpn.allocation.is_none() {
+            return Err(VpnError::NotEnabled);
+        }
+        let port = pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?;
         self.vpn.allocation = Some(Allocation {
             port,
             keys,

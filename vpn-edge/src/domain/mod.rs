@@ -7,6 +7,7 @@
 pub mod error;
 pub mod lifecycle;
 pub mod plan;
+pub mod pools;
 pub mod port_pool;
 pub mod subnet;
 pub mod tenant;
@@ -14,6 +15,7 @@ pub mod tenant;
 pub use error::VpnError;
 pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
+pub use pools::{Pool, Pools};
 pub use port_pool::{PortPool, PortRange};
 pub use tenant::Tenant;
 

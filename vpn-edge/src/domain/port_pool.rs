@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use uuid::Uuid;
@@ -49,7 +50,11 @@ impl PortRange {
     }
 
     pub fn contains(self, port: u16) -> bool {
-        (self.first..=self.last).contains(&port)
+        self.ports().contains(&port)
+    }
+
+    pub fn ports(self) -> RangeInclusive<u16> {
+        self.first..=self.last
     }
 }
 
@@ -71,13 +76,13 @@ impl FromStr for PortRange {
     }
 }
 
-/// The ports of a range and who holds them.
+/// The ports of some ranges and who holds them.
 ///
-/// Ports held or released outside the range (it was configured differently
+/// Ports held or released outside the ranges (they were configured differently
 /// once) are remembered but never given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPool {
-    range: PortRange,
+    ranges: Vec<PortRange>,
     held: BTreeMap<u16, Uuid>,
     never_used: BTreeSet<u16>,
     /// Longest released first.
@@ -100,7 +105,20 @@ impl PortPool {
         held: impl IntoIterator<Item = (u16, Uuid)>,
         released: impl IntoIterator<Item = u16>,
     ) -> Result<PortPool, HeldTwice> {
-        let mut never_used: BTreeSet<u16> = (range.first..=range.last).collect();
+        PortPool::over(vec![range], held, released)
+    }
+
+    /// As [`PortPool::new`], over several ranges.
+    ///
+    /// # Errors
+    ///
+    /// As [`PortPool::new`].
+    pub fn over(
+        ranges: Vec<PortRange>,
+        held: impl IntoIterator<Item = (u16, Uuid)>,
+        released: impl IntoIterator<Item = u16>,
+    ) -> Result<PortPool, HeldTwice> {
+        let mut never_used: BTreeSet<u16> = ranges.iter().flat_map(|range| range.ports()).collect();
         let mut by_port = BTreeMap::new();
         for (port, holder) in held {
             if let Some(first) = by_port.insert(port, holder) {
@@ -121,7 +139,7 @@ impl PortPool {
             }
         }
         Ok(PortPool {
-            range,
+            ranges,
             held: by_port,
             never_used,
             released: queue,
@@ -132,7 +150,7 @@ impl PortPool {
     /// released longest ago. `None` when every port is held.
     pub fn allocate(&mut self, holder: Uuid) -> Option<u16> {
         let port = self.never_used.pop_first().or_else(|| {
-            let at = self.released.iter().position(|p| self.range.contains(*p))?;
+            let at = self.released.iter().position(|p| self.has(*p))?;
             self.released.remove(at)
         })?;
         self.held.insert(port, holder);
@@ -148,8 +166,14 @@ impl PortPool {
         was_held
     }
 
-    pub fn range(&self) -> PortRange {
-        self.range
+    /// Says whether `holder` may go on with this port: it holds it, and the
+    /// port is still one to give out.
+    pub fn keeps(&self, port: u16, holder: Uuid) -> bool {
+        self.has(port) && self.holder(port) == Some(holder)
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.ranges.iter().any(|range| range.contains(port))
     }
 
     pub fn holder(&self, port: u16) -> Option<Uuid> {
@@ -158,7 +182,7 @@ impl PortPool {
 
     /// How many ports [`PortPool::allocate`] can still give out.
     pub fn available(&self) -> usize {
-        let released = self.released.iter().filter(|p| self.range.contains(**p));
+        let released = self.released.iter().filter(|p| self.has(**p));
         self.never_used.len() + released.count()
     }
 
@@ -302,7 +326,7 @@ mod tests {
                 }
                 prop_assert_eq!(pool.available(), 8 - held.len());
             }
-            let rebuilt = PortPool::new(pool.range(), held, pool.released()).unwrap();
+            let rebuilt = PortPool::over(pool.ranges.clone(), held, pool.released()).unwrap();
             prop_assert_eq!(rebuilt, pool);
         }
     }

@@ -1,6 +1,7 @@
 //! Where tenants are kept: the seam between one machine's SQLite database and
 //! a cluster's resources.
 
+pub mod kube;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::{PortPool, Tenant, VpnError};
 
+pub use self::kube::KubeRegistry;
 pub use sqlite::SqliteRegistry;
 
 /// A change to a stored tenant. It may run more than once, each time on the
@@ -20,6 +22,8 @@ pub enum RegistryError {
     /// With what is taken: an id or a namespace.
     #[error("{0} is already used by another tenant")]
     AlreadyExists(String),
+    #[error("there is no namespace {0}: make it first")]
+    NoNamespace(String),
     #[error("cannot open the registry: {0}")]
     Open(String),
     #[error("the registry failed: {0}")]

@@ -1,0 +1,219 @@
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt as _;
+use vpn_edge::registry::RegistryError;
+
+use super::*;
+
+#[test]
+fn a_tenant_lives_through_the_registry() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let other = scene.registry("vpn.example.com=30000-30009")?;
+    let run = &scene.cluster;
+
+    let refused = run.run(registry.create(tenant(9, "nowhere")?));
+    ensure!(
+        matches!(&refused, Err(RegistryError::NoNamespace(name)) if name == "nowhere"),
+        "{refused:?}"
+    );
+    let made = run.run(registry.create(tenant(1, "t-1")?))?;
+    let id = made.id;
+    ensure!(made.vpn.state == State::Disabled && made.ready, "{made:?}");
+    ensure!(
+        made.vpn.generation > 1_000_000_000,
+        "starts at its creation"
+    );
+    let again = run.run(registry.create(tenant(1, "default")?));
+    ensure!(
+        matches!(again, Err(RegistryError::AlreadyExists(_))),
+        "{again:?}"
+    );
+    let again = run.run(registry.create(tenant(2, "t-1")?));
+    ensure!(
+        matches!(again, Err(RegistryError::AlreadyExists(_))),
+        "{again:?}"
+    );
+
+    let enabled = run.run(enable(&registry, id))?;
+    let port = port(&enabled).context("a port")?;
+    ensure!(enabled.vpn.state == State::Enabling);
+    ensure!(enabled.vpn.generation == made.vpn.generation + 1);
+    let known = run.run(registry.get(id))?.context("there")?;
+    ensure!(
+        known.vpn.allocation == enabled.vpn.allocation,
+        "its own write is seen at once"
+    );
+    let service = scene.service("t-1")?.context("a service")?;
+    ensure!(node_port(&service) == Some(port), "{service:?}");
+    let generation = service.labels().get(label::GENERATION);
+    ensure!(
+        generation == Some(&enabled.vpn.generation.to_string()),
+        "{service:?}"
+    );
+    let secret = scene.secret("t-1")?.context("a secret")?;
+    ensure!(text(&secret, "port") == Some(port.to_string()));
+    let status = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    ensure!(
+        status.endpoint == Some(format!("vpn.example.com:{port}")),
+        "{status:?}"
+    );
+    ensure!(is(&status, "GatewayReady", "Starting"), "{status:?}");
+    let refused = run.run(enable(&registry, id));
+    ensure!(matches!(
+        refused,
+        Err(UpdateError::Refused(VpnError::BeingEnabled))
+    ));
+
+    let served = run.run(serve(&registry, id))?;
+    ensure!(served.vpn.state == State::Enabled);
+    let status = scene.status("t-1", |status| status.phase == Some(State::Enabled))?;
+    ensure!(condition(&status, "Ready") == Some((true, "Serving".to_owned())));
+    scene.eventually("the other registry hears of it", async || {
+        let tenant = other.get(id).await?.context("there")?;
+        Ok((tenant.vpn.state == State::Enabled).then_some(()))
+    })?;
+
+    let rotated = run.run(regenerate(&other, id))?;
+    ensure!(super::port(&rotated) == Some(port), "the port stays");
+    ensure!(rotated.vpn.generation == enabled.vpn.generation + 1);
+    let keys = |tenant: &Tenant| tenant.vpn.allocation.as_ref().map(|a| a.keys.clone());
+    ensure!(keys(&rotated) != keys(&enabled));
+    run.run(serve(&other, id))?;
+
+    scene.eventually("the first one hears of it", async || {
+        let tenant = registry.get(id).await?.context("there")?;
+        let same = tenant.vpn.generation == rotated.vpn.generation;
+        Ok((same && tenant.vpn.state == State::Enabled).then_some(()))
+    })?;
+    let disabled = run.run(disable(&registry, id))?;
+    ensure!(disabled.vpn.allocation.is_none());
+    ensure!(scene.secret("t-1")?.is_none(), "the keys are gone");
+    let status = scene.status("t-1", |status| status.phase == Some(State::Disabled))?;
+    ensure!(
+        status.port.is_none() && status.server_public_key.is_none(),
+        "{status:?}"
+    );
+
+    // Its old gateway has not been removed yet.
+    let name = format!("{}=vpn-edge-gateway", label::NAME);
+    scene.kubectl(&["label", "service", GATEWAY, "-n", "t-1", &name])?;
+    let of = format!("vpn-edge.dev/port={port}");
+    scene.kubectl(&["annotate", "service", GATEWAY, "-n", "t-1", &of])?;
+    let enabled = run.run(enable(&registry, id))?;
+    ensure!(
+        super::port(&enabled) == Some(port),
+        "it still holds the port"
+    );
+    ensure!(
+        enabled.vpn.generation == rotated.vpn.generation + 1,
+        "never back"
+    );
+    let service = scene.service("t-1")?.context("a service")?;
+    ensure!(
+        !service.labels().contains_key(label::NAME)
+            && !service.annotations().contains_key("vpn-edge.dev/port"),
+        "an old gateway's no more: {service:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_tenant_lives_by_yaml_alone() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let follower = scene.follow(&registry);
+    let id = Uuid::from_u128(1);
+    let tenants: Api<VpnTenant> = Api::namespaced(scene.client(), "t-1");
+
+    scene.apply(&yaml(1, "t-1", "enabled: true"))?;
+    let first = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    scene.cluster.run(serve(&registry, id))?;
+    scene.status("t-1", |status| is(status, "Ready", "Serving"))?;
+
+    scene.apply(&yaml(1, "t-1", "enabled: true, keyGeneration: 1"))?;
+    let second = scene.status("t-1", |status| status.key_generation == 1)?;
+    ensure!(second.generation == first.generation + 1, "{second:?}");
+    ensure!(second.port == first.port && second.server_public_key != first.server_public_key);
+    scene.cluster.run(serve(&registry, id))?;
+
+    // Lost keys are made anew.
+    let secrets: Api<Secret> = Api::namespaced(scene.client(), "t-1");
+    scene
+        .cluster
+        .run(secrets.delete(KEYS, &DeleteParams::default()))?;
+    let third = scene.status("t-1", |status| status.generation == second.generation + 1)?;
+    ensure!(third.port == first.port && third.server_public_key != second.server_public_key);
+    ensure!(scene.secret("t-1")?.is_some());
+
+    scene.cluster.run(serve(&registry, id))?;
+    scene.apply(&yaml(1, "t-1", "enabled: false, keyGeneration: 1"))?;
+    let status = scene.status("t-1", |status| status.phase == Some(State::Disabled))?;
+    ensure!(
+        condition(&status, "Ready") == Some((true, "Disabled".to_owned())),
+        "{status:?}"
+    );
+    ensure!(scene.secret("t-1")?.is_none());
+
+    let vpn = "enabled: true, keyGeneration: 1";
+    scene.apply(&yaml(1, "t-1", vpn))?;
+    scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    scene.apply(&yaml(1, "t-1", vpn).replace("business", "team"))?;
+    let status = scene.status("t-1", |status| status.phase == Some(State::Unavailable))?;
+    ensure!(
+        condition(&status, "Ready") == Some((false, "PlanWithoutVpn".to_owned())),
+        "{status:?}"
+    );
+    scene.apply(&yaml(1, "t-1", vpn).replace("ready: true", "ready: false"))?;
+    scene.status("t-1", |status| {
+        is(status, "PortAllocated", "TenantNotReady")
+    })?;
+    scene.apply(&yaml(1, "t-1", vpn))?;
+    scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+
+    let shown = scene.kubectl(&["get", "vpntenants", "-A"])?;
+    ensure!(
+        shown.contains("acme") && shown.contains("enabling"),
+        "{shown}"
+    );
+    scene.eventually("events tell of it", async || {
+        let shown = scene.cluster.kubectl(&["get", "events", "-n", "t-1"])?;
+        let shown = String::from_utf8(shown.stdout)?;
+        let told = ["Enabling", "Enabled", "Disabled", "PlanWithoutVpn"];
+        Ok(told
+            .iter()
+            .all(|reason| shown.contains(reason))
+            .then_some(()))
+    })?;
+
+    // A finalizer holds it until nothing is left.
+    scene.kubectl(&["delete", "vpntenant", "vpn", "-n", "t-1", "--wait=false"])?;
+    scene.eventually("it is listed no more", async || {
+        Ok(registry.list().await?.is_empty().then_some(()))
+    })?;
+    scene.eventually("the VpnTenant goes", async || {
+        Ok(tenants.get_opt(TENANT).await?.is_none().then_some(()))
+    })?;
+    ensure!(scene.secret("t-1")?.is_none() && scene.service("t-1")?.is_none());
+
+    // The same once more, with a gateway that somebody else removes.
+    scene.apply(&yaml(1, "t-1", "enabled: true"))?;
+    let again = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    ensure!(again.generation > third.generation, "{again:?}");
+    let label = format!("{}=vpn-edge-gateway", label::NAME);
+    scene.kubectl(&["label", "service", GATEWAY, "-n", "t-1", &label])?;
+    ensure!(scene.cluster.run(registry.delete(id))?);
+    ensure!(scene.cluster.run(registry.list())?.is_empty());
+    ensure!(scene.secret("t-1")?.is_none(), "the keys go at once");
+    ensure!(
+        scene.cluster.run(tenants.get_opt(TENANT))?.is_some(),
+        "it waits for its gateway"
+    );
+    scene.remove_gateway("t-1")?;
+    scene.eventually("the VpnTenant goes", async || {
+        Ok(tenants.get_opt(TENANT).await?.is_none().then_some(()))
+    })?;
+    drop(follower);
+    Ok(())
+}

@@ -1,0 +1,421 @@
+//! What is known of all tenants and ports. Pure: events in, views out.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::Resource;
+use kube::runtime::watcher::Event;
+use uuid::Uuid;
+
+use super::convert::{Held, KeysSecret, View, created, held, keys_secret, version};
+use super::shelf::{Name, Shelf};
+use crate::domain::{Pools, PortPool, Tenant};
+use crate::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant};
+
+/// Who holds a port that no tenant holds.
+const STRANGER: Uuid = Uuid::max();
+
+/// A port that the API server refused is asked for again after this long. Who
+/// holds it is not always seen: a Service that is gone holds it a moment longer.
+const REFUSED: SignedDuration = SignedDuration::from_secs(2);
+
+/// What a VpnTenant is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Tenant(Box<Tenant>),
+    /// It was deleted, and goes once all it had is gone.
+    Leaving,
+    /// It is none, for this reason.
+    Invalid(String),
+    /// An older one, in this namespace, has the id.
+    Duplicate(String),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Index {
+    tenants: Shelf<Arc<VpnTenant>>,
+    keys: Shelf<KeysSecret>,
+    services: Shelf<Held>,
+    /// Namespaces of each id.
+    by_id: BTreeMap<String, BTreeSet<String>>,
+    /// Longest released first.
+    released: Vec<u16>,
+    refused: BTreeMap<u16, Timestamp>,
+    news: News,
+}
+
+/// What happened since it was asked last.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Namespaces of whose tenants something is new.
+    pub namespaces: BTreeSet<String>,
+    /// Ports were freed.
+    pub freed: bool,
+}
+
+/// The kinds of objects that are watched.
+pub trait Kind: Resource<DynamicType = ()> + Sized {
+    /// Tenants are made of it.
+    const TELLS: bool;
+
+    /// Takes in what a watch tells. Says whether it was news.
+    fn take(index: &mut Index, event: Event<Self>) -> bool;
+}
+
+impl Kind for VpnTenant {
+    const TELLS: bool = true;
+
+    fn take(index: &mut Index, event: Event<Self>) -> bool {
+        let value = |tenant| Some(Arc::new(tenant));
+        let changed = take(&mut index.tenants, event, value, |_| ());
+        for (namespace, _) in &changed {
+            index.tenant_changed(namespace);
+        }
+        !changed.is_empty()
+    }
+}
+
+impl Kind for Secret {
+    const TELLS: bool = true;
+
+    fn take(index: &mut Index, event: Event<Self>) -> bool {
+        let mut freed = Vec::new();
+        let value = |secret: Secret| {
+            let ours = secret.metadata.name.as_deref() == Some(KEYS);
+            ours.then(|| keys_secret(&secret))
+        };
+        let port = |keys: &KeysSecret| freed.extend(keys.kept.as_ref().map(|k| k.allocation.port));
+        let changed = take(&mut index.keys, event, value, port);
+        index.free(freed);
+        let namespaces = changed.iter().map(|(namespace, _)| namespace.clone());
+        index.news.namespaces.extend(namespaces);
+        !changed.is_empty()
+    }
+}
+
+impl Kind for Service {
+    const TELLS: bool = false;
+
+    fn take(index: &mut Index, event: Event<Self>) -> bool {
+        let mut freed = Vec::new();
+        let value = |service| held(&service);
+        let ports = |held: &Held| freed.extend(held.ports.iter().copied());
+        let changed = take(&mut index.services, event, value, ports);
+        index.free(freed);
+        for name in &changed {
+            index.service_changed(name);
+        }
+        !changed.is_empty()
+    }
+}
+
+/// Returns the names of all that changed.
+fn take<K: Resource<DynamicType = ()>, V>(
+    shelf: &mut Shelf<V>,
+    event: Event<K>,
+    value: impl Fn(K) -> Option<V>,
+    mut removed: impl FnMut(&V),
+) -> Vec<Name> {
+    let identify = |object: &K| {
+        let meta = object.meta();
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        ((part(&meta.namespace), part(&meta.name)), version(meta))
+    };
+    let mut remove = |shelf: &mut Shelf<V>, name: Name, version| {
+        if let Some(old) = shelf.get(&name) {
+            removed(old);
+        }
+        let changed = shelf.remove(&name, version);
+        changed.then_some(name).into_iter().collect()
+    };
+    match event {
+        Event::Init => {
+            shelf.begin();
+            Vec::new()
+        }
+        Event::InitApply(object) => {
+            let (name, version) = identify(&object);
+            if let Some(value) = value(object) {
+                shelf.found(name, version, value);
+            }
+            Vec::new()
+        }
+        Event::InitDone => shelf.finish(),
+        Event::Apply(object) => {
+            let (name, version) = identify(&object);
+            match value(object) {
+                Some(value) => {
+                    let changed = shelf.put(name.clone(), version, value);
+                    changed.then_some(name).into_iter().collect()
+                }
+                None => remove(shelf, name, version),
+            }
+        }
+        Event::Delete(object) => {
+            let (name, version) = identify(&object);
+            remove(shelf, name, version)
+        }
+    }
+}
+
+fn name(namespace: &str, name: &str) -> Name {
+    (namespace.to_owned(), name.to_owned())
+}
+
+impl Index {
+    /// All that is known of the tenant of a namespace.
+    pub fn view(&self, namespace: &str) -> Option<View> {
+        Some(View {
+            namespace: namespace.to_owned(),
+            resource: self.tenants.get(&name(namespace, TENANT))?.clone(),
+            keys: self.keys.get(&name(namespace, KEYS)).cloned(),
+            service: self.services.get(&name(namespace, GATEWAY)).cloned(),
+        })
+    }
+
+    /// The tenant of an id.
+    pub fn find(&self, id: Uuid) -> Option<(View, Tenant)> {
+        let view = self.view(&self.holder_of(&id.to_string())?)?;
+        match self.standing(&view) {
+            Standing::Tenant(tenant) => Some((view, *tenant)),
+            _ => None,
+        }
+    }
+
+    /// All tenants, by id.
+    pub fn tenants(&self) -> Vec<Tenant> {
+        let views = self
+            .namespaces()
+            .filter_map(|namespace| self.view(namespace));
+        let mut tenants: Vec<Tenant> = views
+            .filter_map(|view| match self.standing(&view) {
+                Standing::Tenant(tenant) => Some(*tenant),
+                _ => None,
+            })
+            .collect();
+        tenants.sort_by_key(|tenant| tenant.id);
+        tenants
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        let tenants = self.tenants.iter().filter(|((_, name), _)| name == TENANT);
+        tenants.map(|((namespace, _), _)| namespace.as_str())
+    }
+
+    pub fn standing(&self, view: &View) -> Standing {
+        if view.deleting() {
+            return Standing::Leaving;
+        }
+        match self.holder_of(&view.resource.spec.id) {
+            Some(holder) if holder != view.namespace => return Standing::Duplicate(holder),
+            _ => {}
+        }
+        match view.tenant() {
+            Ok(tenant) => Standing::Tenant(Box::new(tenant)),
+            Err(reason) => Standing::Invalid(reason),
+        }
+    }
+
+    /// Whether somebody has this id, a deleted one included.
+    pub fn has(&self, id: Uuid) -> bool {
+        self.by_id.contains_key(&id.to_string())
+    }
+
+    /// The namespace whose tenant an id is: the oldest. Of one second, times
+    /// being no finer, one that has keys.
+    fn holder_of(&self, id: &str) -> Option<String> {
+        let namespaces = self.by_id.get(id)?.iter();
+        let first = namespaces.min_by_key(|namespace| {
+            let made = self
+                .tenants
+                .get(&name(namespace, TENANT))
+                .map(|t| created(t));
+            let keys = self.keys.get(&name(namespace, KEYS));
+            let kept = keys.is_some_and(|keys| keys.kept.is_some());
+            (made, !kept, (*namespace).clone())
+        });
+        first.cloned()
+    }
+
+    /// The ports as they are for this tenant. It is offered first what its
+    /// Service holds already, then ports in an order of its own, which makes
+    /// two tenants seldom ask for the same, and last those released lately.
+    pub fn pool(&self, pools: &Pools, view: &View, tenant: &Tenant, now: Timestamp) -> PortPool {
+        let mut holders = self.holders(now);
+        let allocated = tenant.vpn.allocation.as_ref().map(|a| a.port);
+        // Its own, but not what its keys are for: free for it to take.
+        holders.retain(|port, holder| *holder != tenant.id || Some(*port) == allocated);
+        let claim = view.claim();
+        let mut free: Vec<u16> = pools.ports().filter(|p| !holders.contains_key(p)).collect();
+        free.sort_by_cached_key(|port| {
+            let released = self.released.iter().position(|released| released == port);
+            let turn = released.map_or(0, |at| at + 1);
+            (
+                Some(*port) != claim,
+                turn,
+                Reverse(weight(tenant.id, *port)),
+            )
+        });
+        PortPool::over(pools.ranges(), holders, free).expect("a map has each port once")
+    }
+
+    /// Who holds each port. A Service settles it where two think they do, as
+    /// the API server gives each port to one.
+    fn holders(&self, now: Timestamp) -> BTreeMap<u16, Uuid> {
+        let mut holders = BTreeMap::new();
+        for ((namespace, _), keys) in self.keys.iter() {
+            if let Some(kept) = &keys.kept {
+                holders.insert(kept.allocation.port, self.id(namespace));
+            }
+        }
+        for (port, refused) in &self.refused {
+            if now.duration_since(*refused) < REFUSED {
+                holders.entry(*port).or_insert(STRANGER);
+            }
+        }
+        for ((namespace, name), service) in self.services.iter() {
+            let ours = name == GATEWAY;
+            let holder = if ours { self.id(namespace) } else { STRANGER };
+            holders.extend(service.ports.iter().map(|port| (*port, holder)));
+        }
+        holders
+    }
+
+    /// Whether somebody else has come by the port of these keys.
+    pub fn lost(&self, view: &View) -> bool {
+        let Some(port) = view.kept().map(|kept| kept.allocation.port) else {
+            return false;
+        };
+        let ours = |namespace: &str, name: &str| namespace == view.namespace && name == GATEWAY;
+        view.claim() != Some(port)
+            && self.services.iter().any(|((namespace, name), service)| {
+                service.ports.contains(&port) && !ours(namespace, name)
+            })
+    }
+
+    fn id(&self, namespace: &str) -> Uuid {
+        let Some(tenant) = self.tenants.get(&name(namespace, TENANT)) else {
+            return STRANGER;
+        };
+        let id = &tenant.spec.id;
+        let first = self.holder_of(id).is_some_and(|holder| holder == namespace);
+        id.parse().ok().filter(|_| first).unwrap_or(STRANGER)
+    }
+
+    /// Takes note that the API server did not give out this port.
+    pub fn refuse(&mut self, port: u16, now: Timestamp) {
+        self.refused.insert(port, now);
+    }
+
+    /// Versions of VpnTenant, keys and gateway's Service as they are known.
+    pub fn versions(&self, namespace: &str) -> [u64; 3] {
+        [
+            self.tenants.version(&name(namespace, TENANT)),
+            self.keys.version(&name(namespace, KEYS)),
+            self.services.version(&name(namespace, GATEWAY)),
+        ]
+    }
+
+    /// Takes note that a tenant's keys of this version were the last. Says
+    /// whether that was news.
+    pub fn absent_keys(&mut self, namespace: &str, version: u64) -> bool {
+        let name = name(namespace, KEYS);
+        let kept = self.keys.get(&name).and_then(|keys| keys.kept.as_ref());
+        let ports = kept.map(|kept| kept.allocation.port).into_iter().collect();
+        let changed = self.keys.remove(&name, version);
+        if changed {
+            self.free(ports);
+            self.news.namespaces.insert(name.0);
+        }
+        changed
+    }
+
+    /// The same for a gateway's Service.
+    pub fn absent_service(&mut self, namespace: &str, version: u64) -> bool {
+        let name = name(namespace, GATEWAY);
+        let ports = self
+            .services
+            .get(&name)
+            .map(|service| service.ports.clone());
+        let changed = self.services.remove(&name, version);
+        if changed {
+            self.free(ports.unwrap_or_default());
+            self.news.namespaces.insert(name.0);
+        }
+        changed
+    }
+
+    /// The same for a VpnTenant.
+    pub fn absent_tenant(&mut self, namespace: &str, version: u64) -> bool {
+        let changed = self.tenants.remove(&name(namespace, TENANT), version);
+        if changed {
+            self.tenant_changed(namespace);
+        }
+        changed
+    }
+
+    pub fn news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
+    fn free(&mut self, ports: Vec<u16>) {
+        self.news.freed |= !ports.is_empty();
+        for port in ports {
+            self.refused.remove(&port);
+            self.released.retain(|released| *released != port);
+            self.released.push(port);
+        }
+    }
+
+    /// Tells its tenant, or the one whose port a stranger's Service has.
+    fn service_changed(&mut self, changed: &Name) {
+        if changed.1 == GATEWAY {
+            self.news.namespaces.insert(changed.0.clone());
+        }
+        let ports = self.services.get(changed).map(|service| &service.ports);
+        let ports = ports.map_or(&[][..], Vec::as_slice);
+        let lost = self.keys.iter().filter(|(_, keys)| {
+            let port = keys.kept.as_ref().map(|kept| kept.allocation.port);
+            port.is_some_and(|port| ports.contains(&port))
+        });
+        let lost = lost.map(|((namespace, _), _)| namespace.clone());
+        self.news.namespaces.extend(lost);
+    }
+
+    fn tenant_changed(&mut self, namespace: &str) {
+        self.news.namespaces.insert(namespace.to_owned());
+        let tenant = self.tenants.get(&name(namespace, TENANT));
+        let id = tenant.map(|tenant| tenant.spec.id.clone());
+        // Who else has the id may now have it alone, or no longer.
+        self.by_id.retain(|other, namespaces| {
+            if id.as_ref() != Some(other) && namespaces.remove(namespace) {
+                self.news.namespaces.extend(namespaces.iter().cloned());
+            }
+            !namespaces.is_empty()
+        });
+        if let Some(id) = id {
+            let namespaces = self.by_id.entry(id).or_default();
+            namespaces.insert(namespace.to_owned());
+            self.news.namespaces.extend(namespaces.iter().cloned());
+        }
+    }
+}
+
+/// A number for each pair of tenant and port, spread evenly (splitmix64).
+fn weight(id: Uuid, port: u16) -> u64 {
+    let (high, low) = id.as_u64_pair();
+    let mix = |seed: u64| {
+        let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    mix(mix(mix(high) ^ low) ^ u64::from(port))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use super::super::testing::{MADE, at, kept, resource, service, settings, stored};
+use super::*;
+
+fn index(tenants: &[(u128, &str, i64)]) -> Index {
+    let mut index = Index::default();
+    for (version, (id, namespace, after)) in (1..).zip(tenants) {
+        VpnTenant::take(
+            &mut index,
+            Event::Apply(resource(*id, namespace, *after, version)),
+        );
+    }
+    index
+}
+
+fn put(index: &mut Index, namespace: &str, port: u16, version: u64) {
+    let resource = index.view(namespace).unwrap().resource;
+    let secret = stored(&resource, &kept(port, MADE.cast_unsigned() + 1), version);
+    assert!(Secret::take(index, Event::Apply(secret)));
+}
+
+fn standing(index: &Index, namespace: &str) -> Standing {
+    index.standing(&index.view(namespace).unwrap())
+}
+
+fn pool(index: &Index, namespace: &str) -> PortPool {
+    let view = index.view(namespace).unwrap();
+    let Standing::Tenant(tenant) = index.standing(&view) else {
+        panic!("{namespace} is no tenant");
+    };
+    index.pool(&settings().pools, &view, &tenant, at(MADE))
+}
+
+#[test]
+fn the_oldest_of_one_id_is_the_tenant() {
+    let mut index = index(&[(1, "b", 0), (1, "a", 1), (2, "c", 0)]);
+    assert!(matches!(standing(&index, "b"), Standing::Tenant(_)));
+    assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
+    let listed: Vec<_> = index.tenants().into_iter().map(|t| t.namespace).collect();
+    assert_eq!(listed, ["b", "c"]);
+    index.news();
+    VpnTenant::take(&mut index, Event::Delete(resource(1, "b", 0, 9)));
+    assert!(matches!(standing(&index, "a"), Standing::Tenant(_)));
+    let news = index.news().namespaces;
+    assert!(news.contains("a") && news.contains("b"), "{news:?}");
+}
+
+#[test]
+fn of_one_second_the_one_with_keys_is_the_tenant() {
+    let mut index = index(&[(1, "a", 0), (1, "b", 0)]);
+    assert_eq!(standing(&index, "b"), Standing::Duplicate("a".to_owned()));
+    put(&mut index, "b", 30000, 9);
+    assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
+}
+
+#[test]
+fn a_deleted_tenant_is_not_listed_and_nobody_takes_its_id_yet() {
+    let mut index = index(&[(1, "a", 0), (1, "b", 1)]);
+    let mut leaving = resource(1, "a", 0, 9);
+    leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
+    VpnTenant::take(&mut index, Event::Apply(leaving));
+    assert_eq!(standing(&index, "a"), Standing::Leaving);
+    assert_eq!(standing(&index, "b"), Standing::Duplicate("a".to_owned()));
+    assert!(index.tenants().is_empty() && index.has(Uuid::from_u128(1)));
+}
+
+#[test]
+fn ports_are_held_by_keys_and_by_services_of_anybody() {
+    let mut index = index(&[(1, "a", 0), (2, "b", 0)]);
+    put(&mut index, "a", 30000, 5);
+    for (namespace, name, port, version) in [
+        ("x", "own", 30001, 6),
+        ("a", GATEWAY, 30002, 7),
+        ("x", "dns", 53, 8),
+    ] {
+        Service::take(
+            &mut index,
+            Event::Apply(service(namespace, name, port, version)),
+        );
+    }
+    let pool_of_b = pool(&index, "b");
+    assert_eq!(pool_of_b.available(), 7);
+    assert_eq!(pool_of_b.holder(30000), Some(Uuid::from_u128(1)));
+    assert_eq!(pool_of_b.holder(30001), Some(STRANGER));
+    assert_eq!(pool_of_b.holder(30002), Some(Uuid::from_u128(1)));
+    // Its own Service's port is there for the tenant to take, and the first.
+    let mut pool_of_a = pool(&index, "a");
+    assert!(pool_of_a.keeps(30000, Uuid::from_u128(1)));
+    assert_eq!(pool_of_a.allocate(Uuid::from_u128(1)), Some(30002));
+}
+
+#[test]
+fn a_port_that_somebody_has_come_by_is_lost() {
+    let mut index = index(&[(1, "a", 0)]);
+    put(&mut index, "a", 30000, 5);
+    let lost = |index: &Index| index.lost(&index.view("a").unwrap());
+    assert!(!lost(&index), "nobody has a Service yet");
+    Service::take(&mut index, Event::Apply(service("a", GATEWAY, 30000, 6)));
+    assert!(!lost(&index), "its own");
+    Service::take(&mut index, Event::Delete(service("a", GATEWAY, 30000, 7)));
+    index.news();
+    Service::take(&mut index, Event::Apply(service("x", "own", 30000, 8)));
+    assert!(lost(&index));
+    assert!(index.news().namespaces.contains("a"));
+    assert!(!pool(&index, "a").keeps(30000, Uuid::from_u128(1)));
+}
+
+#[test]
+fn refused_ports_are_tried_again_after_a_while_and_freed_ones_come_last() {
+    let mut index = index(&[(1, "a", 0), (2, "b", 0)]);
+    index.refuse(30003, at(MADE));
+    assert_eq!(pool(&index, "a").holder(30003), Some(STRANGER));
+    let view = index.view("a").unwrap();
+    let tenant = view.tenant().unwrap();
+    let later = at(MADE + 2);
+    assert_eq!(
+        index
+            .pool(&settings().pools, &view, &tenant, later)
+            .available(),
+        10
+    );
+    put(&mut index, "b", 30005, 5);
+    let keys = stored(&index.view("b").unwrap().resource, &kept(30005, 1), 6);
+    Secret::take(&mut index, Event::Delete(keys));
+    assert!(index.news().freed);
+    let last = index
+        .pool(&settings().pools, &view, &tenant, later)
+        .released()
+        .last();
+    assert_eq!(last, Some(30005));
+}
+
+#[test]
+fn tenants_seldom_ask_for_the_same_port_first() {
+    let tenants: Vec<(u128, String)> = (1..=100).map(|n| (n, format!("t-{n}"))).collect();
+    let tenants: Vec<_> = tenants
+        .iter()
+        .map(|(n, name)| (*n, name.as_str(), 0))
+        .collect();
+    let index = index(&tenants);
+    let mut firsts = BTreeMap::new();
+    for (_, namespace, _) in &tenants {
+        let first = pool(&index, namespace).released().next().unwrap();
+        *firsts.entry(first).or_insert(0) += 1;
+        assert_eq!(
+            pool(&index, namespace).released().next(),
+            Some(first),
+            "as before"
+        );
+    }
+    assert_eq!(firsts.len(), 10);
+    assert!(firsts.values().all(|asked| *asked < 25), "{firsts:?}");
+}

@@ -1,0 +1,325 @@
+//! What VpnTenants ask for, carried out: whoever writes a spec is served as if
+//! they had called the API.
+
+mod events;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use self::events::{Seen, Teller};
+use super::Inner;
+use super::convert::View;
+use super::index::Standing;
+use super::write::{CLAIM, Miss, prompt};
+use crate::domain::{Keys, State, Tenant, VpnError};
+use crate::kubernetes::{FINALIZER, GATEWAY};
+use crate::registry::{Change, UpdateError};
+
+/// All tenants are looked at this often, news or not.
+const ROUND: Duration = Duration::from_secs(30);
+
+/// Tenants that are served at the same time.
+const AT_ONCE: usize = 32;
+
+/// Pause before what failed is tried again; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A step towards what a VpnTenant asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// The plan has no VPN, and there is one.
+    EndPlan,
+    Enable,
+    Disable,
+    Regenerate,
+    /// Somebody else has the port.
+    Reallocate,
+    /// Keys of nobody.
+    DropKeys,
+    /// A port that was claimed, and then not taken.
+    FreePort,
+    /// There are keys, and nothing would see to their end.
+    Guard,
+    /// Nothing of a deleted tenant is left but its name.
+    Release,
+}
+
+/// The next step, if there is one to take now.
+fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Option<Wish> {
+    let guarded = view
+        .resource
+        .finalizers()
+        .iter()
+        .any(|name| name == FINALIZER);
+    let tenant = match standing {
+        Standing::Tenant(tenant) => tenant,
+        Standing::Invalid(_) => return None,
+        Standing::Duplicate(_) => return view.keys.is_some().then_some(Wish::DropKeys),
+        Standing::Leaving => {
+            return match &view.service {
+                _ if view.keys.is_some() => Some(Wish::DropKeys),
+                // A gateway's goes with it.
+                Some(service) => (!service.gateway).then_some(Wish::FreePort),
+                None => guarded.then_some(Wish::Release),
+            };
+        }
+    };
+    let spec = &view.resource.spec;
+    let Some(kept) = view.kept() else {
+        if view.keys.is_some() {
+            return Some(Wish::DropKeys);
+        }
+        if spec.vpn.enabled && tenant.ready && tenant.vpn.state == State::Disabled {
+            return Some(Wish::Enable);
+        }
+        let claimed = view.service.as_ref().filter(|service| !service.gateway);
+        let claimed = claimed.and_then(|service| service.claimed);
+        return claimed
+            .is_some_and(|claimed| now.duration_since(claimed) > CLAIM)
+            .then_some(Wish::FreePort);
+    };
+    match tenant.vpn.state {
+        _ if !spec.plan.has_vpn() => Some(Wish::EndPlan),
+        State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
+        State::Enabled if spec.vpn.key_generation > kept.key_generation => Some(Wish::Regenerate),
+        State::Failed if spec.vpn.key_generation > kept.key_generation => Some(Wish::Enable),
+        _ if lost => Some(Wish::Reallocate),
+        _ => (!guarded).then_some(Wish::Guard),
+    }
+}
+
+/// How far one came with a tenant.
+enum Came {
+    /// Nothing to do until there is news.
+    Settled,
+    /// Try again after a pause.
+    Hindered,
+}
+
+struct Visit {
+    namespace: String,
+    came: Came,
+    seen: Option<Seen>,
+}
+
+/// Runs for good.
+pub async fn follow(inner: Arc<Inner>) {
+    let mut teller = Teller::new(inner.client.clone());
+    let mut due: BTreeSet<String> = BTreeSet::new();
+    let mut under_way = JoinSet::new();
+    let mut busy: BTreeSet<String> = BTreeSet::new();
+    let mut later: BTreeMap<String, (Instant, Duration)> = BTreeMap::new();
+    let mut round = interval(ROUND);
+    round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while busy.len() < AT_ONCE
+            && let Some(namespace) = due.iter().find(|due| !busy.contains(*due)).cloned()
+        {
+            due.remove(&namespace);
+            busy.insert(namespace.clone());
+            let inner = Arc::clone(&inner);
+            under_way.spawn(async move { inner.visit(namespace).await });
+        }
+        let soonest = later.values().map(|(at, _)| *at).min();
+        let soonest = soonest.unwrap_or_else(|| Instant::now() + ROUND);
+        tokio::select! {
+            () = inner.news.notified() => {
+                let news = inner.with(|index| index.news());
+                due.extend(news.namespaces);
+                if news.freed {
+                    // The API server may give them out a moment later.
+                    let soon = (Instant::now() + FIRST_PAUSE, FIRST_PAUSE);
+                    later.values_mut().for_each(|next| *next = soon);
+                    due.extend(later.keys().cloned());
+                }
+            }
+            _ = round.tick() => {
+                let all = inner.with(|index| index.namespaces().map(str::to_owned).collect::<Vec<_>>());
+                later.retain(|namespace, _| all.contains(namespace));
+                due.extend(all);
+            }
+            () = sleep_until(soonest) => {
+                let now = Instant::now();
+                for (namespace, (at, pause)) in &mut later {
+                    if *at <= now {
+                        due.insert(namespace.clone());
+                        *at = now + *pause;
+                    }
+                }
+            }
+            Some(visit) = under_way.join_next() => match visit {
+                Ok(Visit { namespace, came, seen }) => {
+                    busy.remove(&namespace);
+                    match came {
+                        Came::Settled => {
+                            later.remove(&namespace);
+                        }
+                        Came::Hindered => {
+                            let known = later.get(&namespace);
+                            let pause = known.map_or(FIRST_PAUSE, |(_, pause)| *pause);
+                            let next = (Instant::now() + pause, (pause * 2).min(LONGEST_PAUSE));
+                            later.insert(namespace.clone(), next);
+                        }
+                    }
+                    teller.tell(namespace, seen);
+                }
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+impl Inner {
+    /// Does for a tenant what can be done now.
+    async fn visit(&self, namespace: String) -> Visit {
+        let mut hindered = None;
+        let came = match self.serve(&namespace, &mut hindered).await {
+            Ok(came) => came,
+            Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
+            Err(Miss::Failed(error)) => {
+                tracing::warn!(namespace, "cannot do what its VpnTenant asks for: {error}");
+                Came::Hindered
+            }
+            Err(Miss::Conflict | Miss::Taken(_)) => {
+                if let Err(error) = self.refresh(&namespace).await {
+                    tracing::warn!(namespace, "cannot read: {error}");
+                }
+                Came::Hindered
+            }
+        };
+        let seen = self.with(|index| {
+            let view = index.view(&namespace)?;
+            Some(Seen::new(&view, &index.standing(&view), hindered))
+        });
+        Visit {
+            namespace,
+            came,
+            seen,
+        }
+    }
+
+    async fn serve(&self, namespace: &str, hindered: &mut Option<VpnError>) -> Result<Came, Miss> {
+        let now = Timestamp::now();
+        let known = self.with(|index| {
+            let view = index.view(namespace)?;
+            let (standing, lost) = (index.standing(&view), index.lost(&view));
+            Some((view, standing, lost))
+        });
+        let Some((view, standing, lost)) = known else {
+            return Ok(Came::Settled);
+        };
+        let wish = next(&view, &standing, lost, now);
+        let came = match (wish, &standing) {
+            (Some(wish), Standing::Tenant(tenant)) if change(wish, now).is_some() => {
+                *hindered = self.change(tenant, wish, now).await?;
+                if hindered.is_some() {
+                    Came::Hindered
+                } else {
+                    Came::Settled
+                }
+            }
+            (Some(wish), _) => self.tidy(&view, wish).await?,
+            (None, _) => Came::Settled,
+        };
+        self.show(namespace, *hindered).await?;
+        Ok(came)
+    }
+
+    async fn change(
+        &self,
+        tenant: &Tenant,
+        wish: Wish,
+        now: Timestamp,
+    ) -> Result<Option<VpnError>, Miss> {
+        let Some(change) = change(wish, now) else {
+            return Ok(None);
+        };
+        match self.update(tenant.id, change, false).await {
+            Ok(after) => {
+                tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                Ok(None)
+            }
+            Err(UpdateError::Refused(error)) => Ok(match error {
+                VpnError::NoPortsAvailable | VpnError::TenantNotReady => Some(error),
+                // Somebody was faster.
+                _ => None,
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Steps that change no tenant.
+    async fn tidy(&self, view: &View, wish: Wish) -> Result<Came, Miss> {
+        match (wish, &view.service) {
+            (Wish::DropKeys, _) => self.delete_keys(view).await?,
+            (Wish::FreePort, Some(service)) => {
+                self.delete_service(&view.namespace, service).await?;
+            }
+            (Wish::Guard, _) => {
+                let mut finalizers = view.resource.finalizers().to_vec();
+                finalizers.push(FINALIZER.to_owned());
+                self.set_finalizers(view, &finalizers).await?;
+            }
+            (Wish::Release, _) => {
+                let deployments: Api<Deployment> =
+                    Api::namespaced(self.client.clone(), &view.namespace);
+                // Nobody tells when it is gone.
+                if prompt(deployments.get_metadata_opt(GATEWAY))
+                    .await?
+                    .is_some()
+                {
+                    return Ok(Came::Hindered);
+                }
+                let mut finalizers = view.resource.finalizers().to_vec();
+                finalizers.retain(|name| name != FINALIZER);
+                self.set_finalizers(view, &finalizers).await?;
+                self.refresh(&view.namespace).await?;
+            }
+            _ => {}
+        }
+        Ok(Came::Settled)
+    }
+
+    async fn set_finalizers(&self, view: &View, finalizers: &[String]) -> Result<(), Miss> {
+        let patch = json!({ "metadata": {
+            "resourceVersion": view.resource.resource_version(),
+            "finalizers": finalizers,
+        }});
+        self.patch_tenant(&view.namespace, &patch).await?;
+        Ok(())
+    }
+}
+
+/// What a wish is as a change of a tenant, if it is one.
+fn change(wish: Wish, now: Timestamp) -> Option<Change> {
+    Some(match wish {
+        Wish::EndPlan => Box::new(move |tenant, pool| {
+            tenant.set_plan(tenant.plan, pool, now);
+            Ok(())
+        }),
+        Wish::Enable => Box::new(move |tenant, pool| tenant.enable(pool, Keys::generate(), now)),
+        Wish::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
+        Wish::Regenerate => {
+            let keys = Keys::generate().ok()?;
+            Box::new(move |tenant, _| tenant.regenerate(keys.clone(), now))
+        }
+        Wish::Reallocate => {
+            let keys = Keys::generate().ok()?;
+            Box::new(move |tenant, pool| tenant.reallocate(pool, keys.clone(), now))
+        }
+        Wish::DropKeys | Wish::FreePort | Wish::Guard | Wish::Release => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;
