@@ -30,7 +30,7 @@ use uuid::Uuid;
 use super::{Gateway, GatewaySpec, Gateways, Location};
 use crate::domain::GatewayState;
 use crate::domain::subnet::{client_address, client_address6, gateway_address, gateway_address6};
-use crate::gateway::{GatewayConfig, Peer, Phase, nat, subscribe};
+use crate::gateway::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Peer, Phase, nat, subscribe};
 use crate::{link, netlink};
 
 /// How long a gateway has to listen after it was started, and to end after it
@@ -43,12 +43,6 @@ const STARTING: Duration = Duration::from_secs(15);
 /// How often a gateway's link is looked at again: someone may have taken the
 /// program off its end, or the link down.
 const RELOCATE: Duration = Duration::from_secs(5);
-
-/// Overhead of WireGuard over IPv6, the larger of the two.
-const OVERHEAD: u32 = 80;
-
-/// RFC 8200, section 5.
-const LEAST_IPV6_MTU: u32 = 1280;
 
 /// Where and how gateways are made.
 #[derive(Clone, Debug)]
@@ -182,6 +176,7 @@ impl NetnsGateways {
             let port = place.port;
             match GatewayConfig::read(&place.config()) {
                 Ok(config) => {
+                    let ipv6 = config.has_ipv6();
                     let mut gateway = Gateway {
                         tenant: config.tenant,
                         generation: config.generation,
@@ -190,7 +185,6 @@ impl NetnsGateways {
                         state: GatewayState::Starting,
                         location: None,
                     };
-                    let ipv6 = config.addresses.iter().any(|a| a.addr().is_ipv6());
                     if gateways.settings.tunnel_ipv6 && !ipv6 {
                         // It keeps its addresses for life: the controller makes
                         // another in its place.
@@ -338,7 +332,7 @@ impl NetnsGateways {
             interface: place.wireguard(),
             link: link::GATEWAY_END.into(),
             addresses,
-            mtu: self.settings.mtu - OVERHEAD,
+            mtu: Some(self.settings.mtu - OVERHEAD),
             private_key: spec.private_key.clone(),
             peers: vec![Peer {
                 public_key: spec.client,
