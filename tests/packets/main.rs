@@ -7,6 +7,7 @@
 
 mod back;
 mod egress;
+mod errors;
 mod events;
 mod extensions;
 mod hairpin;
@@ -18,5 +19,6 @@ mod own;
 mod publishing;
 mod rates;
 mod sessions;
+mod strange_errors;
 mod table;
 mod verifier;

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod edge;
 #[cfg(test)]
 mod findings;
+pub mod icmp;
 pub mod kube_proxy;
 pub mod laptop;
 pub mod message;

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
-use vpn_edge_ebpf::icmp::{Errand, HEADER, decide};
+use vpn_edge_ebpf::icmp::{Errand, HEADER, decide, version};
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
 use vpn_edge_ebpf::steer::{Ends, Journey};
 use vpn_edge_ebpf::world::World;
@@ -66,16 +66,17 @@ fn find_way(skb: *mut __sk_buff, errand: &mut Errand, journey: &mut Journey) -> 
 fn change(skb: *mut __sk_buff, errand: &Errand) -> bool {
     let ctx = &TcContext::new(skb);
     let changed = || {
-        skb::untag(ctx, errand.tags)?;
+        skb::untag(ctx, errand.tags.into())?;
         if errand.is_v6 {
             v6(ctx, errand)?;
         } else {
             v4(ctx, errand)?;
         }
         if errand.gateway != 0 {
-            store(ctx, 0, &errand.frame)?;
+            return store(ctx, 0, &errand.frame);
         }
-        Some(())
+        let [old, new] = errand.hops;
+        skb::hop_limit(ctx, version(errand), old, new)
     };
     changed().is_some()
 }

@@ -9,9 +9,9 @@ use crate::flow::{self, Client};
 use crate::frame::Frame;
 use crate::limit::{self, ERRORS};
 use crate::parse::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, PROTOCOL_UDP, network,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, PROTOCOL_UDP, UDP, network,
 };
-use crate::steer::{Ends, own, primary};
+use crate::steer::{Ends, HOP_LIMIT, own, primary};
 use crate::world::World;
 use vpn_edge_common::{Allocation, Edge, Version, Words, is_mapped, mapped_words, mode, words};
 
@@ -33,7 +33,9 @@ pub struct Errand {
     /// Interface that it leaves by; zero if the routes are to say.
     pub uplink: u32,
     /// Bytes of VLAN tags.
-    pub tags: u32,
+    pub tags: u16,
+    /// Its hop limit as it came, and as it goes if it leaves the node.
+    pub hops: [u8; 2],
     /// Length of the IP packet.
     pub length: u32,
     pub slot: u16,
@@ -64,6 +66,11 @@ pub fn decide<'m>(
         }
         allocation => reply(world, edge, version, errand, allocation, port)?,
     };
+    let leaves = errand.gateway == 0;
+    // Nodes that take each other for the gateway's would send it round for ever.
+    if leaves && errand.hops[0] <= 1 {
+        return None;
+    }
     let limits = world.limits(allocation.slot)?;
     limit::take(&limits.errors, world.now(), ERRORS).then_some(allocation)
 }
@@ -103,6 +110,8 @@ fn reply<'m>(
             let (source_port, _) = ports(quoted);
             errand.outer[1] = [node, gateway];
             errand.inner[1] = Ends::new(gateway, source_port, node, hop_port);
+            // No further than the packets that it may be about.
+            errand.hops[1] = errand.hops[1].min(HOP_LIMIT);
             errand.gateway = 0;
             errand.uplink = 0;
         }
@@ -131,7 +140,10 @@ fn onward<'m>(
     let own = edge.own.get(usize::from(flow.own))?;
     let address = words(&own.address);
     let client = flow.client;
-    if address == [0, 0] || is_mapped(address) != is_mapped(client.address) {
+    // The place may be that of another client by now, of the other version.
+    let v4 = version == Version::V4;
+    let same_version = is_mapped(address) == v4 && is_mapped(client.address) == v4;
+    if address == [0, 0] || !same_version {
         return None;
     }
     errand.slot = allocation.slot;
@@ -146,22 +158,27 @@ fn onward<'m>(
 #[inline(always)]
 fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
     let (l3, ethertype) = network(frame)?;
-    errand.tags = (l3 - crate::parse::ETHERNET) as u32;
+    errand.tags = (l3 - crate::parse::ETHERNET) as u16;
     match ethertype {
         ETHERTYPE_IPV4 => {
             const QUOTED: usize = IPV4 + HEADER;
-            let error = frame.view::<{ QUOTED + IPV4 + 8 }>(l3)?;
+            const LEAST: usize = QUOTED + IPV4 + UDP;
+            let error = frame.view::<LEAST>(l3)?;
+            let length = usize::from(error.u16::<2>());
+            // Short frames are filled up with what is not the packet's.
+            let complete = length >= LEAST && l3 + length <= frame.length();
             // Unreachable (also for the path MTU), time exceeded, parameter.
             let is_error = matches!(error.u8::<IPV4>(), 3 | 11 | 12);
             let whole = error.u16::<6>() & (FRAGMENT_OFFSET | 0x2000) == 0;
             let of_udp = error.u8::<{ QUOTED + 9 }>() == PROTOCOL_UDP
                 && error.u16::<{ QUOTED + 6 }>() & FRAGMENT_OFFSET == 0;
             let plain = error.u8::<0>() == 0x45 && error.u8::<QUOTED>() == 0x45;
-            if error.u8::<9>() != ICMP || !(is_error && whole && of_udp && plain) {
+            if error.u8::<9>() != ICMP || !(is_error && complete && whole && of_udp && plain) {
                 return None;
             }
             errand.is_v6 = false;
-            errand.length = u32::from(error.u16::<2>());
+            errand.length = length as u32;
+            errand.hops = [error.u8::<8>(); 2];
             errand.outer[0] = [
                 mapped_words(error.word::<12>()),
                 mapped_words(error.word::<16>()),
@@ -175,15 +192,20 @@ fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
         }
         ETHERTYPE_IPV6 => {
             const QUOTED: usize = IPV6 + HEADER;
-            let error = frame.view::<{ QUOTED + IPV6 + 8 }>(l3)?;
+            const LEAST: usize = QUOTED + IPV6 + UDP;
+            let error = frame.view::<LEAST>(l3)?;
+            let length = IPV6 + usize::from(error.u16::<4>());
+            let complete = length >= LEAST && l3 + length <= frame.length();
             // Unreachable, too big, time exceeded, parameter.
             let is_error = matches!(error.u8::<IPV6>(), 1..=4);
             let of_udp = error.u8::<{ QUOTED + 6 }>() == PROTOCOL_UDP;
-            if error.u8::<6>() != ICMPV6 || !(is_error && of_udp) {
+            let plain = error.u8::<0>() >> 4 == 6 && error.u8::<QUOTED>() >> 4 == 6;
+            if error.u8::<6>() != ICMPV6 || !(is_error && complete && of_udp && plain) {
                 return None;
             }
             errand.is_v6 = true;
-            errand.length = IPV6 as u32 + u32::from(error.u16::<4>());
+            errand.length = length as u32;
+            errand.hops = [error.u8::<7>(); 2];
             errand.outer[0] = [
                 [error.double::<8>(), error.double::<16>()],
                 [error.double::<24>(), error.double::<32>()],
@@ -200,19 +222,25 @@ fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
                 ports: error.word::<{ QUOTED + IPV6 }>(),
                 pad: 0,
             };
-            if is_mapped(errand.inner[0].source) || is_mapped(errand.outer[0][1]) {
+            // No such addresses are on any wire, and here they mean IPv4 or none.
+            let odd = |address| is_mapped(address) || address == [0, 0];
+            let ([source, destination], quoted) = (errand.outer[0], errand.inner[0]);
+            if odd(source) || odd(destination) || odd(quoted.source) || odd(quoted.destination) {
                 return None;
             }
         }
         _ => return None,
     }
+    errand.hops[1] = errand.hops[1].wrapping_sub(1);
     Some(())
 }
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
-fn version(errand: &Errand) -> Version {
+/// The error's IP version.
+#[must_use]
+pub fn version(errand: &Errand) -> Version {
     if errand.is_v6 {
         Version::V6
     } else {
