@@ -2,6 +2,7 @@
 
 mod access;
 mod deployment;
+mod gateway_pod;
 mod namespaces;
 mod nodes;
 mod outage;

@@ -115,7 +115,9 @@ impl Pod {
     /// What a container printed so far.
     #[must_use]
     pub fn log(&self, container: &str) -> String {
-        self.process(container).map(Process::log).unwrap_or_default()
+        self.process(container)
+            .map(Process::log)
+            .unwrap_or_default()
     }
 
     /// Ends the containers as a kubelet does, and waits for them.
@@ -126,7 +128,10 @@ impl Pod {
     pub fn stop(mut self) -> Result<()> {
         let grace = self.spec.termination_grace_period_seconds.unwrap_or(30);
         let running = &mut self.running;
-        for process in running.values_mut().filter_map(|p| p.running().then_some(p)) {
+        for process in running
+            .values_mut()
+            .filter_map(|p| p.running().then_some(p))
+        {
             process.signal(Signal::SIGTERM)?;
         }
         let start = std::time::Instant::now();

@@ -18,6 +18,8 @@ pub type Secrets = BTreeMap<String, BTreeMap<String, ByteString>>;
 pub struct Volumes {
     folder: PathBuf,
     secrets: Vec<(PathBuf, SecretVolumeSource)>,
+    /// As they are mounted.
+    mounted: Secrets,
     /// Numbers the states that Secrets were in.
     updates: u64,
 }
@@ -27,6 +29,7 @@ impl Volumes {
         let mut made = Self {
             folder: node.folder.join("volumes"),
             secrets: Vec::new(),
+            mounted: Secrets::new(),
             updates: 0,
         };
         for volume in volumes {
@@ -54,6 +57,9 @@ impl Volumes {
     /// Writes the Secrets' files as a kubelet does: each is a link by way of
     /// one link to a folder, which changes for all of them at once.
     pub fn update(&mut self, secrets: &Secrets) -> Result<()> {
+        if self.updates > 0 && self.mounted == *secrets {
+            return Ok(());
+        }
         self.updates += 1;
         for (folder, source) in &self.secrets {
             let name = source.secret_name.as_deref().unwrap_or_default();
@@ -64,16 +70,12 @@ impl Volumes {
             let state = format!("..{}", self.updates);
             write(folder, &state, data, mode).with_context(|| format!("the Secret {name}"))?;
         }
+        self.mounted.clone_from(secrets);
         Ok(())
     }
 }
 
-fn write(
-    folder: &Path,
-    state: &str,
-    data: &BTreeMap<String, ByteString>,
-    mode: u32,
-) -> Result<()> {
+fn write(folder: &Path, state: &str, data: &BTreeMap<String, ByteString>, mode: u32) -> Result<()> {
     let current = folder.join("..data");
     let before = fs::read_link(&current).ok();
     fs::create_dir(folder.join(state))?;
