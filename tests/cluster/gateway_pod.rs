@@ -1,20 +1,18 @@
 //! A gateway with what its pod's template gives it and no more.
 
-use std::net::IpAddr;
-
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::PodSpec;
 use lab::client::Client;
 use lab::node::{Lab, Node};
 use lab::pod::{Pod, Secrets, secrets};
-use uuid::Uuid;
 use vpn_edge::gateways::GatewaySpec;
 use vpn_edge::gateways::kube::objects::{Place, Settings, Shape, config, deployment, secret};
 use vpn_edge::gateways::kube::{INIT, MAIN};
-use vpn_edge::wireguard::PrivateKey;
 
-const SERVER: &str = "10.97.1.1";
-const OTHER_SERVER: &str = "10.98.1.1";
+use super::tunnel::{OTHER_SERVER, SERVER, configuration, spec};
+
+/// Its address.
+const POD: &str = "100.64.0.2";
 
 /// A client and two of the tenant's servers, with the pod between them.
 struct Scene {
@@ -38,8 +36,12 @@ impl Scene {
              ip address add {SERVER}/32 dev lo
              ip address add {OTHER_SERVER}/32 dev lo"
         ))?;
-        pod.sh("ip address add 100.64.0.2/24 dev eth0; ip route add default via 100.64.0.1")?;
-        client.sh("ip address add 192.0.2.2/24 dev eth0; ip route add 100.64.0.2 via 192.0.2.1")?;
+        pod.sh(&format!(
+            "ip address add {POD}/24 dev eth0; ip route add default via 100.64.0.1"
+        ))?;
+        client.sh(&format!(
+            "ip address add 192.0.2.2/24 dev eth0; ip route add {POD} via 192.0.2.1"
+        ))?;
         Ok(Self {
             client,
             pod,
@@ -47,26 +49,6 @@ impl Scene {
             _lab: lab,
         })
     }
-}
-
-/// The keys of the tenant's client.
-fn client_key() -> PrivateKey {
-    PrivateKey::from_bytes([9; 32])
-}
-
-fn spec(generation: u64, networks: &[&str]) -> Result<GatewaySpec> {
-    let networks = networks.iter().map(|network| network.parse());
-    Ok(GatewaySpec {
-        tenant: Uuid::from_u128(7),
-        generation,
-        port: 31_001,
-        subnet: "10.42.128.0/24".parse()?,
-        subnet6: None,
-        private_key: PrivateKey::from_bytes([u8::try_from(generation)?; 32]),
-        client: client_key().public(),
-        dns: IpAddr::from([10, 96, 0, 10]),
-        networks: networks.collect::<Result<_, _>>()?,
-    })
 }
 
 fn template(spec: &GatewaySpec) -> Result<PodSpec> {
@@ -109,24 +91,6 @@ fn await_ready(pod: &mut Pod) -> Result<()> {
     }
 }
 
-/// As the tenant downloads it.
-fn configuration(spec: &GatewaySpec) -> String {
-    let (own, server) = (client_key().to_base64(), spec.private_key.public());
-    let own = &*own;
-    format!(
-        "[Interface]
-PrivateKey = {own}
-Address = 10.42.128.2/32
-
-[Peer]
-PublicKey = {server}
-AllowedIPs = 10.97.0.0/16, 10.98.0.0/16
-Endpoint = 100.64.0.2:{}
-",
-        spec.port
-    )
-}
-
 /// A line of the main process's status, as the kernel tells it.
 fn status(pod: &Pod, key: &str) -> Result<String> {
     let process = pod.process(MAIN).context("it runs")?;
@@ -141,7 +105,7 @@ fn a_gateway_serves_with_net_admin_alone_and_nothing_to_write_to() -> Result<()>
     let scene = Scene::new()?;
     let spec = spec(1, &["10.97.1.0/24"])?;
     let pod = run(&spec, &scene)?;
-    let client = Client::up(&scene.client, &configuration(&spec))?;
+    let client = Client::up(&scene.client, &configuration(&spec, POD))?;
     client.await_reach(SERVER)?;
     ensure!(!client.reaches(OTHER_SERVER), "it is not the tenant's");
 
@@ -200,7 +164,7 @@ fn networks_change_in_place_and_keys_never() -> Result<()> {
     let scene = Scene::new()?;
     let before = spec(1, &["10.97.1.0/24"])?;
     let mut pod = run(&before, &scene)?;
-    let client = Client::up(&scene.client, &configuration(&before))?;
+    let client = Client::up(&scene.client, &configuration(&before, POD))?;
     client.await_reach(SERVER)?;
     let session = || scene.client.sh("wg show wg0 latest-handshakes");
     let first = session()?;

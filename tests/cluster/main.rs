@@ -3,7 +3,9 @@
 mod access;
 mod deployment;
 mod gateway_pod;
+mod gateways;
 mod namespaces;
 mod nodes;
 mod outage;
 mod start;
+mod tunnel;
