@@ -183,20 +183,25 @@ impl KubeGateways {
             return Ok(());
         }
         tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
-        self.apply_shape(place, shape).await
+        self.apply_all(place, shape, None).await
     }
 
-    /// Applies all but the Secret.
-    async fn apply_shape(&self, place: &Place, shape: &Shape) -> Result<()> {
-        // No pod is without its policy.
+    /// Applies all that makes up the gateway, but no Secret if there is none.
+    async fn apply_all(&self, place: &Place, shape: &Shape, secret: Option<Secret>) -> Result<()> {
+        // First, as no pod is to be without it, and what is left of an attempt
+        // is found by it.
         let policy = objects::policy(place, shape, &self.settings);
-        let service = objects::service(place, shape);
-        let (policy, service) = tokio::try_join!(self.apply(&policy), self.apply(&service))?;
-        {
-            let mut index = self.index();
-            index.policies.put(policy);
-            index.services.put(service);
+        let policy = self.apply(&policy).await?;
+        self.index().policies.put(policy);
+        if let Some(secret) = secret {
+            let Secret { metadata, .. } = self.apply(&secret).await?;
+            self.index().secrets.put(PartialObjectMeta {
+                metadata,
+                ..PartialObjectMeta::default()
+            });
         }
+        let service = self.apply(&objects::service(place, shape)).await?;
+        self.index().services.put(service);
         let deployment = objects::deployment(place, shape, &self.settings);
         let deployment = self.apply(&deployment).await?;
         self.index().deployments.put(deployment);
@@ -217,7 +222,12 @@ impl KubeGateways {
     }
 
     /// Deletes the gateway's object of this kind, if it is still for the port.
-    async fn delete<K>(&self, namespace: &str, wanted: u16) -> Result<()>
+    async fn delete<K>(
+        &self,
+        namespace: &str,
+        wanted: u16,
+        propagation: PropagationPolicy,
+    ) -> Result<()>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
         K: Clone + Debug + DeserializeOwned,
@@ -229,8 +239,7 @@ impl KubeGateways {
             return Ok(());
         };
         let params = DeleteParams {
-            // The Deployment stays until its pods are gone.
-            propagation_policy: Some(PropagationPolicy::Foreground),
+            propagation_policy: Some(propagation),
             preconditions: Some(Preconditions {
                 uid: found.uid(),
                 resource_version: found.resource_version(),
@@ -302,24 +311,25 @@ impl Gateways for KubeGateways {
             bail!("the gateway before it has not ended yet");
         }
         let config = objects::config(spec, &self.settings);
-        let secret = self.apply(&objects::secret(&place, &config)).await?;
-        self.index().secrets.put(PartialObjectMeta {
-            metadata: secret.metadata,
-            ..PartialObjectMeta::default()
-        });
-        self.apply_shape(&place, &Shape::of(&config)).await
+        let secret = objects::secret(&place, &config);
+        self.apply_all(&place, &Shape::of(&config), Some(secret))
+            .await
     }
 
     async fn remove(&self, port: u16) -> Result<()> {
+        use PropagationPolicy::{Background, Foreground};
         let holders = self.index().holders(port);
         for namespace in holders {
             let _lock = self.lock(&namespace).await;
-            self.delete::<Service>(&namespace, port).await?;
-            self.delete::<Secret>(&namespace, port).await?;
-            self.delete::<Deployment>(&namespace, port).await?;
+            self.delete::<Service>(&namespace, port, Background).await?;
+            self.delete::<Secret>(&namespace, port, Background).await?;
+            // It stays until its pods are gone.
+            self.delete::<Deployment>(&namespace, port, Foreground)
+                .await?;
             self.await_end(&namespace, port).await?;
             // Last, as pods need it to their end, and what is left is found by it.
-            self.delete::<NetworkPolicy>(&namespace, port).await?;
+            self.delete::<NetworkPolicy>(&namespace, port, Background)
+                .await?;
             self.index().forget(&namespace, port);
         }
         self.changed();
