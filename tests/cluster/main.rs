@@ -2,8 +2,11 @@
 
 mod access;
 mod deployment;
+mod gateway_pod;
+mod gateways;
 mod namespaces;
 mod nodes;
 mod outage;
 mod registry;
 mod start;
+mod tunnel;

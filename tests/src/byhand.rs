@@ -124,7 +124,7 @@ fn configuration(node: &Node, port: u16, keys: &Keys, side: &Side) -> Result<Gat
         interface: "wg0".into(),
         link: "eth0".into(),
         addresses: vec![TUNNEL[0].parse()?],
-        mtu: 1420,
+        mtu: Some(1420),
         private_key: keys.server.clone(),
         peers: vec![Peer {
             public_key: keys.client.public(),

@@ -14,6 +14,7 @@ pub mod message;
 pub mod names;
 pub mod node;
 pub mod packet;
+pub mod pod;
 pub mod postgres;
 pub mod programs;
 pub mod raw;

@@ -54,6 +54,7 @@ exec sleep infinity
 "#;
 
 /// A set of nodes. All of it is gone when the last handle is.
+#[derive(Clone)]
 pub struct Lab {
     inner: Arc<Inner>,
 }

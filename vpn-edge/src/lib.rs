@@ -9,6 +9,7 @@ pub mod conntrack;
 pub mod controller;
 pub mod datapath;
 pub mod domain;
+pub mod ethtool;
 pub mod gateway;
 pub mod gateways;
 pub mod inspect;

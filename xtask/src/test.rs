@@ -140,7 +140,10 @@ const SUITES: &[Suite] = &[
         name: "cluster",
         about: "a Kubernetes control plane, with stand-ins for kubelets",
         needs: &[Need::Build, Need::Lab, Need::Kubernetes],
-        cargo: &[&["test", "--workspace", "--test", "cluster"]],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "cluster"],
+        ],
     },
     Suite {
         name: "kernels",

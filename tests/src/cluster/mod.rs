@@ -12,6 +12,7 @@ mod kubelet;
 mod member;
 mod pod;
 mod programs;
+mod worker;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ use programs::{Programs, SHOWN};
 pub use identity::Identity;
 pub use kubelet::{Containers, Kubelet};
 pub use member::Member;
+pub use worker::Worker;
 
 /// Where the API server listens, on all addresses of its node.
 pub const PORT: u16 = 6443;

@@ -31,7 +31,10 @@ pub struct GatewayConfig {
     /// with the tunnel's prefix lengths.
     #[serde(alias = "address", deserialize_with = "one_or_more")]
     pub addresses: Vec<IpNet>,
-    pub mtu: u32,
+    /// Of the tunnel; the link's without what WireGuard takes of it, where
+    /// nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     #[serde(with = "private_key")]
     pub private_key: PrivateKey,
     pub peers: Vec<Peer>,
@@ -47,14 +50,50 @@ pub struct GatewayConfig {
     pub only_edge: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
     pub public_key: PublicKey,
     pub allowed_ips: Vec<IpNet>,
 }
 
+/// What WireGuard takes of a link's MTU over IPv6, the larger of the two.
+pub const OVERHEAD: u32 = 80;
+
+/// RFC 8200, section 5.
+pub const LEAST_IPV6_MTU: u32 = 1280;
+
 impl GatewayConfig {
+    /// Whether the tunnel carries IPv6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(|a| a.addr().is_ipv6())
+    }
+
+    /// Whether a gateway of this configuration becomes that of the other one by
+    /// no more than new rules.
+    #[must_use]
+    pub fn is_same_gateway(&self, other: &Self) -> bool {
+        let fixed = |config: &Self| {
+            let Self {
+                tenant,
+                generation,
+                port,
+                mtu,
+                only_edge,
+                ..
+            } = config;
+            (*tenant, *generation, *port, *mtu, *only_edge)
+        };
+        fixed(self) == fixed(other)
+            && self.interface == other.interface
+            && self.link == other.link
+            && self.addresses == other.addresses
+            && self.private_key.as_bytes() == other.private_key.as_bytes()
+            && self.peers == other.peers
+            && self.status == other.status
+    }
+
     /// Reads the file at `path`.
     ///
     /// # Errors

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gotatun::device::uapi::UapiServer;
 use gotatun::device::{DefaultDeviceTransports, DeviceBuilder};
+use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, LinkWireguard};
 use wireguard_control::{Backend, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder};
 
-use super::GatewayConfig;
+use super::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD};
 use crate::netlink;
 
 /// The longest packets that the userspace device carries: it has 4096 bytes for
@@ -48,9 +49,13 @@ impl Device {
         };
         device.configure(config).await?;
         let index = netlink::index(&handle, &config.interface).await?;
+        let mtu = match config.mtu {
+            Some(mtu) => mtu,
+            None => within(&handle, config).await?,
+        };
         let mtu = match device {
-            Self::Kernel => config.mtu,
-            Self::Userspace(_) => config.mtu.min(USERSPACE_MTU),
+            Self::Kernel => mtu,
+            Self::Userspace(_) => mtu.min(USERSPACE_MTU),
         };
         let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         handle.link().set(link).execute().await?;
@@ -161,6 +166,28 @@ impl Device {
         );
         Ok(())
     }
+}
+
+/// The tunnel's MTU on the link as it is.
+async fn within(handle: &Handle, config: &GatewayConfig) -> Result<u32> {
+    let link = netlink::find(handle, &config.link).await?;
+    let link = link.with_context(|| format!("no interface `{}`", config.link))?;
+    let mtu = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+    let outer = mtu.with_context(|| format!("{} tells no MTU", config.link))?;
+    let mtu = outer.saturating_sub(OVERHEAD);
+    ensure!(
+        !config.has_ipv6() || mtu >= LEAST_IPV6_MTU,
+        "IPv6 in the tunnel takes a link with an MTU of {} or more, and {} has {outer}",
+        OVERHEAD + LEAST_IPV6_MTU,
+        config.link
+    );
+    Ok(mtu)
 }
 
 /// The userspace device's configuration socket.

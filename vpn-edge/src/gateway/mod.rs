@@ -5,58 +5,110 @@
 //! WireGuard (the kernel's, or else its own userspace implementation) and NAT,
 //! answers on its status socket, and takes its device with it when it is told to
 //! end.
+//!
+//! In a pod it runs three times: as init (`--init`), which may do all; as itself,
+//! with `CAP_NET_ADMIN` alone and nothing to write to; and to be asked whether it
+//! is ready (`--probe`).
 
 mod config;
 pub mod device;
+mod follow;
+mod init;
 pub mod nat;
 mod status;
 
-pub use config::{GatewayConfig, Peer};
+pub use config::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Peer};
 pub use status::{Phase, Status, subscribe};
 
+use std::convert::Infallible;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
-use crate::datapath;
+use crate::{datapath, ethtool};
+
+/// How long a gateway may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub struct GatewayArgs {
     /// The gateway's configuration, as the controller writes it.
     #[arg(long)]
     config: PathBuf,
+    /// Generation of the keys that the configuration must have.
+    #[arg(long)]
+    generation: Option<u64>,
+    /// Follow the configuration's networks as they change.
+    #[arg(long, conflicts_with_all = ["init", "probe"])]
+    follow: bool,
+    /// Ready the namespace for a gateway with `CAP_NET_ADMIN` alone, and end.
+    #[arg(long, conflicts_with = "probe")]
+    init: bool,
+    /// Folder to make the node `tun` in, if the kernel has no WireGuard.
+    #[arg(long, requires = "init")]
+    devices: Option<PathBuf>,
+    /// Say whether the gateway with this configuration is ready, and end.
+    #[arg(long)]
+    probe: bool,
 }
 
-/// Runs until SIGTERM or SIGINT, or until the device fails.
+/// Runs until SIGTERM or SIGINT, or until the device fails; with `--init` and
+/// `--probe`, until that is done.
 ///
 /// # Errors
 ///
-/// When the configuration is unreadable, or the device or NAT cannot be set
-/// up. The status socket says the same before the process ends.
+/// When the configuration is unreadable or of other keys, or the device or NAT
+/// cannot be set up. The status socket says the same before the process ends.
 pub async fn run(args: GatewayArgs) -> Result<()> {
     let config = GatewayConfig::read(&args.config)?;
+    if let Some(generation) = args.generation {
+        // A node may mount an earlier state of a Secret.
+        ensure!(
+            config.generation == generation,
+            "{} has keys of generation {}, and {generation} are wanted",
+            args.config.display(),
+            config.generation
+        );
+    }
+    if args.init {
+        return init::ready(&config, args.devices.as_deref()).await;
+    }
+    if args.probe {
+        return probe(&config).await;
+    }
     let reporter = status::Reporter::bind(&config)
         .with_context(|| format!("cannot listen on {}", config.status.display()))?;
-    let outcome = serve(&config, &reporter).await;
+    let outcome = serve(&args, &config, &reporter).await;
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
         reporter.fail(format!("{error:#}"));
         // Whoever watches has to read it before the socket goes.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     outcome
 }
 
-async fn serve(config: &GatewayConfig, reporter: &status::Reporter) -> Result<()> {
+async fn serve(
+    args: &GatewayArgs,
+    config: &GatewayConfig,
+    reporter: &status::Reporter,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     // Without it the edge falls back to tc for this gateway, so it is no
     // reason to refuse service.
-    let _ready = datapath::ready_gateway_end(&config.link)
-        .inspect_err(|error| tracing::warn!("redirected frames are not taken in: {error}"))
-        .ok();
+    let _ready = match datapath::ready_gateway_end(&config.link) {
+        Ok(ready) => Some(ready),
+        Err(_) if ethtool::merges(&config.link).unwrap_or(false) => None,
+        Err(error) => {
+            tracing::warn!("redirected frames are not taken in: {error}");
+            None
+        }
+    };
     nat::forward(config).context("cannot switch on forwarding")?;
     nat::apply(config).await.context("cannot set up NAT")?;
     let mut device = device::Device::create(config)
@@ -73,11 +125,37 @@ async fn serve(config: &GatewayConfig, reporter: &status::Reporter) -> Result<()
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        never = follow(args, config) => match never {},
         () = device.failed() => {
             device.remove(config).await;
-            anyhow::bail!("the userspace WireGuard device on {} failed", config.interface);
+            bail!("the userspace WireGuard device on {} failed", config.interface);
         }
     }
     device.remove(config).await;
     Ok(())
+}
+
+async fn follow(args: &GatewayArgs, config: &GatewayConfig) -> Infallible {
+    if args.follow {
+        follow::networks(&args.config, config).await
+    } else {
+        std::future::pending().await
+    }
+}
+
+/// Whether the gateway's WireGuard answers, as it says itself.
+async fn probe(config: &GatewayConfig) -> Result<()> {
+    let ask = async {
+        let mut subscription = subscribe(&config.status).await?;
+        Ok::<_, std::io::Error>(subscription.next().await)
+    };
+    let told = timeout(PATIENCE, ask)
+        .await
+        .context("the gateway does not answer")?
+        .with_context(|| format!("no gateway listens on {}", config.status.display()))?;
+    match told.context("the gateway has just ended")?.phase {
+        Phase::Ready { .. } => Ok(()),
+        Phase::Starting => bail!("the gateway is starting"),
+        Phase::Failed { reason } => bail!(reason),
+    }
 }

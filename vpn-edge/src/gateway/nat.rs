@@ -18,11 +18,20 @@ use crate::link::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
 pub fn forward(config: &GatewayConfig) -> io::Result<()> {
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-    if config.addresses.iter().any(|a| a.addr().is_ipv6()) {
-        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    set("/proc/sys/net/ipv4/ip_forward", "1")?;
+    if config.has_ipv6() {
+        set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())
+}
+
+/// Writes a setting of the kernel's, unless it is so already: in a pod, only
+/// its init may write.
+pub fn set(path: &str, value: &str) -> io::Result<()> {
+    if fs::read_to_string(path)?.trim() == value {
+        return Ok(());
+    }
+    fs::write(path, value)
 }
 
 /// Puts the rules in place.
@@ -163,7 +172,7 @@ mod tests {
             interface: "wg31001".into(),
             link: "eth0".into(),
             addresses: vec!["10.42.128.1/24".parse().unwrap()],
-            mtu: 1420,
+            mtu: Some(1420),
             private_key: PrivateKey::from_bytes([7; 32]),
             peers: Vec::new(),
             dns: IpAddr::from([10, 96, 0, 10]),

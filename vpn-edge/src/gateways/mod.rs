@@ -1,6 +1,8 @@
 //! The seam to whatever runs gateways: network namespaces here, pods there.
 
+pub mod kube;
 pub mod netns;
+mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

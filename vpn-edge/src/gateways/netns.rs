@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -27,10 +27,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Gateway, GatewaySpec, Gateways, Location};
+use super::{Gateway, GatewaySpec, Gateways, Location, tunnel};
 use crate::domain::GatewayState;
-use crate::domain::subnet::{client_address, client_address6, gateway_address, gateway_address6};
-use crate::gateway::{GatewayConfig, Peer, Phase, nat, subscribe};
+use crate::gateway::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Phase, nat, subscribe};
 use crate::{link, netlink};
 
 /// How long a gateway has to listen after it was started, and to end after it
@@ -43,12 +42,6 @@ const STARTING: Duration = Duration::from_secs(15);
 /// How often a gateway's link is looked at again: someone may have taken the
 /// program off its end, or the link down.
 const RELOCATE: Duration = Duration::from_secs(5);
-
-/// Overhead of WireGuard over IPv6, the larger of the two.
-const OVERHEAD: u32 = 80;
-
-/// RFC 8200, section 5.
-const LEAST_IPV6_MTU: u32 = 1280;
 
 /// Where and how gateways are made.
 #[derive(Clone, Debug)]
@@ -182,6 +175,7 @@ impl NetnsGateways {
             let port = place.port;
             match GatewayConfig::read(&place.config()) {
                 Ok(config) => {
+                    let ipv6 = config.has_ipv6();
                     let mut gateway = Gateway {
                         tenant: config.tenant,
                         generation: config.generation,
@@ -190,7 +184,6 @@ impl NetnsGateways {
                         state: GatewayState::Starting,
                         location: None,
                     };
-                    let ipv6 = config.addresses.iter().any(|a| a.addr().is_ipv6());
                     if gateways.settings.tunnel_ipv6 && !ipv6 {
                         // It keeps its addresses for life: the controller makes
                         // another in its place.
@@ -323,27 +316,16 @@ impl NetnsGateways {
             .recursive(true)
             .mode(0o700)
             .create(&place.folder)?;
-        let own = Ipv4Net::new(gateway_address(spec.subnet), spec.subnet.prefix_len())?;
-        let mut addresses: Vec<IpNet> = vec![own.into()];
-        let mut allowed_ips: Vec<IpNet> = vec![IpAddr::from(client_address(spec.subnet)).into()];
-        if let Some(subnet6) = spec.subnet6 {
-            let own = Ipv6Net::new(gateway_address6(subnet6), subnet6.prefix_len())?;
-            addresses.push(own.into());
-            allowed_ips.push(IpAddr::from(client_address6(subnet6)).into());
-        }
         let config = GatewayConfig {
             tenant: spec.tenant,
             generation: spec.generation,
             port: spec.port,
             interface: place.wireguard(),
             link: link::GATEWAY_END.into(),
-            addresses,
-            mtu: self.settings.mtu - OVERHEAD,
+            addresses: tunnel::addresses(spec),
+            mtu: Some(self.settings.mtu - OVERHEAD),
             private_key: spec.private_key.clone(),
-            peers: vec![Peer {
-                public_key: spec.client,
-                allowed_ips,
-            }],
+            peers: vec![tunnel::client(spec)],
             dns: spec.dns,
             networks: spec.networks.clone(),
             status: place.socket(),

@@ -1,0 +1,76 @@
+//! What a gateway in a pod needs before it runs with fewer rights.
+//!
+//! All of it stays when this process ends: settings of the pod's network and of
+//! its link, and a device node in a folder that the pod keeps.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use rtnetlink::LinkWireguard;
+
+use super::{GatewayConfig, nat};
+use crate::{ethtool, netlink};
+
+/// IPv6 on interfaces that are still to be made. Runtimes switch it off in pods
+/// without an IPv6 address, whatever their tunnels carry.
+const WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+
+/// Readies the pod's network, and makes the node of the TUN device in `devices`
+/// where the kernel has no WireGuard.
+///
+/// # Errors
+///
+/// When the gateway could not run after it.
+pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()> {
+    nat::forward(config).context("cannot switch on forwarding")?;
+    if config.has_ipv6() {
+        nat::set(WITHOUT_IPV6, "0").context("cannot switch on IPv6 for the tunnel")?;
+    }
+    // Without it the edge falls back to tc for this gateway.
+    if let Err(error) = ethtool::merge(&config.link) {
+        tracing::warn!("redirected frames are not taken in: {error}");
+    }
+    if let Some(devices) = devices
+        && !has_wireguard(config).await?
+    {
+        let tun = devices.join("tun");
+        make_tun(&tun).with_context(|| format!("cannot make {}", tun.display()))?;
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&tun)
+            .context(
+                "the node's kernel has neither WireGuard nor TUN: \
+                 load its module `wireguard`, or else `tun`",
+            )?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel makes WireGuard devices.
+async fn has_wireguard(config: &GatewayConfig) -> Result<bool> {
+    let handle = netlink::connect()?;
+    if netlink::find(&handle, &config.interface).await?.is_none() {
+        let link = LinkWireguard::new(&config.interface).build();
+        if handle.link().add(link).execute().await.is_err() {
+            return Ok(false);
+        }
+    }
+    let index = netlink::index(&handle, &config.interface).await?;
+    handle.link().del(index).execute().await?;
+    Ok(true)
+}
+
+/// The node of the TUN device, as in the kernel's `devices.txt`.
+fn make_tun(path: &Path) -> io::Result<()> {
+    let device = makedev(10, 200);
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    match mknod(path, SFlag::S_IFCHR, mode, device) {
+        // An earlier init of the same pod.
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,413 @@
+//! Gateways as pods of the cluster.
+//!
+//! Each is a Deployment of one pod in its tenant's namespace, with a Service, a
+//! NetworkPolicy and a Secret, all of the same name. The cluster runs them; this
+//! applies what is wanted, and tells what came of it.
+
+mod index;
+pub mod objects;
+mod pod;
+mod state;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use futures_util::{Stream, StreamExt as _};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedMutexGuard, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::index::{Index, Objects, port};
+use self::objects::{Place, Shape, annotation};
+use super::{Gateway, GatewaySpec, Gateways};
+use crate::domain::GatewayState;
+use crate::kubernetes::{GATEWAY, MANAGER, VpnTenant, label};
+
+pub use objects::Settings;
+pub use pod::{INIT, MAIN};
+
+/// How long the first lists may take.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
+
+/// How long a gateway's pod may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pause after a watch that failed, and between looks at what goes.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Pause after a gateway could not be brought up to date.
+const LONG_PAUSE: Duration = Duration::from_secs(15);
+
+/// See [`Gateways`].
+pub struct KubeGateways {
+    client: Client,
+    settings: Settings,
+    index: Arc<Mutex<Index>>,
+    changes: watch::Sender<u64>,
+    /// One a namespace: its gateway is of one mind at a time.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    _watches: JoinSet<()>,
+}
+
+impl KubeGateways {
+    /// Begins to follow the cluster's gateways, and returns when all are known.
+    ///
+    /// # Errors
+    ///
+    /// When the API server does not tell them, with what it says.
+    pub async fn start(client: Client, settings: Settings) -> Result<Self> {
+        let mut watches = Watches {
+            index: Arc::default(),
+            changes: watch::Sender::new(0),
+            trouble: Arc::default(),
+            tasks: JoinSet::new(),
+            listed: Vec::new(),
+        };
+        // By name, so that roles can be held to it.
+        let named = watcher::Config::default().fields(&format!("metadata.name={GATEWAY}"));
+        let labelled = watcher::Config::default().labels(&format!("{}={GATEWAY}", label::NAME));
+        let any = watcher::Config::default();
+        watches.add(
+            watcher(Api::<VpnTenant>::all(client.clone()), any),
+            |index| &mut index.tenants,
+        );
+        watches.add(
+            watcher(Api::<Deployment>::all(client.clone()), named.clone()),
+            |index| &mut index.deployments,
+        );
+        watches.add(
+            watcher(Api::<Service>::all(client.clone()), named.clone()),
+            |index| &mut index.services,
+        );
+        watches.add(
+            watcher(Api::<NetworkPolicy>::all(client.clone()), named.clone()),
+            |index| &mut index.policies,
+        );
+        watches.add(
+            watcher(Api::<PartialObjectMeta<Secret>>::all(client.clone()), named),
+            |index| &mut index.secrets,
+        );
+        watches.add(
+            watcher(Api::<Pod>::all(client.clone()), labelled),
+            |index| &mut index.pods,
+        );
+        watches.listed().await?;
+        Ok(Self {
+            client,
+            settings,
+            index: watches.index,
+            changes: watches.changes,
+            locks: Mutex::default(),
+            _watches: watches.tasks,
+        })
+    }
+
+    /// Brings gateways up to date whose tenants want them run otherwise, at
+    /// once, and such as were made with other settings or by another version,
+    /// one after the other. Runs for good; one controller at a time may.
+    pub async fn keep_up(&self) {
+        let mut changes = self.changes.subscribe();
+        let mut refused: HashMap<String, Instant> = HashMap::new();
+        loop {
+            changes.mark_unchanged();
+            for (place, shape) in self.outdated() {
+                let now = Instant::now();
+                refused.retain(|_, next| *next > now);
+                if refused.contains_key(&place.namespace) {
+                    continue;
+                }
+                if let Err(error) = self.bring_up_to_date(&place, &shape).await {
+                    tracing::error!(tenant = %shape.tenant, "its gateway stays as it is: {error:#}");
+                    refused.insert(place.namespace, now + LONG_PAUSE);
+                }
+            }
+            let _ = timeout(LONG_PAUSE, changes.changed()).await;
+        }
+    }
+
+    /// The gateways to be applied anew, now.
+    fn outdated(&self) -> Vec<(Place, Shape)> {
+        let index = self.index();
+        let mut outdated = Vec::new();
+        let mut by_wish = 0;
+        for (place, shape, deployment) in index.placed() {
+            let wanted = objects::deployment(&place, &shape, &self.settings);
+            let differs = |key| wanted.annotations().get(key) != deployment.annotations().get(key);
+            if deployment.metadata.deletion_timestamp.is_some() || !differs(annotation::APPLIED) {
+                continue;
+            }
+            if differs(annotation::WISH) {
+                outdated.insert(by_wish, (place, shape));
+                by_wish += 1;
+            } else {
+                outdated.push((place, shape));
+            }
+        }
+        let gateways = if outdated.len() > by_wish {
+            index.gateways()
+        } else {
+            Vec::new()
+        };
+        let starting = |gateway: &Gateway| gateway.state == GatewayState::Starting;
+        // Nobody asked for these, so they are not all to be away at once.
+        let others = usize::from(by_wish == 0 && !gateways.iter().any(starting));
+        outdated.truncate(by_wish + others);
+        outdated
+    }
+
+    async fn bring_up_to_date(&self, place: &Place, shape: &Shape) -> Result<()> {
+        let _lock = self.lock(&place.namespace).await;
+        let is_same = {
+            let index = self.index();
+            let found = index.deployments.get(&place.namespace);
+            found
+                .and_then(|deployment| Shape::read(deployment))
+                .as_ref()
+                == Some(shape)
+        };
+        if !is_same {
+            return Ok(());
+        }
+        tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
+        self.apply_all(place, shape, None).await
+    }
+
+    /// Applies all that makes up the gateway, but no Secret if there is none.
+    async fn apply_all(&self, place: &Place, shape: &Shape, secret: Option<Secret>) -> Result<()> {
+        // First, as no pod is to be without it, and what is left of an attempt
+        // is found by it.
+        let policy = objects::policy(place, shape, &self.settings);
+        let policy = self.apply(&policy).await?;
+        self.index().policies.put(policy);
+        if let Some(secret) = secret {
+            let Secret { metadata, .. } = self.apply(&secret).await?;
+            self.index().secrets.put(PartialObjectMeta {
+                metadata,
+                ..PartialObjectMeta::default()
+            });
+        }
+        let service = self.apply(&objects::service(place, shape)).await?;
+        self.index().services.put(service);
+        let deployment = objects::deployment(place, shape, &self.settings);
+        let deployment = self.apply(&deployment).await?;
+        self.index().deployments.put(deployment);
+        self.changed();
+        Ok(())
+    }
+
+    async fn apply<K>(&self, object: &K) -> Result<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let api: Api<K> = self.api(&object.namespace().unwrap_or_default());
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch(GATEWAY, &params, &Patch::Apply(object))
+            .await
+            .with_context(|| format!("cannot apply its {}", K::kind(&())))
+    }
+
+    /// Deletes the gateway's object of this kind, if it is still for the port.
+    async fn delete<K>(
+        &self,
+        namespace: &str,
+        wanted: u16,
+        propagation: PropagationPolicy,
+    ) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = self.api(namespace);
+        let what = || format!("cannot delete the {} {namespace}/{GATEWAY}", K::kind(&()));
+        let found = api.get_metadata_opt(GATEWAY).await.with_context(what)?;
+        let Some(found) = found.filter(|found| port(found) == Some(wanted)) else {
+            return Ok(());
+        };
+        let params = DeleteParams {
+            propagation_policy: Some(propagation),
+            preconditions: Some(Preconditions {
+                uid: found.uid(),
+                resource_version: found.resource_version(),
+            }),
+            ..DeleteParams::default()
+        };
+        match api.delete(GATEWAY, &params).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            deleted => deleted.map(|_| ()).with_context(what),
+        }
+    }
+
+    /// Waits until the Deployment that was for the port has gone with its pods.
+    async fn await_end(&self, namespace: &str, wanted: u16) -> Result<()> {
+        let api: Api<Deployment> = self.api(namespace);
+        let started = Instant::now();
+        loop {
+            let found = api.get_metadata_opt(GATEWAY).await?;
+            if found.is_none_or(|found| port(&found) != Some(wanted)) {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("the gateway's pod in {namespace} does not end");
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn lock(&self, namespace: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().expect("no panic under this lock");
+            Arc::clone(locks.entry(namespace.to_owned()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().expect("no panic under this lock")
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+#[async_trait]
+impl Gateways for KubeGateways {
+    async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
+        let place = self.index().place(spec.tenant);
+        let place = place.with_context(|| format!("no VpnTenant has the id {}", spec.tenant))?;
+        let _lock = self.lock(&place.namespace).await;
+        let is_going = |deployment: &Arc<Deployment>| {
+            let metadata = &deployment.metadata;
+            metadata.deletion_timestamp.is_some()
+        };
+        if self
+            .index()
+            .deployments
+            .get(&place.namespace)
+            .is_some_and(is_going)
+        {
+            bail!("the gateway before it has not ended yet");
+        }
+        let config = objects::config(spec, &self.settings);
+        let secret = objects::secret(&place, &config);
+        self.apply_all(&place, &Shape::of(&config), Some(secret))
+            .await
+    }
+
+    async fn remove(&self, port: u16) -> Result<()> {
+        use PropagationPolicy::{Background, Foreground};
+        let holders = self.index().holders(port);
+        for namespace in holders {
+            let _lock = self.lock(&namespace).await;
+            self.delete::<Service>(&namespace, port, Background).await?;
+            self.delete::<Secret>(&namespace, port, Background).await?;
+            // It stays until its pods are gone.
+            self.delete::<Deployment>(&namespace, port, Foreground)
+                .await?;
+            self.await_end(&namespace, port).await?;
+            // Last, as pods need it to their end, and what is left is found by it.
+            self.delete::<NetworkPolicy>(&namespace, port, Background)
+                .await?;
+            self.index().forget(&namespace, port);
+        }
+        self.changed();
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Gateway>> {
+        Ok(self.index().gateways())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// The watches that feed the index.
+struct Watches {
+    index: Arc<Mutex<Index>>,
+    changes: watch::Sender<u64>,
+    /// What was said last of a list that is missing.
+    trouble: Arc<Mutex<Option<String>>>,
+    tasks: JoinSet<()>,
+    listed: Vec<oneshot::Receiver<()>>,
+}
+
+impl Watches {
+    fn add<K>(
+        &mut self,
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        objects: fn(&mut Index) -> &mut Objects<K>,
+    ) where
+        K: ResourceExt + Send + Sync + 'static,
+    {
+        let (sender, listed) = oneshot::channel();
+        self.listed.push(listed);
+        let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
+        let trouble = Arc::clone(&self.trouble);
+        let mut sender = Some(sender);
+        self.tasks.spawn(async move {
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => {
+                        let is_list = matches!(event, Event::InitDone);
+                        let is_part = matches!(event, Event::Init | Event::InitApply(_));
+                        let mut index = index.lock().expect("no panic under this lock");
+                        objects(&mut index).take(event);
+                        drop(index);
+                        if !is_part {
+                            changes.send_modify(|count| *count += 1);
+                        }
+                        if is_list && let Some(sender) = sender.take() {
+                            let _ = sender.send(());
+                        }
+                    }
+                    // What is known stays. The watcher does not wait by itself.
+                    Err(error) => {
+                        tracing::warn!("not told of gateways for now: {error}");
+                        let told = Some(error.to_string());
+                        *trouble.lock().expect("no panic under this lock") = told;
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn listed(&mut self) -> Result<()> {
+        let all = async {
+            for listed in &mut self.listed {
+                let _ = listed.await;
+            }
+        };
+        if timeout(FIRST_LISTS, all).await.is_err() {
+            let trouble = self.trouble.lock().expect("no panic under this lock");
+            let why = trouble.as_deref().unwrap_or("no answer");
+            bail!("the API server does not tell of gateways: {why}");
+        }
+        Ok(())
+    }
+}
