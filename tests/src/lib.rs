@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod byhand;
 pub mod client;
+pub mod cluster;
 pub mod edge;
 #[cfg(test)]
 mod findings;

@@ -5,7 +5,6 @@
 //! process ends, the kernel ends all of them, and with the last goes every
 //! network namespace, mount, pin and rule of the lab.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -13,8 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,13 +55,13 @@ exec sleep infinity
 
 /// A set of nodes. All of it is gone when the last handle is.
 pub struct Lab {
-    inner: Rc<Inner>,
+    inner: Arc<Inner>,
 }
 
 struct Inner {
     holder: Child,
     /// A process in each node, which keeps its namespaces.
-    nodes: RefCell<Vec<Child>>,
+    nodes: Mutex<Vec<Child>>,
     pipe: Option<ChildStdin>,
     pid_namespace: Arc<File>,
     mounts: Arc<File>,
@@ -100,11 +98,11 @@ impl Lab {
             mounts: Arc::new(namespace("mnt")?),
             pipe: holder.stdin.take(),
             holder,
-            nodes: RefCell::default(),
+            nodes: Mutex::default(),
             folder,
         };
         Ok(Self {
-            inner: Rc::new(inner),
+            inner: Arc::new(inner),
         })
     }
 
@@ -136,20 +134,24 @@ impl Lab {
         let mut holder = self.inner.spawn(command)?;
         await_ready(&mut holder).with_context(|| format!("node {name}"))?;
         let pid = holder.id();
-        self.inner.nodes.borrow_mut().push(holder);
+        self.inner.nodes().push(holder);
         let namespace = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}"));
         Ok(Node {
             name: name.into(),
             network: Arc::new(namespace("net")?),
             mounts: Arc::new(namespace("mnt")?),
             pid: inner_pid(pid)?,
-            lab: Rc::clone(&self.inner),
+            lab: Arc::clone(&self.inner),
             folder,
         })
     }
 }
 
 impl Inner {
+    fn nodes(&self) -> MutexGuard<'_, Vec<Child>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts the command as a process of the lab.
     fn spawn(&self, mut command: Command) -> Result<Child> {
         let namespace = Arc::clone(&self.pid_namespace);
@@ -168,7 +170,7 @@ impl Drop for Inner {
         // The end of the first process ends the others, but is itself not over
         // before each has been reaped by its parent, which is this process.
         let _ = self.holder.kill();
-        for node in self.nodes.get_mut() {
+        for node in self.nodes().iter_mut() {
             let _ = node.wait();
         }
         let _ = self.holder.wait();
@@ -185,7 +187,7 @@ pub struct Node {
     mounts: Arc<File>,
     /// A process in the node, as the lab numbers it.
     pid: u32,
-    lab: Rc<Inner>,
+    lab: Arc<Inner>,
 }
 
 impl Node {
@@ -272,7 +274,8 @@ impl Node {
             name: format!("{} on {}", name, self.name),
             child: self.lab.spawn(command)?,
             log: path,
-            _lab: Rc::clone(&self.lab),
+            shown: usize::MAX,
+            _lab: Arc::clone(&self.lab),
         })
     }
 
@@ -331,11 +334,19 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// How many lines of its log a panic shows.
+    shown: usize,
     /// The lab ends after its processes.
-    _lab: Rc<Inner>,
+    _lab: Arc<Inner>,
 }
 
 impl Process {
+    /// Its name, with that of its node.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process's number, as this process sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
@@ -365,6 +376,21 @@ impl Process {
         self.child.wait()
     }
 
+    /// Has a panic show no more than the last lines of its log.
+    #[must_use]
+    pub fn show_last(mut self, lines: usize) -> Self {
+        self.shown = lines;
+        self
+    }
+
+    /// The last lines that it printed.
+    #[must_use]
+    pub fn tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
     /// All that it printed so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -377,7 +403,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- {}\n{}", self.name, self.log());
+            eprintln!("--- {}\n{}", self.name, self.tail(self.shown));
         }
     }
 }

@@ -5,6 +5,7 @@ mod bench;
 mod build_ebpf;
 mod demo;
 mod fuzz;
+mod kubernetes;
 mod lint;
 mod programs;
 mod setup;
@@ -44,6 +45,8 @@ enum Xtask {
         #[arg(long)]
         keep: bool,
     },
+    /// Build a Kubernetes control plane for the tests, and print its folder
+    Kubernetes,
     /// Check form, clippy, licences and the tree's own rules
     Lint,
 }
@@ -67,6 +70,7 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::Test { names } => test::run(&names),
         Xtask::Bench { names } => bench::run(&names),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),
+        Xtask::Kubernetes => kubernetes::print(),
         Xtask::Lint => lint::run(),
     }
 }

@@ -1,6 +1,7 @@
 //! Readies the machine: installs what is missing, and only that.
 
 use crate::build_ebpf;
+use crate::kubernetes;
 use crate::workspace::{self, cargo};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,6 +31,8 @@ pub enum Need {
     KubeProxy,
     /// To boot other kernels.
     Kernels,
+    /// To run a Kubernetes control plane.
+    Kubernetes,
     /// To build libFuzzer, which is C++.
     Fuzz,
     /// To check the tree.
@@ -49,7 +52,7 @@ impl Need {
     /// Debian's packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Build | Self::Bpf | Self::Tun | Self::Lint => &[],
+            Self::Build | Self::Bpf | Self::Tun | Self::Kubernetes | Self::Lint => &[],
             Self::Lab => &[
                 "conntrack",
                 "dnsmasq-base",
@@ -92,6 +95,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         match need {
             Need::Bpf => loads_programs()?,
             Need::Tun => has_tun()?,
+            Need::Kubernetes => kubernetes::buildable()?,
             Need::Build
             | Need::Lab
             | Need::KubeProxy
@@ -110,6 +114,9 @@ pub fn ready(needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::Build) {
         library_source()?;
         bpf_linker()?;
+    }
+    if needs.contains(&Need::Kubernetes) {
+        kubernetes::folder()?;
     }
     if needs.contains(&Need::Lint) {
         lint_tools()?;
@@ -277,7 +284,7 @@ fn is_root() -> Result<bool> {
 }
 
 /// Runs a command that talks much and matters little, unless it fails.
-fn step(what: &str, mut command: Command) -> Result<()> {
+pub fn step(what: &str, mut command: Command) -> Result<()> {
     let bar = ProgressBar::new_spinner();
     bar.set_style(
         ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}")

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the suites, each with what it needs.
 
+use crate::kubernetes;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
 use anyhow::{Result, bail};
@@ -136,6 +137,12 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "cluster",
+        about: "a Kubernetes control plane, with stand-ins for kubelets",
+        needs: &[Need::Build, Need::Lab, Need::Kubernetes],
+        cargo: &[&["test", "--workspace", "--test", "cluster"]],
+    },
+    Suite {
         name: "kernels",
         about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
         needs: &[Need::Build, Need::Lab, Need::Kernels],
@@ -205,7 +212,14 @@ impl Suite {
             return Outcome::Skipped(format!("{lack:#}"));
         }
         for args in self.cargo {
-            if let Err(error) = workspace::run(&mut cargo(*args)) {
+            let mut command = cargo(*args);
+            if self.needs.contains(&Need::Kubernetes) {
+                match kubernetes::folder() {
+                    Ok(folder) => command.env(kubernetes::VARIABLE, folder),
+                    Err(error) => return Outcome::Failed(format!("{error:#}")),
+                };
+            }
+            if let Err(error) = workspace::run(&mut command) {
                 return Outcome::Failed(format!("{error:#}"));
             }
         }
