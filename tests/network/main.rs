@@ -4,6 +4,7 @@
 mod addresses;
 mod connections;
 mod neighbours;
+mod pods;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
