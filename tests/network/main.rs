@@ -3,6 +3,7 @@
 
 mod addresses;
 mod connections;
+mod defaults;
 mod neighbours;
 mod pods;
 

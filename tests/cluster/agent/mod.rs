@@ -132,6 +132,21 @@ fn the_agents_role_is_what_it_needs_and_no_more() -> Result<()> {
     let params = PatchParams::default();
     let patched = scene.cluster.run(own.patch_status("vpn", &params, &patch));
     ensure!(matches!(patched, Err(kube::Error::Api(status)) if status.code == 403));
+    // Without a cluster there is nobody to be.
+    let alone = scene.edge.command(lab::node::program("vpn-edge")?);
+    let alone = scene.edge.output({
+        let mut alone = alone;
+        alone
+            .args(["agent", "--node", EDGE])
+            .env("KUBECONFIG", "/nowhere/kubeconfig");
+        alone
+    })?;
+    let said = String::from_utf8_lossy(&alone.stderr);
+    ensure!(
+        !alone.status.success() && said.contains("name a kubeconfig with KUBECONFIG"),
+        "{said}"
+    );
+
     // With them, the preflight finds nothing of the cluster to say.
     let check = scene.agent.check()?;
     let said = String::from_utf8_lossy(&check.stdout);

@@ -349,3 +349,44 @@ fn no_cluster(error: &anyhow::Error) -> preflight::Finding {
             .into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command};
+
+    use super::*;
+
+    /// What the command line says to these arguments.
+    fn said(arguments: &[&str]) -> Result<AgentArgs, String> {
+        use clap::FromArgMatches;
+        let command = AgentArgs::augment_args(Command::new("agent"))
+            // Whoever runs the tests may be in a pod.
+            .mut_arg("node", |node| node.env(None::<&str>));
+        let arguments = std::iter::once("agent").chain(arguments.iter().copied());
+        let matches = command.try_get_matches_from(arguments);
+        let parsed = matches.and_then(|matches| AgentArgs::from_arg_matches(&matches));
+        parsed.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_agent_follows_a_file_or_a_cluster() {
+        let file = said(&["--allocations", "file", "--uplink", "eth0"]).unwrap();
+        assert_eq!((file.allocations, file.node), (Some("file".into()), None));
+        let cluster = said(&["--node", "worker-1"]).unwrap();
+        assert_eq!(cluster.node.as_deref(), Some("worker-1"));
+        assert!(cluster.edge.uplinks.is_empty());
+
+        let none = said(&["--uplink", "eth0"]).unwrap_err();
+        assert!(
+            none.contains("--allocations <ALLOCATIONS>|--node <NAME>"),
+            "{none}"
+        );
+        let both = said(&["--allocations", "file", "--node", "worker-1"]).unwrap_err();
+        assert!(both.contains("cannot be used with"), "{both}");
+        let empty = said(&["--node", ""]).unwrap_err();
+        assert!(
+            empty.contains("a value is required for '--node <NAME>'"),
+            "{empty}"
+        );
+    }
+}
