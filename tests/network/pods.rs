@@ -242,7 +242,7 @@ fn what_is_behind_no_link_is_the_kernels() -> Result<()> {
          ip tuntap add tap1 mode tap; ip link set tap1 up; ip link set tap1 master cni0
          bridge fdb add {mac} dev tap1 master static
          ip neigh add 10.244.6.9 lladdr {mac} dev cni0
-         ip route add blackhole 10.244.7.0/24"
+         ip route add blackhole 10.244.7.0/24; ip route add default via 192.0.2.2"
     ))?;
     let pods = Pods::begin(&edge)?;
     let cases = [

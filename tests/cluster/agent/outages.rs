@@ -1,7 +1,7 @@
 use anyhow::{Result, ensure};
 use lab::agent::Agent;
 
-use super::scene::{EDGE, Scene, WORKER};
+use super::scene::{EDGE, Scene, WORKER, plug};
 use super::{PORT, SECOND};
 
 const UP: &str = "curl -s 127.0.0.1:9095/metrics | grep -q '^vpn_edge_source_up ";
@@ -25,11 +25,11 @@ fn without_an_api_server_all_goes_on_as_it_was() -> Result<()> {
     scene.await_modes(&open)?;
 
     // Its pod's link is the node's own matter, and followed.
-    scene.pod.sh("sysctl -qw net.ipv4.conf.eth0.arp_notify=1
-         ip link set eth0 address 02:00:00:00:01:07")?;
+    scene.edge.sh("ip link delete cali1")?;
+    plug(&scene.edge, &scene.pod, "cali2")?;
     scene
-        .edge
-        .await_sh("ip neigh show 10.244.1.9 | grep -q 02:00:00:00:01:07")?;
+        .agent
+        .await_ports(|ports| ports[&SECOND]["interface"] == "cali2")?;
 
     // An agent that knows nothing changes nothing, and says so.
     for end in [Agent::kill, Agent::stop] {

@@ -61,14 +61,8 @@ impl Scene {
         cluster.node().link("edge", &edge, "api")?;
         cluster.node().sh("ip address add 10.255.1.1/24 dev edge")?;
         edge.sh("ip address add 10.255.1.2/24 dev api; ip route add 10.255.0.1 via 10.255.1.1")?;
-        edge.link("cali1", &pod, "eth0")?;
-        pod.sh(&format!(
-            "ip address add {POD}/32 dev eth0
-             ip route add 192.0.2.0/24 dev eth0; ip route add 10.255.1.0/24 dev eth0"
-        ))?;
-        edge.sh(&format!(
-            "ip route add {POD} dev cali1; sysctl -qw net.ipv4.ip_forward=1"
-        ))?;
+        plug(&edge, &pod, "cali1")?;
+        edge.sh("sysctl -qw net.ipv4.ip_forward=1")?;
 
         apply(&cluster, "definition.yaml", &crd::definition()?)?;
         apply(&cluster, "namespace.yaml", &namespace("vpn-edge-system"))?;
@@ -209,6 +203,17 @@ impl Scene {
             Ok(said.contains(what).then_some(said))
         })
     }
+}
+
+/// Links the pod to the edge, as its CNI plugin would.
+pub fn plug(edge: &Node, pod: &Node, interface: &str) -> Result<()> {
+    edge.link(interface, pod, "eth0")?;
+    pod.sh(&format!(
+        "ip address add {POD}/32 dev eth0
+         ip route add 192.0.2.0/24 dev eth0; ip route add 10.255.1.0/24 dev eth0"
+    ))?;
+    edge.sh(&format!("ip route add {POD} dev {interface}"))?;
+    Ok(())
 }
 
 fn ours() -> PatchParams {

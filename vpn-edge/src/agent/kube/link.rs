@@ -222,9 +222,11 @@ struct Route {
 }
 
 impl Route {
-    /// Nothing for one that leads nowhere.
+    /// Nothing for one that leads nowhere, or everywhere.
     fn of(message: &RouteMessage) -> Option<Self> {
         match message.header.kind {
+            // A pod's own route is missing while its link is made anew.
+            RouteType::Unicast if message.header.destination_prefix_length == 0 => return None,
             RouteType::Unicast => {}
             RouteType::Local => return Some(Self { direct: None }),
             _ => return None,
