@@ -162,7 +162,7 @@ fn the_agents_role_is_what_it_needs_and_no_more() -> Result<()> {
 }
 
 #[test]
-fn a_kube_event_is_a_map_entry_within_milliseconds() -> Result<()> {
+fn a_kube_event_becomes_a_map_entry_and_how_soon_is_told() -> Result<()> {
     const ROUNDS: usize = 20;
     let mut scene = Scene::new()?;
     scene.agent.restart()?;
