@@ -1,6 +1,7 @@
 //! A real control plane in the lab, and what the tests of the cluster rest on.
 
 mod access;
+mod agent;
 mod deployment;
 mod gateway_pod;
 mod gateways;

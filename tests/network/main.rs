@@ -3,7 +3,9 @@
 
 mod addresses;
 mod connections;
+mod defaults;
 mod neighbours;
+mod pods;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

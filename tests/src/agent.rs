@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -52,10 +53,33 @@ pub struct Agent {
     program: PathBuf,
     file: PathBuf,
     arguments: Vec<String>,
+    /// In place of the file.
+    kubeconfig: Option<PathBuf>,
     daemon: Option<Process>,
 }
 
 impl Agent {
+    /// The daemon as a node of a cluster, without starting it. Its uplinks are
+    /// those of the default routes.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not built, or the kubeconfig cannot be written.
+    pub fn in_cluster(node: &Node, name: &str, kubeconfig: &str, more: &[&str]) -> Result<Self> {
+        let path = node.folder.join("kubeconfig");
+        fs::write(&path, kubeconfig)?;
+        let v4 = format!("0.0.0.0:{HEALTH_PORT}");
+        let own = ["--node", name, "--metrics", &v4];
+        Ok(Self {
+            node: node.clone(),
+            program: program("vpn-edge")?,
+            file: node.folder.join("allocations.json"),
+            arguments: own.iter().chain(more).map(ToString::to_string).collect(),
+            kubeconfig: Some(path),
+            daemon: None,
+        })
+    }
+
     /// Starts the daemon with `eth0` as its uplink and its health check open to
     /// the balancer, and waits until it is healthy.
     ///
@@ -84,6 +108,7 @@ impl Agent {
             program: program("vpn-edge")?,
             file,
             arguments: own.iter().chain(more).map(ToString::to_string).collect(),
+            kubeconfig: None,
             daemon: None,
         })
     }
@@ -95,10 +120,50 @@ impl Agent {
     ///
     /// When it does not come up, with what it said.
     pub fn restart(&mut self) -> Result<()> {
-        let mut command = self.node.command(&self.program);
+        self.launch()?;
+        self.await_health(200)
+    }
+
+    /// Starts the daemon, which must not be running, and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.command();
         command.arg("agent").args(&self.arguments);
         self.daemon = Some(self.node.start("agent", command)?);
-        self.await_health(200)
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.node.command(&self.program);
+        if let Some(kubeconfig) = &self.kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
+        }
+        command
+    }
+
+    /// What the daemon would find on its node with `--check`: its status, and
+    /// what it prints.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn check(&self) -> Result<Output> {
+        let mut command = self.command();
+        command.arg("agent").args(&self.arguments).arg("--check");
+        self.node.output(command)
+    }
+
+    /// What `/healthz` says.
+    ///
+    /// # Errors
+    ///
+    /// When nothing answers.
+    pub fn health_said(&self) -> Result<String> {
+        self.node
+            .sh(&format!("curl -s 127.0.0.1:{HEALTH_PORT}/healthz"))
     }
 
     /// Kills the daemon as a crash would.

@@ -17,7 +17,7 @@ pub struct Cli {
 enum Command {
     /// Run the whole system on this machine.
     Standalone(standalone::StandaloneArgs),
-    /// Be an edge node for gateways on other nodes.
+    /// Be an edge node: for gateways on other nodes, or for those of a cluster.
     Agent(agent::AgentArgs),
     /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
     Crd,

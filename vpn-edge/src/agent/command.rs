@@ -1,4 +1,4 @@
-//! `vpn-edge agent`: an edge node that sends on to gateways elsewhere.
+//! `vpn-edge agent`: an edge by what a file or a cluster says.
 
 use std::collections::BTreeSet;
 use std::future::{Future, IntoFuture};
@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ArgGroup;
+use clap::builder::NonEmptyStringValueParser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use vpn_edge_common::{FLOWS, UPLINKS};
 
-use super::{Agent, File, Source};
+use super::{Agent, File, Kube, Source, kube};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange};
 use crate::inspect::Output;
@@ -22,12 +25,23 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
 
+/// How long --check waits for the cluster.
+const FIRST_LIST: Duration = Duration::from_secs(10);
+
+/// How long the start does, which traffic does not wait for.
+const PREFLIGHT: Duration = Duration::from_secs(2);
+
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("source").args(["allocations", "node"]).required(true)))]
 pub struct AgentArgs {
     /// JSON file with the allocations and their gateways' nodes, followed as it
     /// changes.
     #[arg(long)]
-    allocations: PathBuf,
+    allocations: Option<PathBuf>,
+    /// Follow a Kubernetes cluster instead, as its node of this name. The cluster
+    /// is that of KUBECONFIG, or the one that this runs in as a pod.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
     #[command(flatten)]
     edge: EdgeArgs,
     /// Look for what keeps the edge from working on this node, say what to do
@@ -42,8 +56,9 @@ pub struct AgentArgs {
 /// What every node's edge is told.
 #[derive(Debug, clap::Args)]
 pub struct EdgeArgs {
-    /// Interface that clients' packets come in by; may be given several times.
-    #[arg(long = "uplink", required = true)]
+    /// Interface that clients' packets come in by; may be given several times
+    /// [default in a cluster: those of the default routes].
+    #[arg(long = "uplink")]
     pub uplinks: Vec<String>,
     /// Address that clients send to; may be given several times, the one that
     /// replies leave from first [default: all of the uplinks].
@@ -218,8 +233,9 @@ impl Edge {
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let router = metrics::router(self.sources, Arc::clone(&source));
         let mut agent = tokio::spawn(self.agent.run(source));
-        let serving = axum::serve(self.observers, metrics::router(self.sources)).into_future();
+        let serving = axum::serve(self.observers, router).into_future();
         let (draining, drain) = (self.draining, self.drain);
         let asked_to_end = async {
             tokio::select! {
@@ -256,14 +272,35 @@ impl Edge {
 pub async fn run(args: AgentArgs) -> Result<()> {
     let AgentArgs {
         allocations,
-        edge,
+        node,
+        mut edge,
         check,
         output,
     } = args;
-    let source = Arc::new(File::follow(&allocations)?);
-    let nodes = source.world().await?.nodes();
+    let patience = if check { FIRST_LIST } else { PREFLIGHT };
+    let (source, nodes): (Arc<dyn Source>, _) = match (node, allocations) {
+        (Some(node), _) => {
+            if edge.uplinks.is_empty() {
+                edge.uplinks = network::default_uplinks().await?;
+            }
+            let source = Kube::start(kube::client().await?, &node)?;
+            let nodes = first_nodes(source.as_ref(), patience).await;
+            (source, nodes)
+        }
+        (None, Some(allocations)) => {
+            let source = Arc::new(File::follow(&allocations)?);
+            let nodes = source.world().await?.nodes();
+            (source, Ok(nodes))
+        }
+        (None, None) => bail!("name --allocations or --node"),
+    };
     if check {
-        let findings = preflight::check(&edge.preflight(None, nodes)?).await;
+        let mut findings = Vec::new();
+        let nodes = nodes.unwrap_or_else(|error| {
+            findings.push(no_cluster(&error));
+            BTreeSet::new()
+        });
+        findings.extend(preflight::check(&edge.preflight(None, nodes)?).await);
         let text = match output {
             Output::Json => serde_json::to_string_pretty(&findings)?,
             Output::Table => preflight::render(&findings),
@@ -275,10 +312,81 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "`vpn-edge agent` loads eBPF programs: run it as root"
     );
-    edge.prepare(None, nodes).await?;
+    // The agent goes on asking, and says why it must.
+    edge.prepare(None, nodes.unwrap_or_default()).await?;
     let network = edge.network().await?;
     let ports = PortRange::new(1024, u16::MAX)?;
     let running = Edge::start(&edge, network, ports).await?;
     tracing::info!(metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
     running.run(source, std::future::pending()).await
+}
+
+/// The nodes of the first world, if it is told soon.
+async fn first_nodes(source: &dyn Source, patience: Duration) -> Result<BTreeSet<IpAddr>> {
+    let mut changes = source.changes();
+    let deadline = Instant::now() + patience;
+    loop {
+        match source.world().await {
+            Ok(world) => return Ok(world.nodes()),
+            Err(error) => {
+                let changed = tokio::time::timeout_at(deadline, changes.changed()).await;
+                if changed.is_err() {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+fn no_cluster(error: &anyhow::Error) -> preflight::Finding {
+    preflight::Finding {
+        severity: preflight::Severity::Error,
+        check: "cluster",
+        found: format!("the cluster does not tell of tenants and gateways: {error:#}"),
+        remedy: "see that this node reaches the API server, that --node is its name there, \
+                 and that the service account may list and watch vpntenants, endpointslices \
+                 and nodes"
+            .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command};
+
+    use super::*;
+
+    /// What the command line says to these arguments.
+    fn said(arguments: &[&str]) -> Result<AgentArgs, String> {
+        use clap::FromArgMatches;
+        let command = AgentArgs::augment_args(Command::new("agent"))
+            // Whoever runs the tests may be in a pod.
+            .mut_arg("node", |node| node.env(None::<&str>));
+        let arguments = std::iter::once("agent").chain(arguments.iter().copied());
+        let matches = command.try_get_matches_from(arguments);
+        let parsed = matches.and_then(|matches| AgentArgs::from_arg_matches(&matches));
+        parsed.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_agent_follows_a_file_or_a_cluster() {
+        let file = said(&["--allocations", "file", "--uplink", "eth0"]).unwrap();
+        assert_eq!((file.allocations, file.node), (Some("file".into()), None));
+        let cluster = said(&["--node", "worker-1"]).unwrap();
+        assert_eq!(cluster.node.as_deref(), Some("worker-1"));
+        assert!(cluster.edge.uplinks.is_empty());
+
+        let none = said(&["--uplink", "eth0"]).unwrap_err();
+        assert!(
+            none.contains("--allocations <ALLOCATIONS>|--node <NAME>"),
+            "{none}"
+        );
+        let both = said(&["--allocations", "file", "--node", "worker-1"]).unwrap_err();
+        assert!(both.contains("cannot be used with"), "{both}");
+        let empty = said(&["--node", ""]).unwrap_err();
+        assert!(
+            empty.contains("a value is required for '--node <NAME>'"),
+            "{empty}"
+        );
+    }
 }

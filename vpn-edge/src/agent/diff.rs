@@ -95,11 +95,9 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
         rates,
         ..Allocation::default()
     };
-    let Some(location) = &entry.location else {
-        return identity;
-    };
-    match location {
-        Location::Here(link) => Allocation {
+    match &entry.location {
+        None | Some(Location::Kernel) => identity,
+        Some(Location::Here(link)) => Allocation {
             mode: if link.takes_redirects {
                 mode::XDP
             } else {
@@ -111,7 +109,7 @@ fn allocation(entry: &Entry, slot: u16) -> Allocation {
             gateway6: v6(link.addresses),
             ..identity
         },
-        Location::There(node) => Allocation {
+        Some(Location::There(node)) => Allocation {
             mode: mode::HOP,
             gateway: v4(*node),
             gateway6: v6(*node),

@@ -22,7 +22,8 @@ pub struct Entry {
     /// See [`vpn_edge_common::Allocation::mac1`].
     pub mac1: [u32; 8],
     pub limits: Limits,
-    /// The gateway of this generation; none closes the port.
+    /// The gateway of this generation; none closes the port. Never
+    /// [`Location::Kernel`].
     pub location: Option<Location>,
 }
 
@@ -69,7 +70,8 @@ impl Index {
     /// The desired port map, once both lists are known.
     ///
     /// The port of a gateway that is nobody's any more stays closed until it is
-    /// gone: passed on, its packets might still find it.
+    /// gone: passed on, its packets might still find it. So does the port of one
+    /// that is left to the kernel until it is ready, and the right one.
     #[must_use]
     pub fn desired(&self) -> Option<BTreeMap<u16, Entry>> {
         let (tenants, gateways) = (self.tenants.as_ref()?, self.gateways.as_ref()?);
@@ -91,6 +93,10 @@ impl Index {
                 .filter(|gateway| gateway.generation == entry.generation)
                 .filter(|gateway| gateway.state == GatewayState::Ready)
                 .and_then(|gateway| gateway.location.clone());
+            if location == Some(Location::Kernel) {
+                desired.remove(&port);
+                continue;
+            }
             let entry = Entry {
                 location,
                 ..entry.clone()
@@ -198,6 +204,23 @@ mod tests {
         let gateway = gateway(&allocated());
         assert_eq!(located(&[], vec![gateway]), Some(false));
         assert_eq!(located(&[], vec![]), None);
+    }
+
+    #[test]
+    fn a_port_that_is_the_kernels_is_left_out_once_its_gateway_is_ready() {
+        let allocated = allocated();
+        let mut gateway = gateway(&allocated);
+        gateway.location = Some(Location::Kernel);
+        let of =
+            |gateway: &Gateway| located(std::slice::from_ref(&allocated), vec![gateway.clone()]);
+        assert_eq!(of(&gateway), None);
+        let mut starting = gateway.clone();
+        starting.state = GatewayState::Starting;
+        assert_eq!(of(&starting), Some(false));
+        let mut old = gateway.clone();
+        old.generation -= 1;
+        assert_eq!(of(&old), Some(false));
+        assert_eq!(located(&[], vec![gateway]), Some(false));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod command;
 mod diff;
 mod index;
+mod kube;
 mod source;
 mod status;
 
@@ -13,6 +14,7 @@ pub(crate) use command::Edge;
 pub use command::{AgentArgs, EdgeArgs, run};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
+pub use kube::{Kube, PodLinks};
 pub use source::{Allocated, File, Local, Source, World};
 pub use status::{SyncCounts, SyncStatus};
 
@@ -147,14 +149,15 @@ impl Agent {
     async fn follow(&mut self, source: &dyn Source) -> Result<Option<anyhow::Error>> {
         let network = self.network.snapshot().await?;
         let world = source.world().await?;
-        let nodes = world.nodes();
+        let mut neighbours = world.nodes();
+        neighbours.extend(&world.near);
         self.index.reset_allocations(world.allocated);
         self.index.reset_gateways(world.gateways);
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
         // What is below makes packets faster or unsticks them. It keeps nothing
         // from being steered.
-        if let Err(error) = self.network.keep_neighbours(&nodes).await {
-            tracing::warn!("the way to other nodes is not kept resolved: {error:#}");
+        if let Err(error) = self.network.keep_neighbours(&neighbours).await {
+            tracing::warn!("the way to gateways is not kept resolved: {error:#}");
         }
         let moved = std::mem::take(&mut self.moved);
         if !moved.is_empty() {

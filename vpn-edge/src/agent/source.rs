@@ -39,6 +39,9 @@ pub struct Allocated {
 pub struct World {
     pub allocated: Vec<Allocated>,
     pub gateways: Vec<Gateway>,
+    /// Addresses on this node that gateways are at, or will be, whose MAC
+    /// addresses are to be kept known.
+    pub near: BTreeSet<IpAddr>,
 }
 
 impl World {
@@ -70,6 +73,12 @@ pub trait Source: Send + Sync + 'static {
 
     /// A counter that grows with every change.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Why changes may not be heard of, while they may not. What was told holds
+    /// until then.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The registry and the gateways of this machine.
@@ -135,6 +144,7 @@ impl Source for Local {
         Ok(World {
             allocated: self.allocated(&tenants),
             gateways: self.gateways.list().await?,
+            near: BTreeSet::new(),
         })
     }
 

@@ -51,6 +51,10 @@ pub enum Location {
     Here(Link),
     /// On another node, which has these addresses.
     There(Addresses),
+    /// On this node, where only its kernel can deliver: behind no link that
+    /// programs can send by. Its port is left to the kernel, as every port that
+    /// is none of the edge's.
+    Kernel,
 }
 
 /// A gateway's link on this node.

@@ -51,6 +51,8 @@ pub struct Snapshot {
     syncs: SyncCounts,
     durations: Histogram,
     lags: Histogram,
+    /// Whether changes are heard of.
+    source_up: bool,
 }
 
 /// A tenant's port.
@@ -67,7 +69,7 @@ struct Port {
 
 impl Snapshot {
     /// Looks at maps, programs and agent.
-    pub fn take(sources: &Sources) -> Result<Self> {
+    pub fn take(sources: &Sources, source_up: bool) -> Result<Self> {
         Ok(Self {
             ports: ports(&sources.reader)?,
             range: sources.ports,
@@ -78,6 +80,7 @@ impl Snapshot {
             syncs: sources.agent.counts(),
             durations: sources.agent.durations.clone(),
             lags: sources.agent.lags.clone(),
+            source_up,
         })
     }
 }
@@ -437,6 +440,12 @@ impl Snapshot {
             "When the maps were last brought in step; 0 if never since the start.",
             self.syncs.last.map_or(0.0, seconds),
         )?;
+        families.gauge(
+            "source_up",
+            "Whether the agent hears of changes (1), or goes by what it knew (0), as while \
+             the API server cannot be reached.",
+            u64::from(self.source_up),
+        )?;
         families.histogram(
             "sync_duration_seconds",
             "How long attempts to bring the maps in step took.",
@@ -550,6 +559,7 @@ mod tests {
             },
             durations,
             lags,
+            source_up: true,
         }
     }
 

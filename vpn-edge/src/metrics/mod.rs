@@ -16,7 +16,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, watch};
 
-use crate::agent::SyncStatus;
+use crate::agent::{Source, SyncStatus};
 use crate::datapath::{Programs, Reader};
 use crate::domain::PortRange;
 use collector::Snapshot;
@@ -40,27 +40,34 @@ pub struct Sources {
 #[derive(Clone)]
 struct Metrics {
     sources: Arc<Sources>,
+    /// What the agent follows.
+    source: Arc<dyn Source>,
     /// One look at a time, however many ask.
     turn: Arc<Mutex<()>>,
 }
 
 /// `/metrics` and `/healthz`.
-pub fn router(sources: Sources) -> Router {
+pub fn router(sources: Sources, source: Arc<dyn Source>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .with_state(Metrics {
             sources: Arc::new(sources),
+            source,
             turn: Arc::default(),
         })
 }
 
 async fn metrics(State(metrics): State<Metrics>) -> Response {
-    let Metrics { sources, turn } = metrics;
+    let Metrics {
+        sources,
+        source,
+        turn,
+    } = metrics;
     let turn = turn.lock_owned().await;
     let text = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        render(Snapshot::take(&sources)?)
+        render(Snapshot::take(&sources, source.trouble().is_none())?)
     });
     let error = match text.await.map_err(anyhow::Error::from) {
         Ok(Ok(text)) => return ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
@@ -84,7 +91,14 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".into());
     }
     match metrics.sources.agent.health() {
-        Ok(()) => (StatusCode::OK, "ok\n".into()),
+        // Traffic goes on, and elsewhere nobody would know more.
+        Ok(()) => match metrics.source.trouble() {
+            None => (StatusCode::OK, "ok\n".into()),
+            Some(trouble) => (
+                StatusCode::OK,
+                format!("ok, by what was known before: {trouble}\n"),
+            ),
+        },
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }

@@ -4,6 +4,7 @@
 //! may matter. It tells nobody what changed, only that something did: whoever
 //! wants to know takes a snapshot.
 
+mod defaults;
 mod neighbours;
 mod table;
 
@@ -24,6 +25,7 @@ use crate::netlink;
 use neighbours::{Neighbours, Verdict};
 use table::{Interests, Table};
 
+pub use defaults::default_uplinks;
 pub use table::MAX_OWN;
 
 /// An address of this node that clients, or other edge nodes, send to.
