@@ -55,6 +55,8 @@ pub struct Agent {
     arguments: Vec<String>,
     /// In place of the file.
     kubeconfig: Option<PathBuf>,
+    /// What it has of root's power, as Kubernetes names it; all without.
+    capabilities: Option<Vec<String>>,
     daemon: Option<Process>,
 }
 
@@ -76,6 +78,7 @@ impl Agent {
             file: node.folder.join("allocations.json"),
             arguments: own.iter().chain(more).map(ToString::to_string).collect(),
             kubeconfig: Some(path),
+            capabilities: None,
             daemon: None,
         })
     }
@@ -109,8 +112,15 @@ impl Agent {
             file,
             arguments: own.iter().chain(more).map(ToString::to_string).collect(),
             kubeconfig: None,
+            capabilities: None,
             daemon: None,
         })
+    }
+
+    /// Has the daemon run with these capabilities and no others, from its next
+    /// start on.
+    pub fn confine(&mut self, capabilities: &[String]) {
+        self.capabilities = Some(capabilities.to_vec());
     }
 
     /// Starts the daemon, which must not be running, and waits until it is
@@ -136,8 +146,31 @@ impl Agent {
         Ok(())
     }
 
+    /// Runs what is to end by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn runs_to_its_end(&self) -> Result<String> {
+        let mut command = self.command();
+        command.arg("agent").args(&self.arguments);
+        stdout(self.node.output(command)?)
+    }
+
     fn command(&self) -> Command {
-        let mut command = self.node.command(&self.program);
+        let mut command = match &self.capabilities {
+            None => self.node.command(&self.program),
+            Some(capabilities) => {
+                let named = capabilities.iter().map(|name| name.to_lowercase());
+                let kept: String = named.map(|name| format!(",+{name}")).collect();
+                let mut command = self.node.command("setpriv");
+                command
+                    .arg("--no-new-privs")
+                    .arg(format!("--bounding-set=-all{kept}"))
+                    .arg(&self.program);
+                command
+            }
+        };
         if let Some(kubeconfig) = &self.kubeconfig {
             command.env("KUBECONFIG", kubeconfig);
         }

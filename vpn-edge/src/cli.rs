@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{agent, client, gateway, inspect, kubernetes, standalone, teardown};
+use crate::{agent, client, controller, gateway, inspect, kubernetes, standalone, teardown};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Standalone(standalone::StandaloneArgs),
     /// Be an edge node: for gateways on other nodes, or for those of a cluster.
     Agent(agent::AgentArgs),
+    /// Run the tenants' lifecycle and the API in a Kubernetes cluster.
+    Controller(controller::ControllerArgs),
     /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
     Crd,
     /// Take off this machine what `standalone` leaves there when it ends.
@@ -51,6 +53,7 @@ impl Cli {
         match self.command {
             Command::Standalone(args) => standalone::run(args).await,
             Command::Agent(args) => agent::run(args).await,
+            Command::Controller(args) => controller::run(args).await,
             Command::Crd => {
                 print!("{}", kubernetes::crd::definition()?);
                 Ok(())

@@ -17,7 +17,7 @@ use vpn_edge_common::NODE_SLOT;
 use crate::agent::{Edge, EdgeArgs, Local};
 use crate::api::{self, Tokens};
 use crate::controller::{self, Controller};
-use crate::domain::PortRange;
+use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::registry::SqliteRegistry;
 
@@ -87,6 +87,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
          run `sysctl -w net.ipv4.ip_forward=1`"
     );
     args.check_ipv6()?;
+    let pools = Pools::new(vec![Pool::new(&args.hostname, args.ports)?])?;
     let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
     ensure!(
         ports <= u32::from(NODE_SLOT),
@@ -132,7 +133,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let steered = edge.agent.steered();
     let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
     let settings = api::Settings {
-        hostname: args.hostname,
+        pools,
         dns: args.dns,
         allowed_ips: args.allowed_ips,
         cluster_ranges: args.cluster_ranges,

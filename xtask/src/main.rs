@@ -3,6 +3,7 @@
 mod bench;
 #[allow(dead_code, reason = "build scripts use the rest")]
 mod build_ebpf;
+mod crds;
 mod demo;
 mod fuzz;
 mod kubernetes;
@@ -37,6 +38,8 @@ enum Xtask {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         names: Vec<String>,
     },
+    /// Write the definitions of the Kubernetes resources into manifests/
+    Crds,
     /// Feed arbitrary frames to the host's build of the decision
     Fuzz {
         #[arg(default_value_t = 60)]
@@ -69,6 +72,7 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
         Xtask::Bench { names } => bench::run(&names),
+        Xtask::Crds => crds::run(),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),
         Xtask::Kubernetes => kubernetes::print(),
         Xtask::Lint => lint::run(),

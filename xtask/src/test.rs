@@ -138,8 +138,14 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "cluster",
-        about: "a Kubernetes control plane, with stand-ins for kubelets",
-        needs: &[Need::Build, Need::Lab, Need::Kubernetes],
+        about: "tenants of a Kubernetes cluster, from YAML to packets, over a real control plane",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::Kubernetes,
+        ],
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "cluster"],

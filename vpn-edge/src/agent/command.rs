@@ -17,10 +17,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vpn_edge_common::{FLOWS, UPLINKS};
 
-use super::{Agent, File, Kube, Source, kube};
+use super::{Agent, File, Kube, Source};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange};
 use crate::inspect::Output;
+use crate::kubernetes;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
@@ -48,6 +49,10 @@ pub struct AgentArgs {
     /// about it, and end: with status 1 if it would not work.
     #[arg(long)]
     check: bool,
+    /// Set what an agent with few privileges may not, the node's reserved ports,
+    /// and end.
+    #[arg(long, conflicts_with = "check")]
+    prepare: bool,
     /// How --check prints what it finds.
     #[arg(short, long, value_enum, default_value_t, requires = "check")]
     output: Output,
@@ -275,15 +280,22 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         node,
         mut edge,
         check,
+        prepare,
         output,
     } = args;
+    if prepare {
+        return preflight::reserve(edge.hop_range()?).context(
+            "cannot reserve the ports between nodes: run this with a writable /proc/sys, \
+             as a privileged container has it",
+        );
+    }
     let patience = if check { FIRST_LIST } else { PREFLIGHT };
     let (source, nodes): (Arc<dyn Source>, _) = match (node, allocations) {
         (Some(node), _) => {
             if edge.uplinks.is_empty() {
                 edge.uplinks = network::default_uplinks().await?;
             }
-            let source = Kube::start(kube::client().await?, &node)?;
+            let source = Kube::start(kubernetes::client().await?, &node)?;
             let nodes = first_nodes(source.as_ref(), patience).await;
             (source, nodes)
         }

@@ -26,7 +26,7 @@ use tower_http::trace::TraceLayer;
 use uuid::Uuid;
 
 use crate::agent::Steered;
-use crate::domain::Tenant;
+use crate::domain::{Pools, Tenant};
 use crate::registry::Registry;
 
 pub use body::{
@@ -48,8 +48,8 @@ const REVOCATION: Duration = Duration::from_secs(1);
 /// What the clients' configurations say beside the tenant's own.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The host of every endpoint.
-    pub hostname: String,
+    /// The hosts of all endpoints.
+    pub pools: Pools,
     pub dns: IpAddr,
     /// What clients route into the tunnel.
     pub allowed_ips: Vec<IpNet>,

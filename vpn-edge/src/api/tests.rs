@@ -10,7 +10,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::domain::{GatewayState, Observed};
+use crate::domain::{GatewayState, Observed, Pools};
 use crate::registry::SqliteRegistry;
 
 /// A running API with tokens of the admin and of two organisations.
@@ -130,7 +130,7 @@ impl Server {
 
 fn settings() -> Settings {
     Settings {
-        hostname: "vpn.example.org".to_owned(),
+        pools: Pools::new(vec!["vpn.example.org=30000-30999".parse().unwrap()]).unwrap(),
         dns: IpAddr::from([10, 96, 0, 10]),
         allowed_ips: vec![
             "10.96.0.0/12".parse().unwrap(),

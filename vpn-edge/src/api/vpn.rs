@@ -9,11 +9,11 @@ use axum::response::{IntoResponse, Response};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 
+use super::Api;
 use super::body::VpnStatus;
 use super::caller::{Caller, TenantId};
 use super::error::ApiError;
 use super::tenants::find;
-use super::{Api, Settings};
 use crate::domain::Tenant;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
 use crate::wireguard::{ClientConfig, Keys};
@@ -84,7 +84,7 @@ pub async fn config(
         dns: api.settings.dns,
         server_public_key: allocation.keys.server.public(),
         allowed_ips,
-        endpoint: endpoint(&api.settings, allocation.port),
+        endpoint: api.settings.pools.endpoint(allocation.port),
     }
     .render();
     let headers = [
@@ -104,10 +104,6 @@ pub async fn config(
 fn filename(tenant: &Tenant) -> String {
     let id = tenant.id.simple().to_string();
     format!("vpn-{}.conf", &id[..8])
-}
-
-fn endpoint(settings: &Settings, port: u16) -> String {
-    format!("{}:{port}", settings.hostname)
 }
 
 fn subnet(api: &Api, tenant: &Tenant) -> Result<Ipv4Net, ApiError> {
@@ -138,7 +134,7 @@ fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
     };
     if let Some(allocation) = &vpn.allocation {
         let subnet = subnet(api, tenant)?;
-        body.endpoint = Some(endpoint(&api.settings, allocation.port));
+        body.endpoint = Some(api.settings.pools.endpoint(allocation.port));
         body.port = Some(allocation.port);
         body.subnet = Some(subnet);
         body.client_address = Some(client_address(subnet));

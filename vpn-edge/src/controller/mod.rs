@@ -1,8 +1,13 @@
 //! The tenants' lifecycle, carried out: gateways made and removed until they
 //! are what the registry asks for, and what came of it written back.
 
+mod command;
+mod health;
+pub mod leader;
 mod plan;
+mod steered;
 
+pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
 
 use std::collections::BTreeMap;
@@ -10,6 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -20,7 +26,7 @@ use uuid::Uuid;
 use crate::agent::Steered;
 use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::check_versions;
-use crate::domain::{GatewayState, Observed, Tenant};
+use crate::domain::{GatewayState, Observed, State, Tenant};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Registry, UpdateError};
 
@@ -39,6 +45,9 @@ pub struct Settings {
     /// Tunnels carry IPv6.
     pub tunnel_ipv6: bool,
 }
+
+/// Tenants that are written back at a time.
+const WRITES: usize = 32;
 
 /// See the module.
 pub struct Controller {
@@ -126,10 +135,13 @@ impl Controller {
                 Action::Ensure(tenant) => self.ensure(tenant),
             }
         }
-        for tenant in &tenants {
-            self.observe(tenant, &gateways).await?;
-        }
-        Ok(())
+        let noticed = tenants
+            .iter()
+            .filter_map(|tenant| self.notice(tenant, &gateways));
+        stream::iter(noticed)
+            .map(Ok)
+            .try_for_each_concurrent(WRITES, |noticed| self.write(noticed))
+            .await
     }
 
     fn remove(&mut self, port: u16) {
@@ -216,11 +228,9 @@ impl Controller {
         }
     }
 
-    /// Writes back what came of the tenant's wishes.
-    async fn observe(&mut self, tenant: &Tenant, gateways: &[Gateway]) -> anyhow::Result<()> {
-        let Some(allocation) = &tenant.vpn.allocation else {
-            return Ok(());
-        };
+    /// What came of the tenant's wishes, if that is news.
+    fn notice(&self, tenant: &Tenant, gateways: &[Gateway]) -> Option<Noticed> {
+        let allocation = tenant.vpn.allocation.as_ref()?;
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.get(&tenant.id);
         let failure = attempts.and_then(|attempts| attempts.failure.clone());
@@ -232,30 +242,41 @@ impl Controller {
                 |gateway| gateway.state.clone(),
             );
         // Before the agent has looked, what an earlier one made of it holds.
-        let Some(steerable) = self
+        let steerable = self
             .steered
             .borrow()
             .as_ref()
-            .map(|steered| steered.get(&allocation.port) == Some(&(tenant.id, generation)))
-        else {
-            return Ok(());
-        };
+            .map(|steered| steered.get(&allocation.port) == Some(&(tenant.id, generation)))?;
         let observed = Observed { gateway, steerable };
         let mut seen = tenant.clone();
         let now = Timestamp::now();
         seen.observe(&observed, now);
-        if seen.vpn == tenant.vpn {
-            return Ok(());
-        }
+        (seen.vpn != tenant.vpn).then_some(Noticed {
+            id: tenant.id,
+            from: tenant.vpn.state,
+            generation,
+            observed,
+            now,
+        })
+    }
+
+    async fn write(&self, noticed: Noticed) -> anyhow::Result<()> {
+        let Noticed {
+            id,
+            from,
+            generation,
+            observed,
+            now,
+        } = noticed;
         let change = Box::new(move |stored: &mut Tenant, _: &mut _| {
             if stored.vpn.generation == generation {
                 stored.observe(&observed, now);
             }
             Ok(())
         });
-        match self.registry.update(tenant.id, change).await {
+        match self.registry.update(id, change).await {
             Ok(after) => {
-                tracing::info!(tenant = %tenant.id, from = ?tenant.vpn.state, to = ?after.vpn.state);
+                tracing::info!(tenant = %id, ?from, to = ?after.vpn.state);
                 Ok(())
             }
             // Deleted since it was listed.
@@ -263,4 +284,13 @@ impl Controller {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What is to be written back of a tenant's gateway.
+struct Noticed {
+    id: Uuid,
+    from: State,
+    generation: u64,
+    observed: Observed,
+    now: Timestamp,
 }

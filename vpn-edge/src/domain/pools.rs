@@ -4,6 +4,7 @@
 //! over several: each has a pool of its own.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use super::port_pool::{PortRange, PortRangeError};
@@ -25,7 +26,9 @@ pub enum PoolError {
         "{0:?} is no pool; write it as HOSTNAME=FIRST-LAST, for example vpn.example.com=30000-30049"
     )]
     Syntax(String),
-    #[error("{0:?} is no host name; use letters, digits, '.' and '-', at most 253 of them")]
+    #[error(
+        "{0:?} is no host name; use letters, digits, '.' and '-', at most 253 of them, or an address (IPv6 in brackets)"
+    )]
     Hostname(String),
     #[error(transparent)]
     Range(#[from] PortRangeError),
@@ -49,7 +52,11 @@ impl Pool {
                 && bytes[0] != b'-'
                 && bytes[bytes.len() - 1] != b'-'
         };
-        if hostname.len() > 253 || !hostname.split('.').all(label) {
+        let v6 = hostname
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let is_v6 = v6.is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok());
+        if !is_v6 && (hostname.len() > 253 || !hostname.split('.').all(label)) {
             return Err(PoolError::Hostname(hostname.to_owned()));
         }
         let hostname = hostname.to_owned();
@@ -104,6 +111,14 @@ impl Pools {
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.hostname(port).is_some()
+    }
+
+    /// What clients send to, host name and port. A port that has left its pool is
+    /// reached as it was when there was one pool.
+    #[must_use]
+    pub fn endpoint(&self, port: u16) -> String {
+        let hostname = self.hostname(port).unwrap_or(&self.0[0].hostname);
+        format!("{hostname}:{port}")
     }
 
     /// The host name that clients reach this port by. None for a port of no

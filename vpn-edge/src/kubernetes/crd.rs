@@ -187,3 +187,15 @@ pub struct VpnTenantStatus {
 pub fn definition() -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(&VpnTenant::crd())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_in_the_manifests_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base/crd.yaml");
+        let shipped = std::fs::read_to_string(path).unwrap();
+        assert_eq!(shipped, definition().unwrap(), "run `cargo xtask crds`");
+    }
+}

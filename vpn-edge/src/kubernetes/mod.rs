@@ -2,7 +2,22 @@
 
 pub mod crd;
 
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::{Client, Config};
+
 pub use crd::{VpnTenant, VpnTenantSpec, VpnTenantStatus};
+
+/// Seconds after which a watch ends and is begun anew: a connection that died
+/// without a word is noticed by then.
+pub const WATCH: u32 = 60;
+
+/// How long the API server may take to answer a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long it may be silent, which is longer than a watch is.
+const SILENCE: Duration = Duration::from_secs(WATCH as u64 + 10);
 
 /// Name of every [`VpnTenant`].
 pub const TENANT: &str = "vpn";
@@ -21,6 +36,23 @@ pub const MANAGER: &str = "vpn-edge";
 
 /// On a [`VpnTenant`], until its gateway, port and keys are gone.
 pub const FINALIZER: &str = "vpn-edge.dev/gateway";
+
+/// A client of the cluster that KUBECONFIG names, or that this runs in as a pod.
+/// The API server is not asked yet.
+///
+/// # Errors
+///
+/// When there is neither, or it cannot be used.
+pub async fn client() -> Result<Client> {
+    let mut config = Config::infer().await.context(
+        "no cluster to ask: name a kubeconfig with KUBECONFIG, \
+         or run in a pod with a service account's token",
+    )?;
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Client::try_from(config).context("the settings of the cluster cannot be used")
+}
 
 pub mod label {
     //! Labels of what is made for a tenant.

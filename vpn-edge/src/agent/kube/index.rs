@@ -301,7 +301,12 @@ impl Index {
                     return None;
                 }
                 let node = (String::new(), pod.node?.to_owned());
-                let addresses = *self.nodes.rows.as_ref()?.get(&node)?;
+                let node = self.nodes.rows.as_ref()?.get(&node)?;
+                // A node has more IP versions than its pods in many a cluster.
+                let addresses = Addresses {
+                    v4: node.v4.filter(|_| pod.addresses.v4.is_some()),
+                    v6: node.v6.filter(|_| pod.addresses.v6.is_some()),
+                };
                 (addresses != Addresses::default()).then_some(Location::There(addresses))
             });
             seen.world.gateways.push(Gateway {

@@ -135,12 +135,19 @@ fn there_is_no_world_before_all_is_listed() {
 
 #[test]
 fn a_gateway_elsewhere_is_at_its_nodes_internal_addresses() {
-    let (gateway, here) = gateway(
-        &[tenant(1, 3, 31_000)],
-        &[slice(1, 3, 31_000, "worker-2", "10.244.2.9")],
+    let v4 = slice(1, 3, 31_000, "worker-2", "10.244.2.9");
+    let v6 = slice(1, 3, 31_000, "worker-2", "fd00:10:244:2::9");
+    let located = |slices: &[Value]| gateway(&[tenant(1, 3, 31_000)], slices).0.location;
+    let there = |all: &[&str]| Some(Location::There(addresses(all)));
+    // Of the IP versions that its pod has.
+    assert_eq!(
+        located(std::slice::from_ref(&v4)),
+        there(&["198.51.100.22"])
     );
-    let there = addresses(&["198.51.100.22", "2001:db8::22"]);
-    assert_eq!(gateway.location, Some(Location::There(there)));
+    assert_eq!(located(std::slice::from_ref(&v6)), there(&["2001:db8::22"]));
+    let both = [v4, v6];
+    assert_eq!(located(&both), there(&["198.51.100.22", "2001:db8::22"]));
+    let (gateway, here) = gateway(&[tenant(1, 3, 31_000)], &both);
     assert_eq!(gateway.state, GatewayState::Ready);
     assert_eq!(
         (gateway.port, gateway.generation, gateway.tenant),

@@ -3,7 +3,6 @@
 //! A watcher a kind feeds the index. While the API server cannot be reached,
 //! the last known world stays.
 
-mod connect;
 mod index;
 mod link;
 mod parts;
@@ -25,14 +24,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Source, World};
-use crate::kubernetes::{GATEWAY, label};
-pub use connect::client;
+use crate::kubernetes::{GATEWAY, WATCH, label};
 use index::{Index, Row, Table};
 pub use link::PodLinks;
-
-/// Seconds after which a watch goes on in a new request. An API server that goes
-/// away without a word is found out as late.
-const WATCH: u32 = 60;
 
 /// The cluster, watched until this is dropped.
 pub struct Kube {

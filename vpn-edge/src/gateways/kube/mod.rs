@@ -35,7 +35,7 @@ use self::index::{Index, Objects, port};
 use self::objects::{Place, Shape, annotation};
 use super::{Gateway, GatewaySpec, Gateways};
 use crate::domain::GatewayState;
-use crate::kubernetes::{GATEWAY, MANAGER, VpnTenant, label};
+use crate::kubernetes::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
 
 pub use objects::Settings;
 pub use pod::{INIT, MAIN};
@@ -78,9 +78,9 @@ impl KubeGateways {
             listed: Vec::new(),
         };
         // By name, so that roles can be held to it.
-        let named = watcher::Config::default().fields(&format!("metadata.name={GATEWAY}"));
-        let labelled = watcher::Config::default().labels(&format!("{}={GATEWAY}", label::NAME));
-        let any = watcher::Config::default();
+        let any = watcher::Config::default().timeout(WATCH);
+        let named = any.clone().fields(&format!("metadata.name={GATEWAY}"));
+        let labelled = any.clone().labels(&format!("{}={GATEWAY}", label::NAME));
         watches.add(
             watcher(Api::<VpnTenant>::all(client.clone()), any),
             |index| &mut index.tenants,

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::Inner;
 use super::index::Kind;
+use crate::kubernetes::WATCH;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ where
     let (tell, known) = oneshot::channel();
     let mut tell = Some(tell);
     let objects: Api<K> = Api::all(inner.client.clone());
-    let mut config = watcher::Config::default();
+    let mut config = watcher::Config::default().timeout(WATCH);
     if let Some(name) = name {
         config = config.fields(&format!("metadata.name={name}"));
     }

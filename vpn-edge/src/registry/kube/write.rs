@@ -172,8 +172,9 @@ impl Inner {
         asked: bool,
     ) -> Result<Tenant, UpdateError> {
         let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
+        let mut wished = false;
         loop {
-            match self.run(id, &mut change, asked).await {
+            match self.run(id, &mut change, asked, &mut wished).await {
                 Ok(tenant) => return Ok(tenant),
                 Err(Miss::Failed(error)) => return Err(error),
                 Err(Miss::Taken(port)) => {
@@ -200,7 +201,15 @@ impl Inner {
         }
     }
 
-    async fn run(&self, id: Uuid, change: &mut Change, asked: bool) -> Result<Tenant, Miss> {
+    /// Runs a change once. `wished` says that the spec has the wish by now: the
+    /// leader may be first to carry it out, which is no refusal.
+    async fn run(
+        &self,
+        id: Uuid,
+        change: &mut Change,
+        asked: bool,
+        wished: &mut bool,
+    ) -> Result<Tenant, Miss> {
         let now = Timestamp::now();
         let found = self.with(|index| {
             let (view, tenant) = index.find(id)?;
@@ -209,7 +218,14 @@ impl Inner {
         });
         let (mut view, before, mut pool) = found.ok_or(UpdateError::NotFound)?;
         let mut after = before.clone();
-        change(&mut after, &mut pool).map_err(UpdateError::from)?;
+        match change(&mut after, &mut pool) {
+            Err(VpnError::BeingEnabled | VpnError::AlreadyEnabled | VpnError::NotEnabled)
+                if *wished =>
+            {
+                return Ok(before);
+            }
+            outcome => outcome.map_err(UpdateError::from)?,
+        }
         if after == before {
             return Ok(before);
         }
@@ -217,6 +233,7 @@ impl Inner {
         if let Some(patch) = patch(&view, &before, &after, asked) {
             view.resource = self.patch_tenant(&view.namespace, &patch).await?.into();
             committed = true;
+            *wished |= asked && patch.get("spec").is_some();
         }
         match &after.vpn.allocation {
             Some(allocation) => {

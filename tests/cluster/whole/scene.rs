@@ -1,0 +1,341 @@
+//! All of it: clients, the load balancer, two edges, two workers, and the
+//! control plane with two controllers, each under the roles that are shipped.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use lab::agent::Agent;
+use lab::client::Client;
+use lab::cluster::{Cluster, Identity, Kubelet, Member, Worker};
+use lab::node::{Node, Process, program};
+use lab::region::{EDGES, Family, Region, WORKERS};
+use lab::topology::{HOSTNAME, Side};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use vpn_edge::kubernetes::VpnTenant;
+
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+
+/// What the controllers share.
+const SYSTEM: &str = "vpn-edge-system";
+
+/// The control plane, as all nodes reach it.
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+
+pub struct Scene {
+    pub controllers: Vec<Controller>,
+    /// As [`lab::region::EDGES`], and then [`WORKERS`].
+    pub agents: Vec<Agent>,
+    _workers: [Worker; 2],
+    _kubelets: Vec<Kubelet>,
+    _members: Vec<Member>,
+    pub cluster: Cluster,
+    token: String,
+    pub region: Region,
+}
+
+/// A tenant of the scene.
+#[derive(Clone, Copy)]
+pub struct Tenant {
+    pub id: &'static str,
+    pub namespace: &'static str,
+    pub side: Side,
+}
+
+impl Scene {
+    /// Everything runs, and there is no tenant.
+    pub fn new() -> Result<Self> {
+        let region = Region::new()?;
+        // Pods have IPv4 alone, as a Worker makes them.
+        for client in [&region.client_a, &region.client_b] {
+            region.names(client, &[Family::V4])?;
+        }
+        let cluster = Cluster::start(&region.lab)?;
+        for (number, (host, node)) in region.hosts().enumerate() {
+            let net = format!("10.255.{}", number + 1);
+            cluster.node().link(host.name, node, "api")?;
+            cluster
+                .node()
+                .sh(&format!("ip address add {net}.1/30 dev {}", host.name))?;
+            node.sh(&format!(
+                "ip address add {net}.2/30 dev api; ip route add {SERVER} via {net}.1"
+            ))?;
+        }
+        for file in [
+            "base/namespace.yaml",
+            "base/crd.yaml",
+            "base/agent/rbac.yaml",
+            "base/controller/rbac.yaml",
+        ] {
+            let path = format!("{MANIFESTS}/{file}");
+            kubectl(&cluster, &["apply", "--namespace", SYSTEM, "-f", &path])?;
+        }
+        let definition = "crd/vpntenants.vpn-edge.dev";
+        kubectl(
+            &cluster,
+            &["wait", "--for=condition=Established", definition],
+        )?;
+
+        let capabilities = capabilities(&cluster)?;
+        let (mut members, mut agents) = (Vec::new(), Vec::new());
+        for (host, node) in region.hosts() {
+            members.push(cluster.add_node(host.name, &[host.v4.parse()?, host.v6.parse()?])?);
+            let kubeconfig = cluster.kubeconfig_for(account("vpn-edge-agent"), SERVER.into())?;
+            let prepare = Agent::in_cluster(node, host.name, &kubeconfig, &["--prepare"])?;
+            prepare.runs_to_its_end()?;
+            let mut agent = Agent::in_cluster(node, host.name, &kubeconfig, &[])?;
+            agent.confine(&capabilities);
+            agent.restart()?;
+            let log = agent.log();
+            ensure!(!log.contains("WARN"), "{log}");
+            agents.push(agent);
+        }
+        // Edges run no pods here.
+        for edge in EDGES {
+            kubectl(&cluster, &["cordon", edge.name])?;
+        }
+        let worker = |at: usize| {
+            let range = Ipv4Addr::new(100, 64 + at as u8, 0, 9);
+            Worker::new(&region.lab, &region.workers[at], cluster.client(), range)
+        };
+        let workers = [worker(0)?, worker(1)?];
+        let kubelets = (0..2).map(|at| Kubelet::start(&members[2 + at], workers[at].clone()));
+        let kubelets = kubelets.collect();
+
+        let token = token(cluster.node())?;
+        let mut scene = Self {
+            controllers: Vec::new(),
+            agents,
+            _workers: workers,
+            _kubelets: kubelets,
+            _members: members,
+            cluster,
+            token,
+            region,
+        };
+        for number in 0..2 {
+            let controller = Controller::start(&scene.cluster, number)?;
+            scene.controllers.push(controller);
+        }
+        Ok(scene)
+    }
+
+    /// Applies YAML as a tenant's GitOps would.
+    pub fn apply(&self, text: &str) -> Result<()> {
+        let path = self.cluster.node().folder.join("applied.yaml");
+        std::fs::write(&path, text)?;
+        kubectl(&self.cluster, &["apply", "-f", &path.display().to_string()]).map(drop)
+    }
+
+    /// Changes a tenant's spec.
+    pub fn patch(&self, tenant: &Tenant, spec: &Value) -> Result<()> {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let params = PatchParams::default();
+        self.cluster
+            .run(self.resource(tenant).patch("vpn", &params, &patch))?;
+        Ok(())
+    }
+
+    pub fn resource(&self, tenant: &Tenant) -> Api<VpnTenant> {
+        Api::namespaced(self.cluster.client(), tenant.namespace)
+    }
+
+    /// Waits for a phase, and for keys of this generation at least of the
+    /// spec's.
+    pub fn await_phase(&self, tenant: &Tenant, phase: &str, key_generation: i64) -> Result<()> {
+        let resource = self.resource(tenant);
+        let arrived = self.cluster.eventually("the phase", async || {
+            let status = resource.get("vpn").await?.status.unwrap_or_default();
+            let now = status.phase.map_or("none", |phase| phase.as_str());
+            if now == phase && status.key_generation == key_generation {
+                return Ok(Some(()));
+            }
+            bail!("{status:?}")
+        });
+        arrived.map_err(|error| {
+            let logs = self.controllers.iter().map(Controller::log);
+            error.context(logs.collect::<Vec<_>>().join("\n--\n"))
+        })
+    }
+
+    /// Runs `vpn-edge tenant` against the API of a controller.
+    pub fn tenant(&self, controller: usize, arguments: &[&str]) -> Result<String> {
+        let mut command = self.cluster.node().command(program("vpn-edge")?);
+        command
+            .arg("tenant")
+            .args(arguments)
+            .env("VPN_EDGE_TOKEN", &self.token)
+            .env(
+                "VPN_EDGE_SERVER",
+                format!("http://127.0.0.1:{}", api(controller)),
+            );
+        let output = self.cluster.node().output(command)?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        ensure!(
+            output.status.success(),
+            "vpn-edge tenant {arguments:?}: {}",
+            text(output.stderr)
+        );
+        Ok(text(output.stdout))
+    }
+
+    /// Brings a client's tunnel up with the configuration as downloaded now.
+    pub fn connect(&self, node: &Node, tenant: &Tenant) -> Result<Client> {
+        let configuration = self.tenant(0, &["config", tenant.id])?;
+        ensure!(configuration.contains(HOSTNAME), "{configuration}");
+        let client = Client::up(node, &configuration)?;
+        client.await_reach(tenant.side.server).map_err(|error| {
+            let agents = self.agents.iter();
+            let seen = agents.map(|agent| {
+                let ports = agent.vpn_edge(&["ports"]).unwrap_or_default();
+                let drops = agent.vpn_edge(&["drops"]).unwrap_or_default();
+                format!("{}\n{ports}\n{drops}\n{}", agent.node.name, agent.log())
+            });
+            error.context(seen.collect::<Vec<_>>().join("\n"))
+        })?;
+        Ok(client)
+    }
+
+    /// The worker that the tenant's pod is on.
+    pub fn worker_of(&self, tenant: &Tenant) -> Result<usize> {
+        let jsonpath = "-o=jsonpath={.items[*].spec.nodeName}";
+        let arguments = ["get", "pods", "-n", tenant.namespace, jsonpath];
+        let name = kubectl(&self.cluster, &arguments)?;
+        let at = WORKERS.iter().position(|worker| worker.name == name.trim());
+        at.with_context(|| format!("no pod alone on a worker: {name:?}"))
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        kubectl(&self.cluster, arguments)
+    }
+
+    /// What is left of tenants in the whole cluster.
+    pub fn left(&self) -> Result<String> {
+        let kinds = "vpntenants,deployments,services,secrets,networkpolicies,endpointslices,pods";
+        let selector = "app.kubernetes.io/name=vpn-edge-gateway";
+        self.kubectl(&["get", kinds, "-A", "-l", selector, "-o", "name"])
+    }
+}
+
+/// What the DaemonSet leaves its agents of root's power.
+fn capabilities(cluster: &Cluster) -> Result<Vec<String>> {
+    let path = format!("{MANIFESTS}/base/agent/daemonset.yaml");
+    let arguments = ["create", "--dry-run=client", "-o", "json", "-f", &path];
+    let set: DaemonSet = serde_json::from_str(&kubectl(cluster, &arguments)?)?;
+    let template = set.spec.context("a DaemonSet has a spec")?.template;
+    let pod = template.spec.context("a template has a spec")?;
+    let security = pod.containers[0].security_context.clone();
+    let own = security.and_then(|security| security.capabilities);
+    let own = own.context("it says which capabilities it needs")?;
+    assert_eq!(own.drop, Some(vec!["ALL".to_owned()]));
+    Ok(own.add.unwrap_or_default())
+}
+
+fn account(name: &'static str) -> Identity<'static> {
+    Identity::ServiceAccount {
+        namespace: SYSTEM,
+        name,
+    }
+}
+
+fn token(node: &Node) -> Result<String> {
+    let mut command = node.command(program("vpn-edge")?);
+    let file = node.folder.join("tokens").display().to_string();
+    command.args(["token", "add", "--file", &file, "--admin"]);
+    let output = node.output(command)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+pub fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let output = cluster.kubectl(arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "kubectl {arguments:?}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A controller's port for its API.
+fn api(number: usize) -> usize {
+    8080 + number
+}
+
+/// A controller in the control plane's node.
+pub struct Controller {
+    node: Node,
+    number: usize,
+    kubeconfig: std::path::PathBuf,
+    process: Option<Process>,
+}
+
+impl Controller {
+    fn start(cluster: &Cluster, number: usize) -> Result<Self> {
+        let node = cluster.node().clone();
+        let kubeconfig = node.folder.join("controller.kubeconfig");
+        let own = cluster.kubeconfig_for(account("vpn-edge-controller"), IpAddr::from(SERVER))?;
+        std::fs::write(&kubeconfig, own)?;
+        let mut controller = Self {
+            node,
+            number,
+            kubeconfig,
+            process: None,
+        };
+        controller.launch()?;
+        Ok(controller)
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.node.command(program("vpn-edge")?);
+        let tokens = self.node.folder.join("tokens");
+        let pool = format!("{HOSTNAME}=30000-30019");
+        let listen = format!("127.0.0.1:{}", api(self.number));
+        let metrics = format!("127.0.0.1:{}", 9096 + self.number);
+        let identity = format!("controller-{}", self.number);
+        command
+            .arg("controller")
+            .args(["--pool", &pool, "--image", "vpn-edge:test"])
+            .args(["--listen", &listen, "--metrics", &metrics])
+            .args(["--namespace", SYSTEM, "--identity", &identity])
+            .arg("--tokens")
+            .arg(tokens)
+            .env("KUBECONFIG", &self.kubeconfig);
+        self.process = Some(self.node.start(&identity, command)?);
+        let start = std::time::Instant::now();
+        while self.asked("readyz").is_err() {
+            let process = self.process.as_mut().context("it was started")?;
+            ensure!(
+                process.running() && start.elapsed().as_secs() < 30,
+                "the controller is not ready:\n{}",
+                process.log()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn asked(&self, path: &str) -> Result<String> {
+        let port = 9096 + self.number;
+        self.node
+            .sh(&format!("curl -sf http://127.0.0.1:{port}/{path}"))
+    }
+
+    /// Whether it says that it leads.
+    pub fn leads(&self) -> Result<bool> {
+        let metrics = self.asked("metrics")?;
+        Ok(metrics.contains("vpn_edge_controller_leader 1"))
+    }
+
+    pub fn end(&mut self, signal: Signal) -> Result<()> {
+        let mut process = self.process.take().context("no controller runs")?;
+        process.signal(signal)?;
+        process.wait()?;
+        Ok(())
+    }
+
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+}
