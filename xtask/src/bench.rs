@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: readies the machine, builds, and hands over to the lab's benchmarks.
 
+use crate::kubernetes;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
 use anyhow::Result;
@@ -11,8 +12,10 @@ pub fn run(names: &[String]) -> Result<()> {
         Need::Lab,
         Need::Tun,
         Need::KubeProxy,
+        Need::Kubernetes,
     ])?;
     workspace::run(&mut cargo(["build", "--bin", "vpn-edge", "--bin", "bench"]))?;
     let mut bench = cargo(["run", "--quiet", "--bin", "bench", "--"]);
+    bench.env(kubernetes::VARIABLE, kubernetes::folder()?);
     workspace::run(bench.args(names))
 }

@@ -1,29 +1,19 @@
 //! All of it: clients, the load balancer, two edges, two workers, and the
 //! control plane with two controllers, each under the roles that are shipped.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use lab::agent::Agent;
 use lab::client::Client;
-use lab::cluster::{Cluster, Identity, Kubelet, Member, Worker};
-use lab::node::{Node, Process, program};
+use lab::cluster::{Cluster, Controller, Kubelet, Member, SERVER, Worker, api, token};
+use lab::node::{Node, program};
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use vpn_edge::kubernetes::VpnTenant;
-
-const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
-
-/// What the controllers share.
-const SYSTEM: &str = "vpn-edge-system";
-
-/// The control plane, as all nodes reach it.
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
 pub struct Scene {
     pub controllers: Vec<Controller>,
@@ -64,26 +54,13 @@ impl Scene {
                 "ip address add {net}.2/30 dev api; ip route add {SERVER} via {net}.1"
             ))?;
         }
-        for file in [
-            "base/namespace.yaml",
-            "base/crd.yaml",
-            "base/agent/rbac.yaml",
-            "base/controller/rbac.yaml",
-        ] {
-            let path = format!("{MANIFESTS}/{file}");
-            kubectl(&cluster, &["apply", "--namespace", SYSTEM, "-f", &path])?;
-        }
-        let definition = "crd/vpntenants.vpn-edge.dev";
-        kubectl(
-            &cluster,
-            &["wait", "--for=condition=Established", definition],
-        )?;
+        cluster.install()?;
 
-        let capabilities = capabilities(&cluster)?;
+        let capabilities = cluster.agents_capabilities()?;
         let (mut members, mut agents) = (Vec::new(), Vec::new());
         for (host, node) in region.hosts() {
             members.push(cluster.add_node(host.name, &[host.v4.parse()?, host.v6.parse()?])?);
-            let kubeconfig = cluster.kubeconfig_for(account("vpn-edge-agent"), SERVER.into())?;
+            let kubeconfig = cluster.agents_kubeconfig()?;
             let prepare = Agent::in_cluster(node, host.name, &kubeconfig, &["--prepare"])?;
             prepare.runs_to_its_end()?;
             let mut agent = Agent::in_cluster(node, host.name, &kubeconfig, &[])?;
@@ -95,7 +72,7 @@ impl Scene {
         }
         // Edges run no pods here.
         for edge in EDGES {
-            kubectl(&cluster, &["cordon", edge.name])?;
+            cluster.kubectl_said(&["cordon", edge.name])?;
         }
         let worker = |at: usize| {
             let range = Ipv4Addr::new(100, 64 + at as u8, 0, 9);
@@ -117,7 +94,7 @@ impl Scene {
             region,
         };
         for number in 0..2 {
-            let controller = Controller::start(&scene.cluster, number)?;
+            let controller = Controller::start(&scene.cluster, number, "30000-30019")?;
             scene.controllers.push(controller);
         }
         Ok(scene)
@@ -127,7 +104,9 @@ impl Scene {
     pub fn apply(&self, text: &str) -> Result<()> {
         let path = self.cluster.node().folder.join("applied.yaml");
         std::fs::write(&path, text)?;
-        kubectl(&self.cluster, &["apply", "-f", &path.display().to_string()]).map(drop)
+        self.cluster
+            .kubectl_said(&["apply", "-f", &path.display().to_string()])
+            .map(drop)
     }
 
     /// Changes a tenant's spec.
@@ -203,13 +182,13 @@ impl Scene {
     pub fn worker_of(&self, tenant: &Tenant) -> Result<usize> {
         let jsonpath = "-o=jsonpath={.items[*].spec.nodeName}";
         let arguments = ["get", "pods", "-n", tenant.namespace, jsonpath];
-        let name = kubectl(&self.cluster, &arguments)?;
+        let name = self.cluster.kubectl_said(&arguments)?;
         let at = WORKERS.iter().position(|worker| worker.name == name.trim());
         at.with_context(|| format!("no pod alone on a worker: {name:?}"))
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        kubectl(&self.cluster, arguments)
+        self.cluster.kubectl_said(arguments)
     }
 
     /// What is left of tenants in the whole cluster.
@@ -217,125 +196,5 @@ impl Scene {
         let kinds = "vpntenants,deployments,services,secrets,networkpolicies,endpointslices,pods";
         let selector = "app.kubernetes.io/name=vpn-edge-gateway";
         self.kubectl(&["get", kinds, "-A", "-l", selector, "-o", "name"])
-    }
-}
-
-/// What the DaemonSet leaves its agents of root's power.
-fn capabilities(cluster: &Cluster) -> Result<Vec<String>> {
-    let path = format!("{MANIFESTS}/base/agent/daemonset.yaml");
-    let arguments = ["create", "--dry-run=client", "-o", "json", "-f", &path];
-    let set: DaemonSet = serde_json::from_str(&kubectl(cluster, &arguments)?)?;
-    let template = set.spec.context("a DaemonSet has a spec")?.template;
-    let pod = template.spec.context("a template has a spec")?;
-    let security = pod.containers[0].security_context.clone();
-    let own = security.and_then(|security| security.capabilities);
-    let own = own.context("it says which capabilities it needs")?;
-    assert_eq!(own.drop, Some(vec!["ALL".to_owned()]));
-    Ok(own.add.unwrap_or_default())
-}
-
-fn account(name: &'static str) -> Identity<'static> {
-    Identity::ServiceAccount {
-        namespace: SYSTEM,
-        name,
-    }
-}
-
-fn token(node: &Node) -> Result<String> {
-    let mut command = node.command(program("vpn-edge")?);
-    let file = node.folder.join("tokens").display().to_string();
-    command.args(["token", "add", "--file", &file, "--admin"]);
-    let output = node.output(command)?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
-
-pub fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
-    let output = cluster.kubectl(arguments)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl {arguments:?}: {said}");
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// A controller's port for its API.
-fn api(number: usize) -> usize {
-    8080 + number
-}
-
-/// A controller in the control plane's node.
-pub struct Controller {
-    node: Node,
-    number: usize,
-    kubeconfig: std::path::PathBuf,
-    process: Option<Process>,
-}
-
-impl Controller {
-    fn start(cluster: &Cluster, number: usize) -> Result<Self> {
-        let node = cluster.node().clone();
-        let kubeconfig = node.folder.join("controller.kubeconfig");
-        let own = cluster.kubeconfig_for(account("vpn-edge-controller"), IpAddr::from(SERVER))?;
-        std::fs::write(&kubeconfig, own)?;
-        let mut controller = Self {
-            node,
-            number,
-            kubeconfig,
-            process: None,
-        };
-        controller.launch()?;
-        Ok(controller)
-    }
-
-    /// Starts it and waits until it is ready.
-    pub fn launch(&mut self) -> Result<()> {
-        let mut command = self.node.command(program("vpn-edge")?);
-        let tokens = self.node.folder.join("tokens");
-        let pool = format!("{HOSTNAME}=30000-30019");
-        let listen = format!("127.0.0.1:{}", api(self.number));
-        let metrics = format!("127.0.0.1:{}", 9096 + self.number);
-        let identity = format!("controller-{}", self.number);
-        command
-            .arg("controller")
-            .args(["--pool", &pool, "--image", "vpn-edge:test"])
-            .args(["--listen", &listen, "--metrics", &metrics])
-            .args(["--namespace", SYSTEM, "--identity", &identity])
-            .arg("--tokens")
-            .arg(tokens)
-            .env("KUBECONFIG", &self.kubeconfig);
-        self.process = Some(self.node.start(&identity, command)?);
-        let start = std::time::Instant::now();
-        while self.asked("readyz").is_err() {
-            let process = self.process.as_mut().context("it was started")?;
-            ensure!(
-                process.running() && start.elapsed().as_secs() < 30,
-                "the controller is not ready:\n{}",
-                process.log()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    fn asked(&self, path: &str) -> Result<String> {
-        let port = 9096 + self.number;
-        self.node
-            .sh(&format!("curl -sf http://127.0.0.1:{port}/{path}"))
-    }
-
-    /// Whether it says that it leads.
-    pub fn leads(&self) -> Result<bool> {
-        let metrics = self.asked("metrics")?;
-        Ok(metrics.contains("vpn_edge_controller_leader 1"))
-    }
-
-    pub fn end(&mut self, signal: Signal) -> Result<()> {
-        let mut process = self.process.take().context("no controller runs")?;
-        process.signal(signal)?;
-        process.wait()?;
-        Ok(())
-    }
-
-    pub fn log(&self) -> String {
-        self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 }

@@ -12,6 +12,7 @@ mod kubelet;
 mod member;
 mod pod;
 mod programs;
+mod system;
 mod worker;
 
 use std::future::Future;
@@ -35,6 +36,7 @@ use programs::{Programs, SHOWN};
 pub use identity::Identity;
 pub use kubelet::{Containers, Kubelet};
 pub use member::Member;
+pub use system::{Controller, MANIFESTS, SERVER, SYSTEM, api, token};
 pub use worker::Worker;
 
 /// Where the API server listens, on all addresses of its node.

@@ -5,6 +5,7 @@
 //! not.
 
 mod clock;
+mod cluster;
 mod messages;
 mod picture;
 mod refill;
@@ -44,12 +45,18 @@ fn run() -> Result<()> {
     let all = names.is_empty();
     let revocation = all || names.iter().any(|name| name == revocation::NAME);
     names.retain(|name| name != revocation::NAME);
+    let cluster = all || names.iter().any(|name| name == cluster::NAME);
+    names.retain(|name| name != cluster::NAME);
+    if cluster {
+        let figures = serde_json::to_string_pretty(&cluster::measure()?)?;
+        fs::write(target().join("bench-cluster.json"), figures)?;
+    }
     if revocation {
         let figures = serde_json::to_string_pretty(&revocation::measure()?)?;
         fs::write(target().join("bench-revocation.json"), figures)?;
-        if !all && names.is_empty() {
-            return Ok(());
-        }
+    }
+    if !all && names.is_empty() {
+        return Ok(());
     }
     let subjects = chosen(&names)?;
     let samples = measure(&subjects)?;
