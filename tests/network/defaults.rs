@@ -33,6 +33,9 @@ fn the_uplinks_are_those_of_the_best_default_routes() -> Result<()> {
          ip route add default via 192.0.2.2 metric 100
          ip route add default via 198.51.100.2 metric 200")?;
     assert_eq!(uplinks(&edge)?, ["up0"]);
+    // For packets of some rule alone, and by its metric the best.
+    edge.sh("ip route add default via 198.51.100.2 table 2")?;
+    assert_eq!(uplinks(&edge)?, ["up0"]);
     // IPv6 goes another way.
     edge.sh("ip route add default via 2001:db8:1::2")?;
     assert_eq!(uplinks(&edge)?, ["up0", "up1"]);

@@ -75,6 +75,18 @@ impl Cluster {
         let set: DaemonSet = serde_json::from_str(&self.kubectl_said(&arguments)?)?;
         let template = set.spec.context("a DaemonSet has a spec")?.template;
         let pod = template.spec.context("a template has a spec")?;
+        let all = pod.init_containers.iter().flatten().chain(&pod.containers);
+        for container in all {
+            let user = container
+                .security_context
+                .as_ref()
+                .and_then(|own| own.run_as_user);
+            ensure!(
+                user == Some(0),
+                "{} is not root, as the image is not",
+                container.name
+            );
+        }
         let security = pod.containers[0].security_context.clone();
         let own = security.and_then(|security| security.capabilities);
         let own = own.context("it says which capabilities it needs")?;

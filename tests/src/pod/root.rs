@@ -59,8 +59,9 @@ pub fn command(
 ) -> Result<Command> {
     let nothing = SecurityContext::default();
     let security = container.security_context.as_ref().unwrap_or(&nothing);
+    // The image's own user is another.
     ensure!(
-        security.run_as_user.unwrap_or(0) == 0,
+        security.run_as_user == Some(0),
         "{}: only root runs here",
         container.name
     );

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rtnetlink::LinkWireguard;
 
@@ -29,9 +30,14 @@ pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()>
     if config.has_ipv6() {
         nat::set(WITHOUT_IPV6, "0").context("cannot switch on IPv6 for the tunnel")?;
     }
-    // Without it the edge falls back to tc for this gateway.
-    if let Err(error) = ethtool::merge(&config.link) {
-        tracing::warn!("redirected frames are not taken in: {error}");
+    // Without it frames that the edge redirects here are lost without a word.
+    // Agents redirect to veths alone, which have it to switch on.
+    match ethtool::merge(&config.link) {
+        Err(error) if is_veth(&config.link).await? => {
+            return Err(error).context("the pod's link takes no redirected frames");
+        }
+        Err(error) => tracing::warn!("redirected frames are not taken in: {error}"),
+        Ok(()) => {}
     }
     if let Some(devices) = devices
         && !has_wireguard(config).await?
@@ -48,6 +54,15 @@ pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()>
             )?;
     }
     Ok(())
+}
+
+async fn is_veth(name: &str) -> Result<bool> {
+    let link = netlink::find(&netlink::connect()?, name).await?;
+    let mut attributes = link.into_iter().flat_map(|link| link.attributes);
+    Ok(attributes.any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+        _ => false,
+    }))
 }
 
 /// Whether the kernel makes WireGuard devices.

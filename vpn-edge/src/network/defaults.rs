@@ -5,13 +5,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::RouteMessageBuilder;
 
 use crate::netlink;
 
 /// The interfaces of the default routes, IPv4's first: of each IP version those
-/// of the route that the kernel likes best. In the network namespace of the
+/// of the route that the kernel likes best in its main table. In the network namespace of the
 /// calling thread; must be called within a runtime.
 ///
 /// # Errors
@@ -27,7 +27,12 @@ pub async fn default_uplinks() -> Result<Vec<String>> {
         let mut routes = handle.route().get(query).execute();
         while let Some(route) = routes.try_next().await.context("cannot list routes")? {
             let header = &route.header;
-            if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+            // Other tables are for some packets alone, and clouds' pod networks
+            // give each interface one with a default route of its own.
+            if header.table != RouteHeader::RT_TABLE_MAIN
+                || header.destination_prefix_length != 0
+                || header.kind != RouteType::Unicast
+            {
                 continue;
             }
             let (metric, interfaces) = outgoing(&route);
