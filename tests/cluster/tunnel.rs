@@ -20,6 +20,7 @@ pub fn spec(generation: u64, networks: &[&str]) -> Result<GatewaySpec> {
     let networks = networks.iter().map(|network| network.parse());
     Ok(GatewaySpec {
         tenant: Uuid::from_u128(7),
+        namespace: "tenant-acme".into(),
         generation,
         port: 31_001,
         subnet: "10.42.128.0/24".parse()?,

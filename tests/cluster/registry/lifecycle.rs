@@ -217,3 +217,22 @@ fn a_tenant_lives_by_yaml_alone() -> Result<()> {
     drop(follower);
     Ok(())
 }
+
+#[test]
+fn what_is_seen_of_a_gateway_is_nobodys_wish() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let id = scene.cluster.run(registry.create(tenant(1, "t-1")?))?.id;
+    scene.cluster.run(enable(&registry, id))?;
+    // Off, before the gateway answers; and then it does.
+    scene.apply(&yaml(1, "t-1", "enabled: false"))?;
+    let served = scene.cluster.run(serve(&registry, id))?;
+    ensure!(served.vpn.state == State::Enabled);
+    let tenants: Api<VpnTenant> = Api::namespaced(scene.client(), "t-1");
+    let enabled = async || anyhow::Ok(tenants.get(TENANT).await?.spec.vpn.enabled);
+    ensure!(!scene.cluster.run(enabled())?, "it was switched on again");
+    let _follower = scene.follow(&registry);
+    scene.status("t-1", |status| status.phase == Some(State::Disabled))?;
+    Ok(())
+}

@@ -75,6 +75,10 @@ fn tenants_of_yaml_and_of_the_api_come_and_go_alike() -> Result<()> {
     let other = scene.connect(globex, &GLOBEX)?;
     ensure!(!client.reaches(B.server) && !other.reaches(A.server));
 
+    ensure!(!scene.left()?.is_empty(), "what there is, is found");
+    let events = scene.kubectl(&["get", "events", "-n", ACME.namespace])?;
+    ensure!(events.contains("vpntenant/vpn"), "{events}");
+
     // New keys by YAML, and by the API.
     scene.patch(&ACME, &json!({ "vpn": { "keyGeneration": 1 } }))?;
     client.await_cut(A.server)?;
@@ -98,7 +102,7 @@ fn tenants_of_yaml_and_of_the_api_come_and_go_alike() -> Result<()> {
     other.await_cut(B.server)?;
     scene.cluster.eventually("nothing is left", async || {
         let left = scene.left()?;
-        ensure!(left.is_empty(), "{left}");
+        ensure!(left.is_empty(), "{left:?}");
         Ok(Some(()))
     })?;
     for agent in &scene.agents {

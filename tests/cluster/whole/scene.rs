@@ -192,9 +192,14 @@ impl Scene {
     }
 
     /// What is left of tenants in the whole cluster.
-    pub fn left(&self) -> Result<String> {
+    pub fn left(&self) -> Result<Vec<String>> {
         let kinds = "vpntenants,deployments,services,secrets,networkpolicies,endpointslices,pods";
-        let selector = "app.kubernetes.io/name=vpn-edge-gateway";
-        self.kubectl(&["get", kinds, "-A", "-l", selector, "-o", "name"])
+        let all = self.kubectl(&["get", kinds, "-A", "-o", "name"])?;
+        let ours = |name: &&str| {
+            ["vpntenant.", "/vpn-edge-gateway", "/vpn-edge-keys"]
+                .iter()
+                .any(|part| name.contains(part))
+        };
+        Ok(all.lines().filter(ours).map(str::to_owned).collect())
     }
 }

@@ -184,11 +184,14 @@ impl Controller {
             }
         };
         if let Err(error) = check_versions(&tenant.networks, self.settings.tunnel_ipv6) {
+            // A gateway that there is goes on, and nobody else would hear of it.
+            tracing::error!(tenant = %tenant.id, "its networks stay as they were: {error}");
             attempts.failure = Some(error.to_string());
             return;
         }
         let spec = GatewaySpec {
             tenant: tenant.id,
+            namespace: tenant.namespace.clone(),
             generation,
             port: allocation.port,
             subnet,

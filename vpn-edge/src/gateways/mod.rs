@@ -18,6 +18,8 @@ use crate::wireguard::{PrivateKey, PublicKey};
 #[derive(Clone, Debug)]
 pub struct GatewaySpec {
     pub tenant: Uuid,
+    /// The tenant's own.
+    pub namespace: String,
     pub generation: u64,
     pub port: u16,
     /// The tunnel's subnet: the gateway is `.1`, the client `.2`.

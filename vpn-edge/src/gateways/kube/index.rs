@@ -117,15 +117,10 @@ pub struct Index {
 }
 
 impl Index {
-    /// Where the tenant's gateway goes. Of two resources with the same id the
-    /// older one counts.
-    pub fn place(&self, tenant: Uuid) -> Option<Place> {
-        let id = tenant.to_string();
-        let all = self.tenants.known.values();
-        let found = all
-            .filter(|found| found.spec.id == id)
-            .min_by_key(|found| (found.creation_timestamp(), found.namespace()))?;
-        place(found)
+    /// Where the tenant's gateway goes, if the namespace is that tenant's.
+    pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
+        let found = self.tenants.get(namespace)?;
+        (found.spec.id == tenant.to_string()).then(|| place(found))?
     }
 
     /// The gateways in the namespaces that have one, or what is left of one.
@@ -201,9 +196,8 @@ impl Index {
         deployments
             .filter_map(|deployment| {
                 let shape = Shape::read(deployment)?;
-                let place = self.place(shape.tenant)?;
-                let here = deployment.namespace()? == place.namespace;
-                here.then(|| (place, shape, Arc::clone(deployment)))
+                let place = self.place(shape.tenant, &deployment.namespace()?)?;
+                Some((place, shape, Arc::clone(deployment)))
             })
             .collect()
     }

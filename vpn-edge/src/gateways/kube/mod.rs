@@ -295,8 +295,11 @@ impl KubeGateways {
 #[async_trait]
 impl Gateways for KubeGateways {
     async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
-        let place = self.index().place(spec.tenant);
-        let place = place.with_context(|| format!("no VpnTenant has the id {}", spec.tenant))?;
+        let place = self.index().place(spec.tenant, &spec.namespace);
+        let place = place.with_context(|| {
+            let (tenant, namespace) = (spec.tenant, &spec.namespace);
+            format!("there is no VpnTenant of the id {tenant} in {namespace}")
+        })?;
         let _lock = self.lock(&place.namespace).await;
         let is_going = |deployment: &Arc<Deployment>| {
             let metadata = &deployment.metadata;
@@ -321,12 +324,14 @@ impl Gateways for KubeGateways {
         let holders = self.index().holders(port);
         for namespace in holders {
             let _lock = self.lock(&namespace).await;
-            self.delete::<Service>(&namespace, port, Background).await?;
             self.delete::<Secret>(&namespace, port, Background).await?;
             // It stays until its pods are gone.
             self.delete::<Deployment>(&namespace, port, Foreground)
                 .await?;
             self.await_end(&namespace, port).await?;
+            // The port is free for others from here on, which are not to meet
+            // what is left of this one. Edges have closed it before.
+            self.delete::<Service>(&namespace, port, Background).await?;
             // Last, as pods need it to their end, and what is left is found by it.
             self.delete::<NetworkPolicy>(&namespace, port, Background)
                 .await?;

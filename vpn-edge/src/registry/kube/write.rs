@@ -101,8 +101,13 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
         if after.organisation != before.organisation {
             set("organisation", json!(after.organisation));
         }
+        // What is seen of a gateway moves states too, and is nobody's wish.
+        let holds = |tenant: &Tenant| tenant.vpn.allocation.is_some();
+        let began =
+            after.vpn.generation != before.vpn.generation && before.vpn.state != State::Enabled;
         let enabled = !matches!(after.vpn.state, State::Unavailable | State::Disabled);
-        if after.vpn.state != before.vpn.state && enabled != view.resource.spec.vpn.enabled {
+        let wished = began || holds(after) != holds(before);
+        if wished && enabled != view.resource.spec.vpn.enabled {
             set("vpn", json!({ "enabled": enabled }));
         }
     }

@@ -6,6 +6,7 @@ use crate::wireguard::PrivateKey;
 fn spec() -> GatewaySpec {
     GatewaySpec {
         tenant: Uuid::from_u128(0x7c9e_6679_7425_40de_944b_e07f_c1f9_0ae7),
+        namespace: "tenant-acme".into(),
         generation: 1_700_000_000,
         port: 31_001,
         subnet: "10.42.128.0/24".parse().unwrap(),
