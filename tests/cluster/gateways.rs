@@ -328,7 +328,7 @@ fn refusals_have_the_clusters_words() -> Result<()> {
     let mut stranger = spec(1, &[])?;
     stranger.tenant = uuid::Uuid::from_u128(8);
     let error = format!("{:#}", scene.ensure(&stranger).unwrap_err());
-    ensure!(error.contains("no VpnTenant has the id"), "{error}");
+    ensure!(error.contains("there is no VpnTenant of the id"), "{error}");
 
     let spec = spec(1, &[])?;
     let service = json!({

@@ -18,7 +18,7 @@ use super::objects::{Place, Shape, annotation};
 use super::state::state;
 use crate::domain::GatewayState;
 use crate::gateways::Gateway;
-use crate::kubernetes::{GATEWAY, VpnTenant, label};
+use crate::kubernetes::{GATEWAY, TENANT, VpnTenant, label};
 
 /// Objects of one kind, by namespace and name.
 pub struct Objects<K> {
@@ -119,7 +119,8 @@ pub struct Index {
 impl Index {
     /// Where the tenant's gateway goes, if the namespace is that tenant's.
     pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
-        let found = self.tenants.get(namespace)?;
+        let key = (namespace.to_owned(), TENANT.to_owned());
+        let found = self.tenants.known.get(&key)?;
         (found.spec.id == tenant.to_string()).then(|| place(found))?
     }
 
