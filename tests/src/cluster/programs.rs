@@ -30,6 +30,10 @@ pub(super) struct Programs {
     address: IpAddr,
 }
 
+/// By default they ask the API server for little a second, which is what a
+/// measurement with many tenants would measure.
+const UNLIMITED: [&str; 2] = ["--kube-api-qps=2000", "--kube-api-burst=4000"];
+
 impl Programs {
     /// Finds the programs, and writes keys and certificates for them.
     pub fn prepare(node: &Node, addresses: &[IpAddr], authority: &Authority) -> Result<Self> {
@@ -104,11 +108,14 @@ impl Programs {
                 "--node-monitor-period=1s",
                 "--node-monitor-grace-period=16s",
             ]);
+        manager.args(UNLIMITED);
         self.start("kube-controller-manager", manager)
     }
 
     pub fn scheduler(&self) -> Result<Process> {
-        self.start("kube-scheduler", self.client("kube-scheduler"))
+        let mut scheduler = self.client("kube-scheduler");
+        scheduler.args(UNLIMITED);
+        self.start("kube-scheduler", scheduler)
     }
 
     /// As the admin. Its caches go to the node's folder.

@@ -34,6 +34,8 @@ const WORKERS: usize = 6;
 /// Requests at a time.
 const AT_ONCE: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at the map.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Milliseconds from the request that creates a tenant.
 #[derive(Serialize)]
@@ -186,7 +188,8 @@ impl Scene {
                         seen.insert(wanted.swap_remove(at), now);
                     }
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                // The map is long to read, and who reads it takes others' time.
+                std::thread::sleep(POLL);
             }
             Ok(seen)
         });
