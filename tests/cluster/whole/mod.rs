@@ -58,7 +58,6 @@ fn tenants_of_yaml_and_of_the_api_come_and_go_alike() -> Result<()> {
     scene.await_phase(&GLOBEX, "enabled", 0)?;
 
     let list = scene.kubectl(&["get", "vpntenants", "-A"])?;
-    println!("{list}");
     for words in [["kovra-acme", "acme"], ["kovra-globex", "globex"]] {
         let row = list.lines().find(|line| line.contains(words[0]));
         let row = row.unwrap_or_default();

@@ -191,13 +191,7 @@ impl Tenant {
     /// Replaces the keys; the port, and with it the endpoint, stays.
     pub fn regenerate(&mut self, keys: Keys, now: Timestamp) -> Result<(), VpnError> {
         let port = self.configuration()?.port;
-        self.vpn.allocation = Some(Allocation {
-            port,
-            keys,
-            created_at: now,
-        });
-        self.vpn.generation += 1;
-        self.vpn.enter(State::Enabling, now);
+        self.begin(port, keys, now);
         Ok(())
     }
 
@@ -213,6 +207,12 @@ impl Tenant {
             return Err(VpnError::NotEnabled);
         }
         let port = pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?;
+        self.begin(port, keys, now);
+        Ok(())
+    }
+
+    /// Asks for a gateway of a new generation.
+    fn begin(&mut self, port: u16, keys: Keys, now: Timestamp) {
         self.vpn.allocation = Some(Allocation {
             port,
             keys,
@@ -220,7 +220,6 @@ impl Tenant {
         });
         self.vpn.generation += 1;
         self.vpn.enter(State::Enabling, now);
-        Ok(())
     }
 
     /// What a client's configuration is made from, while `enabled`.

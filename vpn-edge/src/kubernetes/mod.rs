@@ -54,6 +54,9 @@ pub async fn client() -> Result<Client> {
     Client::try_from(config).context("the settings of the cluster cannot be used")
 }
 
+/// Annotation of what belongs to a gateway: its port.
+pub const GATEWAY_PORT: &str = "vpn-edge.dev/port";
+
 pub mod label {
     //! Labels of what is made for a tenant.
 

@@ -33,8 +33,8 @@ use crate::kubernetes::{GATEWAY, MANAGER, label};
 
 /// Annotations.
 pub mod annotation {
-    /// The port that the object is for.
-    pub const PORT: &str = "vpn-edge.dev/port";
+    pub use crate::kubernetes::GATEWAY_PORT as PORT;
+
     /// What the tenant may reach, and its DNS server: as in [`super::Shape`].
     pub const NETWORKS: &str = "vpn-edge.dev/networks";
     pub const DNS: &str = "vpn-edge.dev/dns";

@@ -26,9 +26,6 @@ pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
 /// On a gateway's Service until it has a gateway: when a tenant took the port.
 pub const CLAIMED: &str = "vpn-edge.dev/claimed";
 
-/// On what belongs to a gateway: its port.
-pub const GATEWAYS_PORT: &str = "vpn-edge.dev/port";
-
 /// Condition of a resource that is a tenant.
 pub const ACCEPTED: &str = "Accepted";
 

@@ -17,12 +17,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::convert::{CLAIMED, GATEWAYS_PORT, Held, Kept, View, labels, owner, secret};
+use super::convert::{CLAIMED, Held, Kept, View, labels, owner, secret};
 use super::index::Standing;
 use super::{Inner, status};
 use crate::domain::{State, Tenant, VpnError};
 use crate::kubernetes::{
-    FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus, label,
+    FINALIZER, GATEWAY, GATEWAY_PORT, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus, label,
 };
 use crate::registry::{Change, RegistryError, UpdateError};
 
@@ -136,7 +136,7 @@ fn claim(tenant: &VpnTenant, kept: &Kept, version: Option<&str>, now: Timestamp)
     if version.is_some() {
         // No gateway's any more: whoever removes an old gateway leaves it be.
         labels[label::NAME] = Value::Null;
-        annotations[GATEWAYS_PORT] = Value::Null;
+        annotations[GATEWAY_PORT] = Value::Null;
     }
     json!({
         "apiVersion": "v1",
