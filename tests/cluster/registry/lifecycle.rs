@@ -21,8 +21,8 @@ fn a_tenant_lives_through_the_registry() -> Result<()> {
     let id = made.id;
     ensure!(made.vpn.state == State::Disabled && made.ready, "{made:?}");
     ensure!(
-        made.vpn.generation > 1_000_000_000,
-        "starts at its creation"
+        made.vpn.generation > 1_000_000_000_000,
+        "starts at its creation, in milliseconds"
     );
     let again = run.run(registry.create(tenant(1, "default")?));
     ensure!(
@@ -170,7 +170,7 @@ fn a_tenant_lives_by_yaml_alone() -> Result<()> {
         is(status, "PortAllocated", "TenantNotReady")
     })?;
     scene.apply(&yaml(1, "t-1", vpn))?;
-    scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    let last = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
 
     let shown = scene.kubectl(&["get", "vpntenants", "-A"])?;
     ensure!(
@@ -200,7 +200,7 @@ fn a_tenant_lives_by_yaml_alone() -> Result<()> {
     // The same once more, with a gateway that somebody else removes.
     scene.apply(&yaml(1, "t-1", "enabled: true"))?;
     let again = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
-    ensure!(again.generation > third.generation, "{again:?}");
+    ensure!(again.generation > last.generation, "{again:?}");
     let label = format!("{}=vpn-edge-gateway", label::NAME);
     scene.kubectl(&["label", "service", GATEWAY, "-n", "t-1", &label])?;
     ensure!(scene.cluster.run(registry.delete(id))?);

@@ -279,12 +279,13 @@ impl View {
         }
     }
 
-    /// The highest generation that the tenant is known to have had. A tenant
-    /// that was deleted and made again goes on from a later time than it ended.
+    /// The highest generation that the tenant is known to have had. It starts
+    /// at its creation in milliseconds, which nobody's changes outrun, so that
+    /// a tenant that was deleted and made again goes on above where it ended.
     fn last_generation(&self) -> u64 {
         let status = self.resource.status.as_ref();
         let stored = status.map_or(0, |status| status.generation);
-        let created = created(&self.resource).as_second();
+        let created = created(&self.resource).as_millisecond();
         u64::try_from(stored.max(created)).unwrap_or(0)
     }
 }

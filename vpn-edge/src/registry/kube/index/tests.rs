@@ -14,7 +14,11 @@ fn index(tenants: &[(u128, &str, i64)]) -> Index {
 
 fn put(index: &mut Index, namespace: &str, port: u16, version: u64) {
     let resource = index.view(namespace).unwrap().resource;
-    let secret = stored(&resource, &kept(port, MADE.cast_unsigned() + 1), version);
+    let secret = stored(
+        &resource,
+        &kept(port, MADE.cast_unsigned() * 1000 + 1),
+        version,
+    );
     assert!(Secret::take(index, Event::Apply(secret)));
 }
 

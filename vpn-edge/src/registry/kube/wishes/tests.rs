@@ -7,7 +7,7 @@ use super::*;
 use crate::domain::{Observed, Plan};
 use crate::kubernetes::VpnTenant;
 
-const GENERATION: u64 = MADE.cast_unsigned() + 1;
+const GENERATION: u64 = MADE.cast_unsigned() * 1000 + 1;
 
 /// A view whose status says this of its keys' generation.
 fn known(state: State) -> View {
@@ -214,7 +214,7 @@ fn a_new_tenants_generation_starts_at_its_creation() {
     let vpn = view.tenant().unwrap().vpn;
     assert_eq!(
         vpn.generation,
-        created(&view.resource).as_second().cast_unsigned()
+        created(&view.resource).as_millisecond().cast_unsigned()
     );
     assert_eq!((vpn.state, vpn.since), (State::Disabled, at(MADE)));
 }
