@@ -114,7 +114,7 @@ impl Local {
         }
     }
 
-    fn allocated(&self, tenants: &[Tenant]) -> Vec<Allocated> {
+    fn allocated(&self, tenants: &[Arc<Tenant>]) -> Vec<Allocated> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *keys);
         let allocated = tenants.iter().filter_map(|tenant| {

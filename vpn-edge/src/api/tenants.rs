@@ -13,6 +13,7 @@ use super::caller::{Caller, TenantId, json};
 use super::error::ApiError;
 use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
+use crate::registry::Change;
 
 /// The tenant, if it exists and the caller sees it.
 pub async fn find(api: &Api, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
@@ -26,7 +27,7 @@ pub async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<TenantL
     let tenants = api.registry.list().await?;
     let seen = tenants.iter().filter(|t| caller.check_sees(t).is_ok());
     Ok(Json(TenantList {
-        tenants: seen.map(TenantBody::from).collect(),
+        tenants: seen.map(|tenant| TenantBody::from(&**tenant)).collect(),
     }))
 }
 
@@ -73,7 +74,7 @@ pub async fn patch(
         check_versions(networks, api.settings.tunnel_ipv6)?;
         check_networks(networks)?;
     }
-    let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {
+    let change: Change = Box::new(move |tenant, pool| {
         if let Some(plan) = patch.plan {
             tenant.set_plan(plan, pool, Timestamp::now());
         }

@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::tenants::find;
 use crate::domain::Tenant;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
+use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys};
 
 type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
@@ -26,7 +27,7 @@ pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): Tenant
 }
 
 pub async fn enable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
-    let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {
+    let change: Change = Box::new(move |tenant, pool| {
         caller.check_sees(tenant)?;
         tenant.enable(pool, Keys::generate(), Timestamp::now())
     });
@@ -35,7 +36,7 @@ pub async fn enable(State(api): State<Api>, caller: Caller, TenantId(id): Tenant
 }
 
 pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
-    let change = Box::new(move |tenant: &mut Tenant, pool: &mut _| {
+    let change: Change = Box::new(move |tenant, pool| {
         caller.check_sees(tenant)?;
         tenant.disable(pool, Timestamp::now())
     });
@@ -47,7 +48,7 @@ pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): Tenan
 pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
     // Without new keys the old ones stay in force, and the caller has to know.
     let keys = Keys::generate().map_err(ApiError::internal)?;
-    let change = Box::new(move |tenant: &mut Tenant, _: &mut _| {
+    let change: Change = Box::new(move |tenant, _| {
         caller.check_sees(tenant)?;
         tenant.regenerate(keys.clone(), Timestamp::now())
     });

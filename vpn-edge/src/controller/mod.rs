@@ -10,7 +10,7 @@ mod steered;
 pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{self, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use crate::agent::Steered;
@@ -28,7 +28,7 @@ use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::check_versions;
 use crate::domain::{GatewayState, Observed, State, Tenant};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
-use crate::registry::{Registry, UpdateError};
+use crate::registry::{Change, Registry, UpdateError};
 
 /// Deadlines are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -46,8 +46,13 @@ pub struct Settings {
     pub tunnel_ipv6: bool,
 }
 
-/// Tenants that are written back at a time.
-const WRITES: usize = 32;
+/// Gateways that are seen to at a time, and tenants that are written back.
+const AT_ONCE: usize = 32;
+
+/// So many times as long as a look at everything took is everything left alone:
+/// with thousands of tenants, changes that come together are seen together.
+const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_millis(250);
 
 /// See the module.
 pub struct Controller {
@@ -100,9 +105,17 @@ impl Controller {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if let Err(error) = self.reconcile().await {
+            let start = Instant::now();
+            let looked = self.look().await;
+            let took = start.elapsed();
+            let outcome = match looked {
+                Ok(noticed) => self.write_all(noticed).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
                 tracing::error!("cannot reconcile, trying again: {error:#}");
             }
+            rest(took).await;
             tokio::select! {
                 Ok(()) = tenants_changed.changed() => {}
                 Ok(()) = gateways_changed.changed() => {}
@@ -113,35 +126,38 @@ impl Controller {
         }
     }
 
-    async fn reconcile(&mut self) -> anyhow::Result<()> {
+    /// Begins what is to be done, and returns what is to be written back.
+    async fn look(&mut self) -> anyhow::Result<Vec<Noticed>> {
         let tenants = self.registry.list().await?;
         let gateways = self.gateways.list().await?;
+        let tenants = tenants.iter().map(Arc::as_ref);
+        let by_keys: Served = gateways
+            .iter()
+            .map(|gateway| ((gateway.tenant, gateway.generation), gateway))
+            .collect();
         // Attempts count until what was attempted is there.
-        self.attempts.retain(|id, attempts| {
-            tenants.iter().any(|tenant| {
-                tenant.id == *id
-                    && tenant.vpn.generation == attempts.generation
-                    && !gateways.iter().any(|gateway| {
-                        gateway.tenant == *id
-                            && gateway.generation == attempts.generation
-                            && gateway.networks == tenant.networks
-                            && gateway.state == GatewayState::Ready
-                    })
-            })
-        });
-        for action in plan(&tenants, &gateways) {
+        let mut before = std::mem::take(&mut self.attempts);
+        for tenant in tenants.clone() {
+            let (id, generation) = (tenant.id, tenant.vpn.generation);
+            let gateway = by_keys.get(&(id, generation));
+            let is_there = gateway.is_some_and(|gateway| {
+                gateway.networks == tenant.networks && gateway.state == GatewayState::Ready
+            });
+            if let Some(attempts) = before.remove(&id)
+                && attempts.generation == generation
+                && !is_there
+            {
+                self.attempts.insert(id, attempts);
+            }
+        }
+        for action in plan(tenants.clone(), &gateways) {
             match action {
                 Action::Remove(port) => self.remove(port),
                 Action::Ensure(tenant) => self.ensure(tenant),
             }
         }
-        let noticed = tenants
-            .iter()
-            .filter_map(|tenant| self.notice(tenant, &gateways));
-        stream::iter(noticed)
-            .map(Ok)
-            .try_for_each_concurrent(WRITES, |noticed| self.write(noticed))
-            .await
+        let noticed = tenants.filter_map(|tenant| self.notice(tenant, &by_keys));
+        Ok(noticed.collect())
     }
 
     fn remove(&mut self, port: u16) {
@@ -210,8 +226,9 @@ impl Controller {
         self.busy.insert(task.id(), (port, Some(tenant.id)));
     }
 
+    /// Whether nothing more is to be begun for the port now.
     fn is_busy(&self, port: u16) -> bool {
-        self.busy.values().any(|&(busy, _)| busy == port)
+        self.busy.len() == AT_ONCE || self.busy.values().any(|&(busy, _)| busy == port)
     }
 
     fn ended(&mut self, ended: Result<(task::Id, anyhow::Result<()>), task::JoinError>) {
@@ -232,18 +249,15 @@ impl Controller {
     }
 
     /// What came of the tenant's wishes, if that is news.
-    fn notice(&self, tenant: &Tenant, gateways: &[Gateway]) -> Option<Noticed> {
+    fn notice(&self, tenant: &Tenant, gateways: &Served) -> Option<Noticed> {
         let allocation = tenant.vpn.allocation.as_ref()?;
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.get(&tenant.id);
         let failure = attempts.and_then(|attempts| attempts.failure.clone());
-        let gateway = gateways
-            .iter()
-            .find(|gateway| gateway.tenant == tenant.id && gateway.generation == generation)
-            .map_or_else(
-                || failure.map_or(GatewayState::Absent, GatewayState::Failed),
-                |gateway| gateway.state.clone(),
-            );
+        let gateway = gateways.get(&(tenant.id, generation)).map_or_else(
+            || failure.map_or(GatewayState::Absent, GatewayState::Failed),
+            |gateway| gateway.state.clone(),
+        );
         // Before the agent has looked, what an earlier one made of it holds.
         let steerable = self
             .steered
@@ -263,6 +277,13 @@ impl Controller {
         })
     }
 
+    async fn write_all(&self, noticed: Vec<Noticed>) -> anyhow::Result<()> {
+        stream::iter(noticed)
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |noticed| self.write(noticed))
+            .await
+    }
+
     async fn write(&self, noticed: Noticed) -> anyhow::Result<()> {
         let Noticed {
             id,
@@ -271,7 +292,7 @@ impl Controller {
             observed,
             now,
         } = noticed;
-        let change = Box::new(move |stored: &mut Tenant, _: &mut _| {
+        let change: Change = Box::new(move |stored, _| {
             if stored.vpn.generation == generation {
                 stored.observe(&observed, now);
             }
@@ -288,6 +309,13 @@ impl Controller {
         }
     }
 }
+
+async fn rest(took: Duration) {
+    sleep((took * REST).min(LONGEST_REST)).await;
+}
+
+/// Gateways by tenant and generation.
+type Served<'a> = HashMap<(Uuid, u64), &'a Gateway>;
 
 /// What is to be written back of a tenant's gateway.
 struct Noticed {

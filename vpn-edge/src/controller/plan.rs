@@ -18,9 +18,12 @@ pub enum Action<'a> {
 /// The steps from `gateways` to what `tenants` ask for, over the union of
 /// both: a gateway that no tenant asks for is removed.
 #[must_use]
-pub fn plan<'a>(tenants: &'a [Tenant], gateways: &[Gateway]) -> Vec<Action<'a>> {
+pub fn plan<'a>(
+    tenants: impl IntoIterator<Item = &'a Tenant>,
+    gateways: &[Gateway],
+) -> Vec<Action<'a>> {
     let wanted: BTreeMap<u16, &Tenant> = tenants
-        .iter()
+        .into_iter()
         .filter_map(|tenant| Some((tenant.vpn.allocation.as_ref()?.port, tenant)))
         .collect();
     let serves = |gateway: &&Gateway| {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::rest;
 use crate::agent::Steered;
 use crate::domain::{GatewayState, Tenant};
 use crate::gateways::{Gateway, Gateways};
@@ -28,12 +30,13 @@ pub fn follow(
         let mut registry_changed = registry.changes();
         let mut gateways_changed = gateways.changes();
         loop {
+            let start = Instant::now();
             let look = async { Ok((registry.list().await?, gateways.list().await?)) };
             let looked: Result<_> = look.await;
             let retry = looked.is_err();
             match looked {
                 Ok((tenants, gateways)) => {
-                    let now = Some(steered(&tenants, &gateways));
+                    let now = Some(steered(tenants.iter().map(Arc::as_ref), &gateways));
                     sender.send_if_modified(|before| {
                         let changed = *before != now;
                         *before = now;
@@ -42,6 +45,7 @@ pub fn follow(
                 }
                 Err(error) => tracing::warn!("cannot tell what the edges do: {error:#}"),
             }
+            rest(start.elapsed()).await;
             tokio::select! {
                 Ok(()) = registry_changed.changed() => {}
                 Ok(()) = gateways_changed.changed() => {}
@@ -54,13 +58,16 @@ pub fn follow(
 }
 
 /// The ports whose gateways are ready and have the keys that they are to have.
-fn steered(tenants: &[Tenant], gateways: &[Gateway]) -> BTreeMap<u16, (uuid::Uuid, u64)> {
+fn steered<'a>(
+    tenants: impl IntoIterator<Item = &'a Tenant>,
+    gateways: &[Gateway],
+) -> BTreeMap<u16, (uuid::Uuid, u64)> {
     let ready: BTreeMap<u16, &Gateway> = gateways
         .iter()
         .filter(|gateway| gateway.state == GatewayState::Ready)
         .map(|gateway| (gateway.port, gateway))
         .collect();
-    let served = tenants.iter().filter_map(|tenant| {
+    let served = tenants.into_iter().filter_map(|tenant| {
         let port = tenant.vpn.allocation.as_ref()?.port;
         let gateway = ready.get(&port)?;
         let wanted = (tenant.id, tenant.vpn.generation);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::VpnError;
 use super::plan::Plan;
-use super::port_pool::PortPool;
+use super::port_pool::Ports;
 use super::tenant::Tenant;
 use crate::wireguard::keys::{KeyError, Keys};
 
@@ -120,7 +120,7 @@ impl Vpn {
         self.failure = Some(reason);
     }
 
-    fn release(&mut self, pool: &mut PortPool) {
+    fn release(&mut self, pool: &mut dyn Ports) {
         if let Some(allocation) = self.allocation.take() {
             pool.release(allocation.port);
         }
@@ -134,7 +134,7 @@ impl Tenant {
     /// it and the pool has it. Keys that could not be made lead to `failed`.
     pub fn enable(
         &mut self,
-        pool: &mut PortPool,
+        pool: &mut dyn Ports,
         keys: Result<Keys, KeyError>,
         now: Timestamp,
     ) -> Result<(), VpnError> {
@@ -175,7 +175,7 @@ impl Tenant {
     }
 
     /// Gives up gateway, port and keys.
-    pub fn disable(&mut self, pool: &mut PortPool, now: Timestamp) -> Result<(), VpnError> {
+    pub fn disable(&mut self, pool: &mut dyn Ports, now: Timestamp) -> Result<(), VpnError> {
         match self.vpn.state {
             State::Unavailable => Err(VpnError::NotAvailable),
             State::Disabled => Err(VpnError::NotEnabled),
@@ -199,7 +199,7 @@ impl Tenant {
     /// else has come by.
     pub fn reallocate(
         &mut self,
-        pool: &mut PortPool,
+        pool: &mut dyn Ports,
         keys: Keys,
         now: Timestamp,
     ) -> Result<(), VpnError> {
@@ -233,7 +233,7 @@ impl Tenant {
     }
 
     /// Changes the plan. A plan without VPN ends the VPN from any state.
-    pub fn set_plan(&mut self, plan: Plan, pool: &mut PortPool, now: Timestamp) {
+    pub fn set_plan(&mut self, plan: Plan, pool: &mut dyn Ports, now: Timestamp) {
         self.plan = plan;
         let available = self.vpn.state != State::Unavailable;
         if available && !plan.has_vpn() {

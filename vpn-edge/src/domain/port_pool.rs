@@ -76,6 +76,20 @@ impl FromStr for PortRange {
     }
 }
 
+/// Ports to give out. What it takes to know which are free may be gathered when
+/// one is asked for.
+pub trait Ports {
+    /// Gives `holder` a port. `None` when every port is held.
+    fn allocate(&mut self, holder: Uuid) -> Option<u16>;
+
+    /// Takes the port back. Says whether it was held.
+    fn release(&mut self, port: u16) -> bool;
+
+    /// Says whether `holder` may go on with this port: it holds it, and the
+    /// port is still one to give out.
+    fn keeps(&mut self, port: u16, holder: Uuid) -> bool;
+}
+
 /// The ports of some ranges and who holds them.
 ///
 /// Ports held or released outside the ranges (they were configured differently
@@ -146,32 +160,6 @@ impl PortPool {
         })
     }
 
-    /// Gives `holder` a port: the lowest that was never used, else the one
-    /// released longest ago. `None` when every port is held.
-    pub fn allocate(&mut self, holder: Uuid) -> Option<u16> {
-        let port = self.never_used.pop_first().or_else(|| {
-            let at = self.released.iter().position(|p| self.has(*p))?;
-            self.released.remove(at)
-        })?;
-        self.held.insert(port, holder);
-        Some(port)
-    }
-
-    /// Takes the port back. Says whether it was held.
-    pub fn release(&mut self, port: u16) -> bool {
-        let was_held = self.held.remove(&port).is_some();
-        if was_held {
-            self.released.push_back(port);
-        }
-        was_held
-    }
-
-    /// Says whether `holder` may go on with this port: it holds it, and the
-    /// port is still one to give out.
-    pub fn keeps(&self, port: u16, holder: Uuid) -> bool {
-        self.has(port) && self.holder(port) == Some(holder)
-    }
-
     fn has(&self, port: u16) -> bool {
         self.ranges.iter().any(|range| range.contains(port))
     }
@@ -180,7 +168,7 @@ impl PortPool {
         self.held.get(&port).copied()
     }
 
-    /// How many ports [`PortPool::allocate`] can still give out.
+    /// How many ports [`Ports::allocate`] can still give out.
     pub fn available(&self) -> usize {
         let released = self.released.iter().filter(|p| self.has(**p));
         self.never_used.len() + released.count()
@@ -189,6 +177,30 @@ impl PortPool {
     /// Longest released first.
     pub fn released(&self) -> impl Iterator<Item = u16> + '_ {
         self.released.iter().copied()
+    }
+}
+
+impl Ports for PortPool {
+    /// The lowest that was never used, else the one released longest ago.
+    fn allocate(&mut self, holder: Uuid) -> Option<u16> {
+        let port = self.never_used.pop_first().or_else(|| {
+            let at = self.released.iter().position(|p| self.has(*p))?;
+            self.released.remove(at)
+        })?;
+        self.held.insert(port, holder);
+        Some(port)
+    }
+
+    fn release(&mut self, port: u16) -> bool {
+        let was_held = self.held.remove(&port).is_some();
+        if was_held {
+            self.released.push_back(port);
+        }
+        was_held
+    }
+
+    fn keeps(&mut self, port: u16, holder: Uuid) -> bool {
+        self.has(port) && self.holder(port) == Some(holder)
     }
 }
 

@@ -4,18 +4,20 @@
 pub mod kube;
 pub mod sqlite;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::domain::{PortPool, Tenant, VpnError};
+use crate::domain::{Ports, Tenant, VpnError};
 
 pub use self::kube::KubeRegistry;
 pub use sqlite::SqliteRegistry;
 
 /// A change to a stored tenant. It may run more than once, each time on the
-/// tenant and the pool as they then are, and only the last run counts.
-pub type Change = Box<dyn FnMut(&mut Tenant, &mut PortPool) -> Result<(), VpnError> + Send>;
+/// tenant and the ports as they then are, and only the last run counts.
+pub type Change = Box<dyn FnMut(&mut Tenant, &mut dyn Ports) -> Result<(), VpnError> + Send>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -43,7 +45,7 @@ pub enum UpdateError {
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
     /// All tenants, by id.
-    async fn list(&self) -> Result<Vec<Tenant>, RegistryError>;
+    async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError>;
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError>;
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Change, Registry, RegistryError, UpdateError};
-use crate::domain::{Allocation, PortPool, PortRange, State, Tenant, Vpn};
+use crate::domain::{Allocation, PortPool, PortRange, Ports as _, State, Tenant, Vpn};
 use crate::wireguard::{Keys, PrivateKey};
 
 /// The schema, one step a version; `user_version` counts the steps taken.
@@ -134,8 +134,9 @@ impl SqliteRegistry {
 
 #[async_trait]
 impl Registry for SqliteRegistry {
-    async fn list(&self) -> Result<Vec<Tenant>, RegistryError> {
-        self.run(|store| Ok(list(&store.connection)?)).await?
+    async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
+        let tenants = self.run(|store| list(&store.connection)).await??;
+        Ok(tenants.into_iter().map(Arc::new).collect())
     }
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError> {

@@ -4,7 +4,7 @@
 //! controller manager, the controller, and an agent, which has a gateway's port
 //! in its map once its pod is ready. A stand-in for a kubelet says so at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -167,7 +167,7 @@ impl Scene {
                 Ok(())
             }))?;
 
-        let mut wanted: Vec<[u8; 16]> = numbers
+        let mut wanted: BTreeSet<[u8; 16]> = numbers
             .iter()
             .map(|number| id(*number).into_bytes())
             .collect();
@@ -183,13 +183,12 @@ impl Scene {
                 );
                 let now = Instant::now();
                 for allocation in reader.allocations().values() {
-                    let at = wanted.iter().position(|id| *id == allocation.tenant);
-                    if let Some(at) = at.filter(|_| allocation.mode == mode::HOP) {
-                        seen.insert(wanted.swap_remove(at), now);
+                    if allocation.mode == mode::HOP && wanted.remove(&allocation.tenant) {
+                        seen.insert(allocation.tenant, now);
                     }
                 }
-                // The map is long to read, and who reads it takes others' time.
-                std::thread::sleep(POLL);
+                // Who reads it takes others' time.
+                std::thread::sleep(POLL.max(now.elapsed() * 20));
             }
             Ok(seen)
         });

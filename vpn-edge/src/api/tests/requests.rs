@@ -336,7 +336,7 @@ fn broken() -> RegistryError {
 
 #[async_trait]
 impl Registry for Broken {
-    async fn list(&self) -> Result<Vec<Tenant>, RegistryError> {
+    async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
         Err(broken())
     }
 

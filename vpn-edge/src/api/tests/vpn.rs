@@ -321,7 +321,7 @@ async fn private_keys_are_in_the_configuration_alone() {
     let server = Server::start().await;
     let tenant = server.enabled().await;
     let stored = server.registry.list().await.unwrap().remove(0);
-    let keys = stored.vpn.allocation.unwrap().keys;
+    let keys = &stored.vpn.allocation.as_ref().unwrap().keys;
     let patch = json!({ "ready": true });
     let (_, patched) = server
         .send(&server.admin, Method::PATCH, &tenant, patch)

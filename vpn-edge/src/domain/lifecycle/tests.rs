@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::domain::PortPool;
 use crate::wireguard::keys::PrivateKey;
 
 const START: Timestamp = Timestamp::UNIX_EPOCH;

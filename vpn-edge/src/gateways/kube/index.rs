@@ -25,6 +25,8 @@ pub struct Objects<K> {
     known: BTreeMap<(String, String), Arc<K>>,
     /// Those in the list that is being read.
     listed: BTreeSet<(String, String)>,
+    /// Namespaces in which something is new.
+    news: BTreeSet<String>,
 }
 
 impl<K> Default for Objects<K> {
@@ -32,6 +34,7 @@ impl<K> Default for Objects<K> {
         Self {
             known: BTreeMap::new(),
             listed: BTreeSet::new(),
+            news: BTreeSet::new(),
         }
     }
 }
@@ -47,12 +50,12 @@ impl<K: ResourceExt> Objects<K> {
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                self.known.retain(|key, _| listed.contains(key));
+                let gone = |key: &(String, String)| !listed.contains(key);
+                let gone = self.known.extract_if(.., |key, _| gone(key));
+                self.news.extend(gone.map(|((namespace, _), _)| namespace));
             }
             Event::Apply(object) => self.put(object),
-            Event::Delete(object) => {
-                self.known.remove(&key(&object));
-            }
+            Event::Delete(object) => self.remove(&key(&object)),
         }
     }
 
@@ -65,14 +68,19 @@ impl<K: ResourceExt> Objects<K> {
         {
             return;
         }
+        self.news.insert(key.0.clone());
         self.known.insert(key, Arc::new(object));
+    }
+
+    fn remove(&mut self, key: &(String, String)) {
+        self.news.insert(key.0.clone());
+        self.known.remove(key);
     }
 
     /// Forgets the gateway's object in the namespace, if it is for the port.
     fn forget(&mut self, namespace: &str, of: u16) {
         if self.get(namespace).and_then(|found| port(&**found)) == Some(of) {
-            let key = (namespace.to_owned(), GATEWAY.to_owned());
-            self.known.remove(&key);
+            self.remove(&(namespace.to_owned(), GATEWAY.to_owned()));
         }
     }
 
@@ -89,10 +97,6 @@ impl<K: ResourceExt> Objects<K> {
             .map(|(key, object)| (key, &**object));
         rest.take_while(move |((of, _), _)| of == namespace)
             .map(|(_, object)| object)
-    }
-
-    fn namespaces(&self) -> impl Iterator<Item = &str> {
-        self.known.keys().map(|(namespace, _)| &**namespace)
     }
 }
 
@@ -114,6 +118,8 @@ pub struct Index {
     /// Without what is in them.
     pub secrets: Objects<PartialObjectMeta<Secret>>,
     pub pods: Objects<Pod>,
+    /// By namespace, but for what is new.
+    gateways: BTreeMap<String, Gateway>,
 }
 
 impl Index {
@@ -125,21 +131,31 @@ impl Index {
     }
 
     /// The gateways in the namespaces that have one, or what is left of one.
-    pub fn gateways(&self) -> Vec<Gateway> {
-        let deployments = self.deployments.namespaces();
-        // The last that goes when a gateway is removed.
-        let policies = self.policies.namespaces();
-        let namespaces: BTreeSet<&str> = deployments.chain(policies).collect();
-        namespaces
-            .into_iter()
-            .filter_map(|namespace| self.gateway(namespace))
-            .collect()
+    pub fn gateways(&mut self) -> Vec<Gateway> {
+        for namespace in self.news() {
+            match self.gateway(&namespace) {
+                Some(gateway) => self.gateways.insert(namespace, gateway),
+                None => self.gateways.remove(&namespace),
+            };
+        }
+        self.gateways.values().cloned().collect()
+    }
+
+    /// Namespaces in which something of a gateway is new.
+    fn news(&mut self) -> BTreeSet<String> {
+        let mut news = std::mem::take(&mut self.deployments.news);
+        news.append(&mut self.services.news);
+        news.append(&mut self.policies.news);
+        news.append(&mut self.secrets.news);
+        news.append(&mut self.pods.news);
+        news
     }
 
     fn gateway(&self, namespace: &str) -> Option<Gateway> {
         let deployment = self.deployments.get(namespace);
         let shape = deployment.and_then(|deployment| Shape::read(deployment));
         let (Some(deployment), Some(shape)) = (deployment, shape) else {
+            // The last that goes when a gateway is removed.
             let policy = self.policies.get(namespace)?;
             return Some(Gateway {
                 tenant: policy.labels().get(label::TENANT)?.parse().ok()?,

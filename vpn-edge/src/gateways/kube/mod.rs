@@ -141,7 +141,7 @@ impl KubeGateways {
 
     /// The gateways to be applied anew, now.
     fn outdated(&self) -> Vec<(Place, Shape)> {
-        let index = self.index();
+        let mut index = self.index();
         let mut outdated = Vec::new();
         let mut by_wish = 0;
         for (place, shape, deployment) in index.placed() {

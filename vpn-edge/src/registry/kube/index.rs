@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::convert::{Held, KeysSecret, View, created, held, keys_secret, version};
 use super::shelf::{Name, Shelf};
-use crate::domain::{Pools, PortPool, Tenant};
+use crate::domain::{Pools, PortPool, Ports, Tenant};
 use crate::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant};
 
 /// Who holds a port that no tenant holds.
@@ -25,7 +25,7 @@ const REFUSED: SignedDuration = SignedDuration::from_secs(2);
 /// What a VpnTenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    Tenant(Box<Tenant>),
+    Tenant(Arc<Tenant>),
     /// It was deleted, and goes once all it had is gone.
     Leaving,
     /// It is none, for this reason.
@@ -40,8 +40,14 @@ pub struct Index {
     tenants: Shelf<Arc<VpnTenant>>,
     keys: Shelf<KeysSecret>,
     services: Shelf<Held>,
-    /// Namespaces of each id.
+    /// Namespaces of each id, and the other way round.
     by_id: BTreeMap<String, BTreeSet<String>>,
+    ids: BTreeMap<String, String>,
+    /// The tenants, and the namespaces of each, but for what is unsettled.
+    settled: BTreeMap<Uuid, Arc<Tenant>>,
+    settled_in: BTreeMap<String, Uuid>,
+    /// Namespaces of whose tenants something is new since then.
+    unsettled: BTreeSet<String>,
     /// Longest released first.
     released: Vec<u16>,
     refused: BTreeMap<u16, Timestamp>,
@@ -91,8 +97,9 @@ impl Kind for Secret {
         let port = |keys: &KeysSecret| freed.extend(keys.kept.as_ref().map(|k| k.allocation.port));
         let changed = take(&mut index.keys, event, value, port);
         index.free(freed);
-        let namespaces = changed.iter().map(|(namespace, _)| namespace.clone());
-        index.news.namespaces.extend(namespaces);
+        for (namespace, _) in &changed {
+            index.note(namespace);
+        }
         !changed.is_empty()
     }
 }
@@ -178,27 +185,42 @@ impl Index {
     }
 
     /// The tenant of an id.
-    pub fn find(&self, id: Uuid) -> Option<(View, Tenant)> {
+    pub fn find(&self, id: Uuid) -> Option<(View, Arc<Tenant>)> {
         let view = self.view(&self.holder_of(&id.to_string())?)?;
         match self.standing(&view) {
-            Standing::Tenant(tenant) => Some((view, *tenant)),
+            Standing::Tenant(tenant) => Some((view, tenant)),
             _ => None,
         }
     }
 
     /// All tenants, by id.
-    pub fn tenants(&self) -> Vec<Tenant> {
-        let views = self
-            .namespaces()
-            .filter_map(|namespace| self.view(namespace));
-        let mut tenants: Vec<Tenant> = views
-            .filter_map(|view| match self.standing(&view) {
-                Standing::Tenant(tenant) => Some(*tenant),
-                _ => None,
-            })
-            .collect();
-        tenants.sort_by_key(|tenant| tenant.id);
-        tenants
+    pub fn tenants(&mut self) -> Vec<Arc<Tenant>> {
+        self.settle();
+        self.settled.values().cloned().collect()
+    }
+
+    /// Makes tenants of what is new.
+    fn settle(&mut self) {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        // Of two of one id, news of either may change which of them it is.
+        let of_their_ids = unsettled.iter().filter_map(|namespace| {
+            let id = self.ids.get(namespace)?;
+            self.by_id.get(id)
+        });
+        let namespaces: BTreeSet<String> =
+            of_their_ids.flatten().chain(&unsettled).cloned().collect();
+        for namespace in &namespaces {
+            if let Some(id) = self.settled_in.remove(namespace) {
+                self.settled.remove(&id);
+            }
+        }
+        for namespace in namespaces {
+            let standing = self.view(&namespace).map(|view| self.standing(&view));
+            if let Some(Standing::Tenant(tenant)) = standing {
+                self.settled_in.insert(namespace, tenant.id);
+                self.settled.insert(tenant.id, tenant);
+            }
+        }
     }
 
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
@@ -215,7 +237,7 @@ impl Index {
             _ => {}
         }
         match view.tenant() {
-            Ok(tenant) => Standing::Tenant(Box::new(tenant)),
+            Ok(tenant) => Standing::Tenant(Arc::new(tenant)),
             Err(reason) => Standing::Invalid(reason),
         }
     }
@@ -244,19 +266,25 @@ impl Index {
     /// The ports as they are for this tenant. It is offered first what its
     /// Service holds already, then ports in an order of its own, which makes
     /// two tenants seldom ask for the same, and last those released lately.
-    pub fn pool(&self, pools: &Pools, view: &View, tenant: &Tenant, now: Timestamp) -> PortPool {
+    pub fn pool(
+        &mut self,
+        pools: &Pools,
+        view: &View,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> PortPool {
+        self.settle();
         let mut holders = self.holders(now);
         let allocated = tenant.vpn.allocation.as_ref().map(|a| a.port);
         // Its own, but not what its keys are for: free for it to take.
         holders.retain(|port, holder| *holder != tenant.id || Some(*port) == allocated);
         let claim = view.claim();
+        let turns: BTreeMap<u16, usize> = self.released.iter().copied().zip(1..).collect();
         let mut free: Vec<u16> = pools.ports().filter(|p| !holders.contains_key(p)).collect();
         free.sort_by_cached_key(|port| {
-            let released = self.released.iter().position(|released| released == port);
-            let turn = released.map_or(0, |at| at + 1);
             (
                 Some(*port) != claim,
-                turn,
+                turns.get(port).copied().unwrap_or(0),
                 Reverse(weight(tenant.id, *port)),
             )
         });
@@ -269,7 +297,7 @@ impl Index {
         let mut holders = BTreeMap::new();
         for ((namespace, _), keys) in self.keys.iter() {
             if let Some(kept) = &keys.kept {
-                holders.insert(kept.allocation.port, self.id(namespace));
+                holders.insert(kept.allocation.port, self.holder(namespace));
             }
         }
         for (port, refused) in &self.refused {
@@ -279,7 +307,11 @@ impl Index {
         }
         for ((namespace, name), service) in self.services.iter() {
             let ours = name == GATEWAY;
-            let holder = if ours { self.id(namespace) } else { STRANGER };
+            let holder = if ours {
+                self.holder(namespace)
+            } else {
+                STRANGER
+            };
             holders.extend(service.ports.iter().map(|port| (*port, holder)));
         }
         holders
@@ -297,13 +329,9 @@ impl Index {
             })
     }
 
-    fn id(&self, namespace: &str) -> Uuid {
-        let Some(tenant) = self.tenants.get(&name(namespace, TENANT)) else {
-            return STRANGER;
-        };
-        let id = &tenant.spec.id;
-        let first = self.holder_of(id).is_some_and(|holder| holder == namespace);
-        id.parse().ok().filter(|_| first).unwrap_or(STRANGER)
+    /// The tenant that holds what a namespace has; nobody's else.
+    fn holder(&self, namespace: &str) -> Uuid {
+        self.settled_in.get(namespace).copied().unwrap_or(STRANGER)
     }
 
     /// Takes note that the API server did not give out this port.
@@ -329,7 +357,7 @@ impl Index {
         let changed = self.keys.remove(&name, version);
         if changed {
             self.free(ports);
-            self.news.namespaces.insert(name.0);
+            self.note(namespace);
         }
         changed
     }
@@ -344,7 +372,7 @@ impl Index {
         let changed = self.services.remove(&name, version);
         if changed {
             self.free(ports.unwrap_or_default());
-            self.news.namespaces.insert(name.0);
+            self.note(namespace);
         }
         changed
     }
@@ -374,7 +402,7 @@ impl Index {
     /// Tells its tenant, or the one whose port a stranger's Service has.
     fn service_changed(&mut self, changed: &Name) {
         if changed.1 == GATEWAY {
-            self.news.namespaces.insert(changed.0.clone());
+            self.note(&changed.0);
         }
         let ports = self.services.get(changed).map(|service| &service.ports);
         let ports = ports.map_or(&[][..], Vec::as_slice);
@@ -387,21 +415,72 @@ impl Index {
     }
 
     fn tenant_changed(&mut self, namespace: &str) {
-        self.news.namespaces.insert(namespace.to_owned());
+        self.note(namespace);
         let tenant = self.tenants.get(&name(namespace, TENANT));
         let id = tenant.map(|tenant| tenant.spec.id.clone());
-        // Who else has the id may now have it alone, or no longer.
-        self.by_id.retain(|other, namespaces| {
-            if id.as_ref() != Some(other) && namespaces.remove(namespace) {
-                self.news.namespaces.extend(namespaces.iter().cloned());
-            }
-            !namespaces.is_empty()
-        });
-        if let Some(id) = id {
-            let namespaces = self.by_id.entry(id).or_default();
+        let before = match &id {
+            Some(id) => self.ids.insert(namespace.to_owned(), id.clone()),
+            None => self.ids.remove(namespace),
+        };
+        if let Some(id) = &id {
+            let namespaces = self.by_id.entry(id.clone()).or_default();
             namespaces.insert(namespace.to_owned());
-            self.news.namespaces.extend(namespaces.iter().cloned());
         }
+        if let Some(before) = before
+            .as_ref()
+            .filter(|before| Some(*before) != id.as_ref())
+            && let Some(namespaces) = self.by_id.get_mut(before)
+        {
+            namespaces.remove(namespace);
+        }
+        // Who else has the id may now have it alone, or no longer.
+        for id in before.iter().chain(&id) {
+            let others = self.by_id.get(id).cloned().unwrap_or_default();
+            others.iter().for_each(|namespace| self.note(namespace));
+            if others.is_empty() {
+                self.by_id.remove(id);
+            }
+        }
+    }
+
+    /// Takes note that something is new of a namespace's tenant.
+    fn note(&mut self, namespace: &str) {
+        self.news.namespaces.insert(namespace.to_owned());
+        self.unsettled.insert(namespace.to_owned());
+    }
+}
+
+/// Ports for one tenant, looked up when the first is asked for: most changes
+/// take none.
+pub struct Offer<F> {
+    gather: F,
+    gathered: Option<PortPool>,
+}
+
+impl<F: Fn() -> PortPool> Offer<F> {
+    pub fn new(gather: F) -> Self {
+        Self {
+            gather,
+            gathered: None,
+        }
+    }
+
+    fn pool(&mut self) -> &mut PortPool {
+        self.gathered.get_or_insert_with(&self.gather)
+    }
+}
+
+impl<F: Fn() -> PortPool> Ports for Offer<F> {
+    fn allocate(&mut self, holder: Uuid) -> Option<u16> {
+        self.pool().allocate(holder)
+    }
+
+    fn release(&mut self, port: u16) -> bool {
+        self.pool().release(port)
+    }
+
+    fn keeps(&mut self, port: u16, holder: Uuid) -> bool {
+        self.pool().keeps(port, holder)
     }
 }
 

@@ -109,13 +109,13 @@ impl KubeRegistry {
 
 #[async_trait]
 impl Registry for KubeRegistry {
-    async fn list(&self) -> Result<Vec<Tenant>, RegistryError> {
-        Ok(self.inner.with(|index| index.tenants()))
+    async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
+        Ok(self.inner.with(Index::tenants))
     }
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError> {
         let found = self.inner.with(|index| index.find(id));
-        Ok(found.map(|(_, tenant)| tenant))
+        Ok(found.map(|(_, tenant)| Arc::unwrap_or_clone(tenant)))
     }
 
     async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError> {
@@ -199,7 +199,7 @@ impl Inner {
         let uid = made.uid();
         self.took(made);
         match self.with(|index| index.find(tenant.id)) {
-            Some((view, tenant)) if view.namespace == namespace => Ok(tenant),
+            Some((view, tenant)) if view.namespace == namespace => Ok(Arc::unwrap_or_clone(tenant)),
             // Somebody else made one at the same time.
             _ => {
                 let preconditions = Preconditions {

@@ -6,6 +6,7 @@
 //! between two steps leaves a tenant as it was before, with a spec that says
 //! what is wanted: its follower goes on from there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::convert::{CLAIMED, Held, Kept, View, labels, owner, secret};
-use super::index::Standing;
+use super::index::{Offer, Standing};
 use super::{Inner, status};
 use crate::domain::{State, Tenant, VpnError};
 use crate::kubernetes::{
@@ -215,15 +216,15 @@ impl Inner {
         asked: bool,
         wished: &mut bool,
     ) -> Result<Tenant, Miss> {
-        let now = Timestamp::now();
-        let found = self.with(|index| {
-            let (view, tenant) = index.find(id)?;
-            let pool = index.pool(&self.settings.pools, &view, &tenant, now);
-            Some((view, tenant, pool))
-        });
-        let (mut view, before, mut pool) = found.ok_or(UpdateError::NotFound)?;
+        let found = self.with(|index| index.find(id));
+        let (mut view, before) = found.ok_or(UpdateError::NotFound)?;
+        let before = Arc::unwrap_or_clone(before);
         let mut after = before.clone();
-        match change(&mut after, &mut pool) {
+        let mut offer = Offer::new(|| {
+            let now = Timestamp::now();
+            self.with(|index| index.pool(&self.settings.pools, &view, &before, now))
+        });
+        match change(&mut after, &mut offer) {
             Err(VpnError::BeingEnabled | VpnError::AlreadyEnabled | VpnError::NotEnabled)
                 if *wished =>
             {

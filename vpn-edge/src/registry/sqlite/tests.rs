@@ -91,7 +91,11 @@ async fn a_tenant_is_stored_with_all_it_has() {
     let tenant = enabled(&registry, 7).await;
     assert_eq!(registry.get(tenant.id).await.unwrap(), Some(tenant.clone()));
     let plain = registry.create(new_tenant(3)).await.unwrap();
-    assert_eq!(registry.list().await.unwrap(), [plain, tenant], "by id");
+    assert_eq!(
+        registry.list().await.unwrap(),
+        [plain, tenant].map(Arc::new),
+        "by id"
+    );
     assert_eq!(registry.get(Uuid::nil()).await.unwrap(), None);
 }
 
@@ -336,7 +340,7 @@ async fn a_row_deleted_by_hand_while_closed_frees_its_port() {
         .unwrap();
     drop(by_hand);
     let registry = open(&path);
-    assert_eq!(registry.list().await.unwrap(), [second]);
+    assert_eq!(registry.list().await.unwrap(), [Arc::new(second)]);
     assert_eq!(port(&enabled(&registry, 3).await), port(&first));
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::super::testing::{MADE, at, kept, resource, service, settings, stored};
 use super::*;
 
@@ -26,7 +28,12 @@ fn standing(index: &Index, namespace: &str) -> Standing {
     index.standing(&index.view(namespace).unwrap())
 }
 
-fn pool(index: &Index, namespace: &str) -> PortPool {
+fn listed(index: &mut Index) -> Vec<String> {
+    let tenants = index.tenants();
+    tenants.iter().map(|t| t.namespace.clone()).collect()
+}
+
+fn pool(index: &mut Index, namespace: &str) -> PortPool {
     let view = index.view(namespace).unwrap();
     let Standing::Tenant(tenant) = index.standing(&view) else {
         panic!("{namespace} is no tenant");
@@ -39,13 +46,13 @@ fn the_oldest_of_one_id_is_the_tenant() {
     let mut index = index(&[(1, "b", 0), (1, "a", 1), (2, "c", 0)]);
     assert!(matches!(standing(&index, "b"), Standing::Tenant(_)));
     assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
-    let listed: Vec<_> = index.tenants().into_iter().map(|t| t.namespace).collect();
-    assert_eq!(listed, ["b", "c"]);
+    assert_eq!(listed(&mut index), ["b", "c"]);
     index.news();
     VpnTenant::take(&mut index, Event::Delete(resource(1, "b", 0, 9)));
     assert!(matches!(standing(&index, "a"), Standing::Tenant(_)));
     let news = index.news().namespaces;
     assert!(news.contains("a") && news.contains("b"), "{news:?}");
+    assert_eq!(listed(&mut index), ["a", "c"]);
 }
 
 #[test]
@@ -81,13 +88,13 @@ fn ports_are_held_by_keys_and_by_services_of_anybody() {
             Event::Apply(service(namespace, name, port, version)),
         );
     }
-    let pool_of_b = pool(&index, "b");
+    let pool_of_b = pool(&mut index, "b");
     assert_eq!(pool_of_b.available(), 7);
     assert_eq!(pool_of_b.holder(30000), Some(Uuid::from_u128(1)));
     assert_eq!(pool_of_b.holder(30001), Some(STRANGER));
     assert_eq!(pool_of_b.holder(30002), Some(Uuid::from_u128(1)));
     // Its own Service's port is there for the tenant to take, and the first.
-    let mut pool_of_a = pool(&index, "a");
+    let mut pool_of_a = pool(&mut index, "a");
     assert!(pool_of_a.keeps(30000, Uuid::from_u128(1)));
     assert_eq!(pool_of_a.allocate(Uuid::from_u128(1)), Some(30002));
 }
@@ -105,14 +112,14 @@ fn a_port_that_somebody_has_come_by_is_lost() {
     Service::take(&mut index, Event::Apply(service("x", "own", 30000, 8)));
     assert!(lost(&index));
     assert!(index.news().namespaces.contains("a"));
-    assert!(!pool(&index, "a").keeps(30000, Uuid::from_u128(1)));
+    assert!(!pool(&mut index, "a").keeps(30000, Uuid::from_u128(1)));
 }
 
 #[test]
 fn refused_ports_are_tried_again_after_a_while_and_freed_ones_come_last() {
     let mut index = index(&[(1, "a", 0), (2, "b", 0)]);
     index.refuse(30003, at(MADE));
-    assert_eq!(pool(&index, "a").holder(30003), Some(STRANGER));
+    assert_eq!(pool(&mut index, "a").holder(30003), Some(STRANGER));
     let view = index.view("a").unwrap();
     let tenant = view.tenant().unwrap();
     let later = at(MADE + 2);
@@ -140,17 +147,53 @@ fn tenants_seldom_ask_for_the_same_port_first() {
         .iter()
         .map(|(n, name)| (*n, name.as_str(), 0))
         .collect();
-    let index = index(&tenants);
+    let mut index = index(&tenants);
     let mut firsts = BTreeMap::new();
     for (_, namespace, _) in &tenants {
-        let first = pool(&index, namespace).released().next().unwrap();
+        let first = pool(&mut index, namespace).released().next().unwrap();
         *firsts.entry(first).or_insert(0) += 1;
         assert_eq!(
-            pool(&index, namespace).released().next(),
+            pool(&mut index, namespace).released().next(),
             Some(first),
             "as before"
         );
     }
     assert_eq!(firsts.len(), 10);
     assert!(firsts.values().all(|asked| *asked < 25), "{firsts:?}");
+}
+
+proptest! {
+    /// Whatever happens to tenants that share ids, and whenever one asks.
+    #[test]
+    fn what_is_settled_is_what_all_of_it_would_be(
+        steps in prop::collection::vec((0..5u8, 0..3usize, 1..3u128, any::<bool>()), 1..40),
+    ) {
+        let mut index = Index::default();
+        for (version, (step, namespace, id, ask)) in (1..).zip(steps) {
+            let namespace = ["a", "b", "c"][namespace];
+            let mut tenant = resource(id, namespace, 0, version);
+            match step {
+                0 | 1 => {
+                    VpnTenant::take(&mut index, Event::Apply(tenant));
+                }
+                2 => {
+                    tenant.metadata.deletion_timestamp = tenant.metadata.creation_timestamp.clone();
+                    VpnTenant::take(&mut index, Event::Apply(tenant));
+                }
+                3 => {
+                    VpnTenant::take(&mut index, Event::Delete(tenant));
+                }
+                _ if index.view(namespace).is_some() => put(&mut index, namespace, 30000, version),
+                _ => {}
+            }
+            if ask {
+                index.tenants();
+            }
+        }
+        let settled = index.tenants();
+        index.settled.clear();
+        index.settled_in.clear();
+        index.unsettled = index.namespaces().map(str::to_owned).collect();
+        prop_assert_eq!(settled, index.tenants());
+    }
 }

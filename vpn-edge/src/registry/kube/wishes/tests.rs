@@ -42,7 +42,7 @@ fn wish(view: &View) -> Option<Wish> {
     let standing = if view.deleting() {
         Standing::Leaving
     } else {
-        Standing::Tenant(Box::new(view.tenant().unwrap()))
+        Standing::Tenant(Arc::new(view.tenant().unwrap()))
     };
     next(view, &standing, false, at(MADE))
 }
