@@ -19,6 +19,9 @@ use super::pod::{Tended, Wanted};
 /// What runs a pod's containers. Each call may take its time: other pods do
 /// not wait for it.
 pub trait Containers: Send + Sync + 'static {
+    /// Whether one that was ready may be no longer.
+    const CHANGE: bool = true;
+
     /// Starts what the pod's template says, and gives back the pod's addresses,
     /// which do not matter where it is on the host's network.
     ///
@@ -28,7 +31,8 @@ pub trait Containers: Send + Sync + 'static {
     /// is tried again.
     fn start(&self, pod: &Pod) -> Result<Vec<IpAddr>>;
 
-    /// Whether a started pod is ready. Asked for again and again.
+    /// Whether a started pod is ready. Asked for again and again, if that may
+    /// change.
     ///
     /// # Errors
     ///
@@ -140,7 +144,7 @@ impl<C: Containers> Pods<C> {
             containers: Arc::clone(&self.containers),
             client: self.client.clone(),
             addresses: self.addresses.clone(),
-            pod: pod.clone(),
+            pod: Arc::new(pod.clone()),
             wanted,
         };
         self.tasks.spawn(tended.tend());

@@ -18,7 +18,7 @@ use super::{Containers, RETRY};
 /// What the API server last said about a pod.
 #[derive(Clone)]
 pub(super) enum Wanted {
-    Running(Box<Pod>),
+    Running(Arc<Pod>),
     /// It is to end, and then to be deleted.
     Ending,
     /// It is deleted already.
@@ -28,7 +28,7 @@ pub(super) enum Wanted {
 impl Wanted {
     pub fn of(pod: &Pod) -> Self {
         match pod.metadata.deletion_timestamp {
-            None => Self::Running(Box::new(pod.clone())),
+            None => Self::Running(Arc::new(pod.clone())),
             Some(_) => Self::Ending,
         }
     }
@@ -40,7 +40,7 @@ pub(super) struct Tended<C> {
     pub client: Client,
     /// The node's own.
     pub addresses: Vec<IpAddr>,
-    pub pod: Pod,
+    pub pod: Arc<Pod>,
     pub wanted: watch::Receiver<Wanted>,
 }
 
@@ -96,7 +96,7 @@ impl<C: Containers> Tended<C> {
                 }
             }
             tokio::select! {
-                () = sleep(RETRY) => {}
+                () = sleep(RETRY), if reported.is_none() || C::CHANGE => {}
                 _ = self.wanted.changed() => {}
             }
         }
@@ -106,7 +106,7 @@ impl<C: Containers> Tended<C> {
     fn is_wanted(&mut self) -> bool {
         match &*self.wanted.borrow_and_update() {
             Wanted::Running(pod) => {
-                self.pod = (**pod).clone();
+                self.pod = Arc::clone(pod);
                 true
             }
             Wanted::Ending | Wanted::Gone => false,
@@ -117,7 +117,7 @@ impl<C: Containers> Tended<C> {
         &self,
         work: impl FnOnce(&C, &Pod) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (containers, pod) = (Arc::clone(&self.containers), self.pod.clone());
+        let (containers, pod) = (Arc::clone(&self.containers), Arc::clone(&self.pod));
         tokio::task::spawn_blocking(move || work(&containers, &pod)).await?
     }
 

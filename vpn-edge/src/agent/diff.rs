@@ -56,10 +56,10 @@ pub fn diff(
 
     // Slots that were in use until now are given out last, so that whoever
     // reads counters does not see two tenants' numbers follow each other.
-    let (fresh, used): (Vec<u16>, Vec<u16>) = (0..NODE_SLOT)
-        .filter(|slot| !slots.contains(slot))
-        .partition(|slot| observed.values().all(|allocation| allocation.slot != *slot));
-    let mut free = fresh.into_iter().chain(used);
+    let used: BTreeSet<u16> = observed.values().map(|known| known.slot).collect();
+    let free = || (0..NODE_SLOT).filter(|slot| !slots.contains(slot));
+    let fresh = free().filter(|slot| !used.contains(slot));
+    let mut free = fresh.chain(free().filter(|slot| used.contains(slot)));
 
     for (&port, entry) in desired {
         let (slot, memory) = match kept.get(&port) {

@@ -100,6 +100,8 @@ struct Scene {
 struct Nothing(AtomicU32);
 
 impl Containers for Nothing {
+    const CHANGE: bool = false;
+
     fn start(&self, _: &Pod) -> Result<Vec<IpAddr>> {
         Ok(vec![Ipv4Addr::from(self.0.fetch_add(1, Relaxed)).into()])
     }
