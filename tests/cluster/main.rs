@@ -12,4 +12,5 @@ mod outage;
 mod registry;
 mod start;
 mod tunnel;
+mod upkeep;
 mod whole;

@@ -55,7 +55,15 @@ impl<K: ResourceExt> Objects<K> {
                 self.news.extend(gone.map(|((namespace, _), _)| namespace));
             }
             Event::Apply(object) => self.put(object),
-            Event::Delete(object) => self.remove(&key(&object)),
+            Event::Delete(object) => {
+                let key = key(&object);
+                // Another may have been made in its place already.
+                if let Some(known) = self.known.get(&key)
+                    && version(&**known) <= version(&object)
+                {
+                    self.remove(&key);
+                }
+            }
         }
     }
 
@@ -89,7 +97,7 @@ impl<K: ResourceExt> Objects<K> {
         self.known.get(&(namespace.to_owned(), GATEWAY.to_owned()))
     }
 
-    fn within<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+    pub fn within<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
         let first = (namespace.to_owned(), String::new());
         let rest = self
             .known
@@ -97,6 +105,14 @@ impl<K: ResourceExt> Objects<K> {
             .map(|(key, object)| (key, &**object));
         rest.take_while(move |((of, _), _)| of == namespace)
             .map(|(_, object)| object)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &K> {
+        self.known.values().map(|object| &**object)
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.known.keys().map(|(namespace, _)| &**namespace)
     }
 }
 
@@ -151,7 +167,8 @@ impl Index {
         news
     }
 
-    fn gateway(&self, namespace: &str) -> Option<Gateway> {
+    /// The namespace's gateway, or what is left of it.
+    pub fn gateway(&self, namespace: &str) -> Option<Gateway> {
         let deployment = self.deployments.get(namespace);
         let shape = deployment.and_then(|deployment| Shape::read(deployment));
         let (Some(deployment), Some(shape)) = (deployment, shape) else {
@@ -207,16 +224,12 @@ impl Index {
         self.secrets.forget(namespace, port);
     }
 
-    /// The gateways that there are, with where they go now.
-    pub fn placed(&self) -> Vec<(Place, Shape, Arc<Deployment>)> {
-        let deployments = self.deployments.known.values();
-        deployments
-            .filter_map(|deployment| {
-                let shape = Shape::read(deployment)?;
-                let place = self.place(shape.tenant, &deployment.namespace()?)?;
-                Some((place, shape, Arc::clone(deployment)))
-            })
-            .collect()
+    /// The namespace's gateway, with where it goes now.
+    pub fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
+        let deployment = self.deployments.get(namespace)?;
+        let shape = Shape::read(deployment)?;
+        let place = self.place(shape.tenant, namespace)?;
+        Some((place, shape, Arc::clone(deployment)))
     }
 }
 

@@ -4,12 +4,16 @@
 //! NetworkPolicy and a Secret, all of the same name. The cluster runs them; this
 //! applies what is wanted, and tells what came of it.
 
+mod drift;
 mod index;
+mod lost;
 pub mod objects;
 mod pod;
+mod rollout;
 mod state;
+mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -32,9 +36,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::index::{Index, Objects, port};
-use self::objects::{Place, Shape, annotation};
+use self::objects::{Place, Shape};
 use super::{Gateway, GatewaySpec, Gateways};
-use crate::domain::GatewayState;
 use crate::kubernetes::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
 
 pub use objects::Settings;
@@ -49,15 +52,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Pause after a watch that failed, and between looks at what goes.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Pause after a gateway could not be brought up to date.
-const LONG_PAUSE: Duration = Duration::from_secs(15);
-
 /// See [`Gateways`].
 pub struct KubeGateways {
     client: Client,
     settings: Settings,
     index: Arc<Mutex<Index>>,
     changes: watch::Sender<u64>,
+    /// The namespaces whose gateways are to be looked at.
+    touched: Arc<Mutex<BTreeSet<String>>>,
     /// One a namespace: its gateway is of one mind at a time.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     _watches: JoinSet<()>,
@@ -73,6 +75,7 @@ impl KubeGateways {
         let mut watches = Watches {
             index: Arc::default(),
             changes: watch::Sender::new(0),
+            touched: Arc::default(),
             trouble: Arc::default(),
             tasks: JoinSet::new(),
             listed: Vec::new(),
@@ -111,83 +114,21 @@ impl KubeGateways {
             settings,
             index: watches.index,
             changes: watches.changes,
+            touched: watches.touched,
             locks: Mutex::default(),
             _watches: watches.tasks,
         })
     }
 
-    /// Brings gateways up to date whose tenants want them run otherwise, at
-    /// once, and such as were made with other settings or by another version,
-    /// one after the other. Runs for good; one controller at a time may.
-    pub async fn keep_up(&self) {
-        let mut changes = self.changes.subscribe();
-        let mut refused: HashMap<String, Instant> = HashMap::new();
-        loop {
-            changes.mark_unchanged();
-            for (place, shape) in self.outdated() {
-                let now = Instant::now();
-                refused.retain(|_, next| *next > now);
-                if refused.contains_key(&place.namespace) {
-                    continue;
-                }
-                if let Err(error) = self.bring_up_to_date(&place, &shape).await {
-                    tracing::error!(tenant = %shape.tenant, "its gateway stays as it is: {error:#}");
-                    refused.insert(place.namespace, now + LONG_PAUSE);
-                }
-            }
-            let _ = timeout(LONG_PAUSE, changes.changed()).await;
-        }
-    }
-
-    /// The gateways to be applied anew, now.
-    fn outdated(&self) -> Vec<(Place, Shape)> {
-        let mut index = self.index();
-        let mut outdated = Vec::new();
-        let mut by_wish = 0;
-        for (place, shape, deployment) in index.placed() {
-            let wanted = objects::deployment(&place, &shape, &self.settings);
-            let differs = |key| wanted.annotations().get(key) != deployment.annotations().get(key);
-            if deployment.metadata.deletion_timestamp.is_some() || !differs(annotation::APPLIED) {
-                continue;
-            }
-            if differs(annotation::WISH) {
-                outdated.insert(by_wish, (place, shape));
-                by_wish += 1;
-            } else {
-                outdated.push((place, shape));
-            }
-        }
-        let gateways = if outdated.len() > by_wish {
-            index.gateways()
-        } else {
-            Vec::new()
-        };
-        let starting = |gateway: &Gateway| gateway.state == GatewayState::Starting;
-        // Nobody asked for these, so they are not all to be away at once.
-        let others = usize::from(by_wish == 0 && !gateways.iter().any(starting));
-        outdated.truncate(by_wish + others);
-        outdated
-    }
-
-    async fn bring_up_to_date(&self, place: &Place, shape: &Shape) -> Result<()> {
-        let _lock = self.lock(&place.namespace).await;
-        let is_same = {
-            let index = self.index();
-            let found = index.deployments.get(&place.namespace);
-            found
-                .and_then(|deployment| Shape::read(deployment))
-                .as_ref()
-                == Some(shape)
-        };
-        if !is_same {
-            return Ok(());
-        }
-        tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
-        self.apply_all(place, shape, None).await
-    }
-
     /// Applies all that makes up the gateway, but no Secret if there is none.
-    async fn apply_all(&self, place: &Place, shape: &Shape, secret: Option<Secret>) -> Result<()> {
+    /// For `mark` see [`objects::annotation::ROLLED`].
+    async fn apply_all(
+        &self,
+        place: &Place,
+        shape: &Shape,
+        secret: Option<Secret>,
+        mark: Option<String>,
+    ) -> Result<()> {
         // First, as no pod is to be without it, and what is left of an attempt
         // is found by it.
         let policy = objects::policy(place, shape, &self.settings);
@@ -202,9 +143,11 @@ impl KubeGateways {
         }
         let service = self.apply(&objects::service(place, shape)).await?;
         self.index().services.put(service);
-        let deployment = objects::deployment(place, shape, &self.settings);
+        let mut deployment = objects::deployment(place, shape, &self.settings);
+        objects::mark(&mut deployment, mark);
         let deployment = self.apply(&deployment).await?;
         self.index().deployments.put(deployment);
+        self.touched().insert(place.namespace.clone());
         self.changed();
         Ok(())
     }
@@ -261,11 +204,25 @@ impl KubeGateways {
             if found.is_none_or(|found| port(&found) != Some(wanted)) {
                 return Ok(());
             }
+            if self.is_lost(namespace).await? {
+                return self.let_go(namespace, wanted).await;
+            }
             if started.elapsed() > PATIENCE {
                 bail!("the gateway's pod in {namespace} does not end");
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// Lets the Deployment go without its pods.
+    async fn let_go(&self, namespace: &str, port: u16) -> Result<()> {
+        tracing::warn!(
+            namespace,
+            port,
+            "its gateway's node is down: not waiting for it"
+        );
+        self.delete::<Deployment>(namespace, port, PropagationPolicy::Background)
+            .await
     }
 
     fn api<K>(&self, namespace: &str) -> Api<K>
@@ -276,11 +233,21 @@ impl KubeGateways {
     }
 
     async fn lock(&self, namespace: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().expect("no panic under this lock");
-            Arc::clone(locks.entry(namespace.to_owned()).or_default())
-        };
-        lock.lock_owned().await
+        self.lock_of(namespace).lock_owned().await
+    }
+
+    /// None while somebody else has it.
+    fn try_lock(&self, namespace: &str) -> Option<OwnedMutexGuard<()>> {
+        self.lock_of(namespace).try_lock_owned().ok()
+    }
+
+    fn lock_of(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().expect("no panic under this lock");
+        Arc::clone(locks.entry(namespace.to_owned()).or_default())
+    }
+
+    fn touched(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.touched.lock().expect("no panic under this lock")
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -301,21 +268,21 @@ impl Gateways for KubeGateways {
             format!("there is no VpnTenant of the id {tenant} in {namespace}")
         })?;
         let _lock = self.lock(&place.namespace).await;
-        let is_going = |deployment: &Arc<Deployment>| {
-            let metadata = &deployment.metadata;
-            metadata.deletion_timestamp.is_some()
-        };
-        if self
-            .index()
-            .deployments
-            .get(&place.namespace)
-            .is_some_and(is_going)
+        let before = self.index().deployments.get(&place.namespace).cloned();
+        if let Some(before) = &before
+            && before.metadata.deletion_timestamp.is_some()
         {
-            bail!("the gateway before it has not ended yet");
+            match port(&**before) {
+                Some(port) if self.is_lost(&place.namespace).await? => {
+                    self.let_go(&place.namespace, port).await?;
+                }
+                _ => bail!("the gateway before it has not ended yet"),
+            }
         }
         let config = objects::config(spec, &self.settings);
         let secret = objects::secret(&place, &config);
-        self.apply_all(&place, &Shape::of(&config), Some(secret))
+        let mark = rollout::mark(before.as_deref(), false);
+        self.apply_all(&place, &Shape::of(&config), Some(secret), mark)
             .await
     }
 
@@ -354,6 +321,7 @@ impl Gateways for KubeGateways {
 struct Watches {
     index: Arc<Mutex<Index>>,
     changes: watch::Sender<u64>,
+    touched: Arc<Mutex<BTreeSet<String>>>,
     /// What was said last of a list that is missing.
     trouble: Arc<Mutex<Option<String>>>,
     tasks: JoinSet<()>,
@@ -371,7 +339,7 @@ impl Watches {
         let (sender, listed) = oneshot::channel();
         self.listed.push(listed);
         let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
-        let trouble = Arc::clone(&self.trouble);
+        let (touched, trouble) = (Arc::clone(&self.touched), Arc::clone(&self.trouble));
         let mut sender = Some(sender);
         self.tasks.spawn(async move {
             let mut events = std::pin::pin!(events);
@@ -381,8 +349,20 @@ impl Watches {
                         let is_list = matches!(event, Event::InitDone);
                         let is_part = matches!(event, Event::Init | Event::InitApply(_));
                         let mut index = index.lock().expect("no panic under this lock");
-                        objects(&mut index).take(event);
+                        let objects = objects(&mut index);
+                        let about = match &event {
+                            Event::Init | Event::InitApply(_) => BTreeSet::new(),
+                            Event::InitDone => objects.namespaces().map(str::to_owned).collect(),
+                            Event::Apply(object) | Event::Delete(object) => {
+                                object.namespace().into_iter().collect()
+                            }
+                        };
+                        objects.take(event);
                         drop(index);
+                        touched
+                            .lock()
+                            .expect("no panic under this lock")
+                            .extend(about);
                         if !is_part {
                             changes.send_modify(|count| *count += 1);
                         }

@@ -44,6 +44,9 @@ pub mod annotation {
     pub const WISH: &str = "vpn-edge.dev/wish";
     /// Of the whole Deployment as it was made.
     pub const APPLIED: &str = "vpn-edge.dev/applied";
+    /// Since when a gateway that served is replaced by a roll-out, unless it is
+    /// known to be back.
+    pub const ROLLED: &str = "vpn-edge.dev/rolled";
 }
 
 /// How gateways are run, the same for all.
@@ -264,6 +267,12 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
     let annotations = deployment.metadata.annotations.get_or_insert_default();
     annotations.insert(annotation::APPLIED.into(), applied);
     deployment
+}
+
+/// Marks the Deployment of a gateway: see [`annotation::ROLLED`].
+pub(super) fn mark(deployment: &mut Deployment, mark: Option<String>) {
+    let annotations = deployment.metadata.annotations.get_or_insert_default();
+    annotations.extend(mark.map(|mark| (annotation::ROLLED.to_owned(), mark)));
 }
 
 /// The Service that holds the tenant's port on every node. It leads to pods of

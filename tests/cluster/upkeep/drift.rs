@@ -1,0 +1,100 @@
+//! What others change of a gateway is changed back.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json, to_value};
+use vpn_edge::domain::GatewayState;
+use vpn_edge::kubernetes::GATEWAY;
+
+use super::scene::Scene;
+
+const IMAGE: &str = "vpn-edge:1";
+
+/// The specs of Deployment, Service and NetworkPolicy.
+async fn specs(scene: &Scene) -> Result<[Value; 3]> {
+    let spec = &scene.tenants[0];
+    let (deployments, services): (Api<Deployment>, Api<Service>) =
+        (scene.api(spec), scene.api(spec));
+    let policies: Api<NetworkPolicy> = scene.api(spec);
+    Ok([
+        to_value(deployments.get(GATEWAY).await?.spec)?,
+        to_value(services.get(GATEWAY).await?.spec)?,
+        to_value(policies.get(GATEWAY).await?.spec)?,
+    ])
+}
+
+fn edit(scene: &Scene, kind: &str, patch: &Value) -> Result<()> {
+    let (patch, namespace) = (patch.to_string(), &scene.tenants[0].namespace);
+    let kubectl = ["patch", kind, GATEWAY, "--type=merge", "-n", namespace];
+    let kubectl = [&kubectl[..], &["-p", &patch]].concat();
+    scene.cluster.kubectl_said(&kubectl).map(drop)
+}
+
+#[test]
+fn what_somebody_edits_is_changed_back() -> Result<()> {
+    let scene = Scene::new(1, IMAGE)?;
+    let spec = &scene.tenants[0];
+    let before = scene.cluster.run(specs(&scene))?;
+    let is_back = |what: &str| {
+        scene.cluster.eventually(what, async || {
+            let after = specs(&scene).await?;
+            ensure!(after == before, "{after:?}");
+            Ok(Some(()))
+        })
+    };
+    let scale = ["scale", "deployment", GATEWAY, "--replicas=0", "-n"];
+    scene
+        .cluster
+        .kubectl_said(&[&scale[..], &[&spec.namespace]].concat())?;
+    is_back("its pod")?;
+
+    let port = json!({ "name": "odd", "protocol": "UDP", "port": 53,
+        "targetPort": 53, "nodePort": spec.port });
+    edit(&scene, "service", &json!({ "spec": { "ports": [port] } }))?;
+    is_back("the Service's port")?;
+    let selector = json!({ "spec": { "selector": { "app": "another" } } });
+    edit(&scene, "service", &selector)?;
+    is_back("the Service's selector")?;
+
+    let open = json!({ "spec": { "egress": [{}] } });
+    edit(&scene, "networkpolicy", &open)?;
+    is_back("the policy")?;
+
+    let template = |pod: Value| json!({ "spec": { "template": { "spec": pod } } });
+    let grace = json!({ "terminationGracePeriodSeconds": 90 });
+    edit(&scene, "deployment", &template(grace))?;
+    is_back("the pod's grace")?;
+    scene.await_state(spec, |state| *state == GatewayState::Ready)?;
+    scene.await_image(spec, IMAGE)
+}
+
+#[test]
+fn a_fight_does_not_spin() -> Result<()> {
+    let scene = Scene::new(1, IMAGE)?;
+    let policies: Api<NetworkPolicy> = scene.api(&scene.tenants[0]);
+    let generation = || -> Result<i64> {
+        let policy = scene.cluster.run(policies.get(GATEWAY))?;
+        Ok(policy.meta().generation.unwrap_or_default())
+    };
+    let before = generation()?;
+    // Each edit of somebody who insists is answered by one at most.
+    let mut edits = 0;
+    let open = json!({ "spec": { "egress": [{}] } });
+    for _ in 0..40 {
+        let now = scene.cluster.run(policies.get(GATEWAY))?;
+        let egress = now.spec.and_then(|spec| spec.egress).unwrap_or_default();
+        if egress != [Default::default()] {
+            edit(&scene, "networkpolicy", &open)?;
+            edits += 1;
+        }
+    }
+    let made = generation()? - before;
+    ensure!(
+        made < 2 * 40,
+        "{made} generations, of which {edits} by hand"
+    );
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Gateways are kept as they are to be.
+
+mod drift;
+mod rollout;
+mod scene;

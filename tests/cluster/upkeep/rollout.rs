@@ -1,0 +1,163 @@
+//! Other settings reach one gateway after the other.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, ResourceExt};
+use vpn_edge::domain::GatewayState;
+use vpn_edge::gateways::GatewaySpec;
+use vpn_edge::kubernetes::GATEWAY;
+
+use super::scene::{MISSING, Scene};
+
+const FIRST: &str = "vpn-edge:1";
+const SECOND: &str = "vpn-edge:2";
+const THIRD: &str = "vpn-edge:3";
+
+/// The tenants whose Deployments ask for this image.
+fn asking<'a>(scene: &'a Scene, image: &str) -> Result<Vec<&'a GatewaySpec>> {
+    let mut found = Vec::new();
+    for spec in &scene.tenants {
+        let deployments: Api<Deployment> = scene.api(spec);
+        let deployment = scene.cluster.run(deployments.get(GATEWAY))?;
+        let pod = deployment.spec.and_then(|spec| spec.template.spec);
+        let pod = pod.context("a Deployment has a pod")?;
+        if pod.containers[0].image.as_deref() == Some(image) {
+            found.push(spec);
+        }
+    }
+    Ok(found)
+}
+
+/// Has the API server refuse whatever changes this tenant's Deployment.
+fn forbid(scene: &Scene, spec: &GatewaySpec) -> Result<()> {
+    let text = format!(
+        "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{name: frozen}}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    namespaceSelector:
+      matchLabels: {{kubernetes.io/metadata.name: {namespace}}}
+    resourceRules:
+      - apiGroups: [apps]
+        apiVersions: [v1]
+        operations: [CREATE, UPDATE]
+        resources: [deployments]
+  validations:
+    - expression: 'false'
+      message: nothing changes here
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{name: frozen}}
+spec:
+  policyName: frozen
+  validationActions: [Deny]
+",
+        namespace = spec.namespace
+    );
+    let path = scene.cluster.node().folder.join("frozen.yaml");
+    std::fs::write(&path, text)?;
+    let path = path.display().to_string();
+    scene.cluster.kubectl_said(&["apply", "-f", &path])?;
+    // Policies are heeded a little later.
+    let change = [
+        "annotate",
+        "deployment",
+        GATEWAY,
+        "--overwrite",
+        "-n",
+        &spec.namespace,
+        "asked=again",
+        "--dry-run=server",
+    ];
+    scene.cluster.eventually("a refusal", async || {
+        let said = scene.cluster.kubectl(&change)?.stderr;
+        let said = String::from_utf8(said)?;
+        ensure!(said.contains("nothing changes here"), "{said}");
+        Ok(Some(()))
+    })
+}
+
+#[test]
+fn a_failing_image_takes_one_gateway_and_a_good_one_reaches_all() -> Result<()> {
+    let mut scene = Scene::new(3, FIRST)?;
+    let before = scene.tenants.iter().map(|spec| scene.pod(spec));
+    let before = before.collect::<Result<Vec<_>>>()?;
+
+    scene.lead(MISSING)?;
+    let first = scene.tenants[0].clone();
+    let has_failed = |state: &GatewayState| matches!(state, GatewayState::Failed(reason) if reason.contains("no such image"));
+    scene.await_state(&first, has_failed)?;
+    // Another leader knows as much, and leaves it at that. What changes of the
+    // gateway that failed has it look again.
+    scene.lead(MISSING)?;
+    let note = [
+        "annotate",
+        "deployment",
+        GATEWAY,
+        "-n",
+        &first.namespace,
+        "looked=at",
+    ];
+    scene.cluster.kubectl_said(&note)?;
+    scene.ensure(&first)?;
+    scene.await_state(&first, has_failed)?;
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let failing = asking(&scene, MISSING)?;
+    assert_eq!(failing.len(), 1, "{failing:?}");
+    for (spec, before) in scene.tenants.iter().zip(&before).skip(1) {
+        assert_eq!(scene.pod(spec)?, *before, "another pod");
+    }
+
+    scene.lead(SECOND)?;
+    for spec in &scene.tenants {
+        scene.await_image(spec, SECOND)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
+    let mut scene = Scene::new(4, FIRST)?;
+    let [frozen, homeless, rest @ ..] = &scene.tenants.clone()[..] else {
+        unreachable!("there are four");
+    };
+    forbid(&scene, frozen)?;
+    let wish = r#"{"spec":{"gateway":{"nodeSelector":{"disk":"fast"}}}}"#;
+    let patch = ["patch", "vpntenant", "vpn", "--type=merge", "-p", wish];
+    let patch = [&patch[..], &["-n", &homeless.namespace]].concat();
+    scene.cluster.kubectl_said(&patch)?;
+    scene.await_state(homeless, |state| {
+        matches!(state, GatewayState::Failed(reason) if reason.starts_with("no node takes its pod"))
+    })?;
+
+    scene.lead(SECOND)?;
+    for spec in rest {
+        scene.await_image(spec, SECOND)?;
+    }
+    scene.cluster.eventually("the homeless one's", async || {
+        let asking = asking(&scene, SECOND)?;
+        Ok((asking.len() == 3).then_some(()))
+    })?;
+    let (_, image) = scene.pod(frozen)?;
+    assert_eq!(image, FIRST, "it was refused");
+
+    // It is tried again once nobody forbids it.
+    let binding = "validatingadmissionpolicybinding/frozen";
+    scene.cluster.kubectl_said(&["delete", binding])?;
+    scene.lead(THIRD)?;
+    for spec in rest.iter().chain([frozen]) {
+        scene.await_image(spec, THIRD)?;
+    }
+    assert_eq!(
+        scene
+            .cluster
+            .run(scene.api::<Deployment>(frozen).get(GATEWAY))?
+            .name_any(),
+        GATEWAY
+    );
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Which gateways are brought up to date next.
+//!
+//! All that counts is in the Deployments, so that another leader goes on where
+//! this one stopped. One that served when a roll-out replaced it is marked.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+use kube::ResourceExt as _;
+
+use super::objects::annotation;
+
+/// How a gateway stands to what it is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// As it is to be.
+    Current,
+    /// As it is to be, but not back since a roll-out replaced it.
+    Away,
+    /// Its tenant wants it run otherwise.
+    Wished,
+    /// Made with other settings.
+    Outdated { serves: Serves },
+}
+
+/// Whether clients lose a gateway when it is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    Yes,
+    /// It did, until an earlier roll-out replaced it.
+    Before,
+    No,
+}
+
+impl Standing {
+    /// That of the gateway with this Deployment, which is to be as `wanted`.
+    #[must_use]
+    pub fn of(live: &Deployment, wanted: &Deployment) -> Self {
+        let differs = |key| live.annotations().get(key) != wanted.annotations().get(key);
+        if differs(annotation::WISH) {
+            return Self::Wished;
+        }
+        let is_away = is_marked(live) && !is_done(live);
+        if differs(annotation::APPLIED) {
+            let serves = match (is_away, serves(live)) {
+                (true, _) => Serves::Before,
+                (false, true) => Serves::Yes,
+                (false, false) => Serves::No,
+            };
+            return Self::Outdated { serves };
+        }
+        if is_away { Self::Away } else { Self::Current }
+    }
+}
+
+/// The gateways to be applied anew now. `waits` tells of those that were
+/// refused lately.
+///
+/// Of the gateways that served before a roll-out replaced them, one, or one in
+/// a hundred, may be away at a time: a failing one holds back the rest until it
+/// is back or the settings change once more. Gateways that are new, have new
+/// keys or did not serve to begin with are not counted, so that they hold back
+/// nobody.
+#[must_use]
+pub fn choose<'a>(
+    all: &'a BTreeMap<String, Standing>,
+    waits: impl Fn(&str) -> bool,
+) -> Vec<&'a str> {
+    let away = all.values().filter(|standing| **standing == Standing::Away);
+    let room = (all.len() / 100).max(1).saturating_sub(away.count());
+    let of = |wanted: Standing| {
+        let found = all.iter().filter(move |(_, standing)| **standing == wanted);
+        found
+            .map(|(namespace, _)| &**namespace)
+            .filter(|namespace| !waits(namespace))
+    };
+    let outdated = |serves| of(Standing::Outdated { serves });
+    let mut chosen: Vec<&str> = of(Standing::Wished).collect();
+    if room > 0 {
+        chosen.extend(outdated(Serves::No));
+    }
+    let counted = outdated(Serves::Before).chain(outdated(Serves::Yes));
+    chosen.extend(counted.take(room));
+    chosen
+}
+
+/// The mark that the Deployment in place of this one is to have. `rolls` says
+/// that nobody asked for the gateway to be replaced.
+#[must_use]
+pub fn mark(before: Option<&Deployment>, rolls: bool) -> Option<String> {
+    let before = before?;
+    if rolls && serves(before) {
+        return Some(Timestamp::now().to_string());
+    }
+    let mark = before.annotations().get(annotation::ROLLED).cloned();
+    mark.filter(|_| !is_done(before))
+}
+
+fn is_marked(deployment: &Deployment) -> bool {
+    deployment.annotations().contains_key(annotation::ROLLED)
+}
+
+fn status(deployment: &Deployment) -> DeploymentStatus {
+    deployment.status.clone().unwrap_or_default()
+}
+
+fn serves(deployment: &Deployment) -> bool {
+    status(deployment).ready_replicas.unwrap_or(0) > 0
+}
+
+/// Whether the pod is of what the Deployment says now, and ready.
+fn is_done(deployment: &Deployment) -> bool {
+    let status = status(deployment);
+    status.observed_generation >= deployment.metadata.generation
+        && status.replicas == Some(1)
+        && status.updated_replicas == Some(1)
+        && status.ready_replicas == Some(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::Standing::{Away, Current, Wished};
+    use super::*;
+
+    const YES: Standing = Standing::Outdated {
+        serves: Serves::Yes,
+    };
+    const BEFORE: Standing = Standing::Outdated {
+        serves: Serves::Before,
+    };
+    const NO: Standing = Standing::Outdated { serves: Serves::No };
+
+    /// Of gateways named by number, those that are chosen.
+    fn chosen(standings: &[Standing], refused: &[usize]) -> Vec<usize> {
+        let name = |number: usize| format!("{number:04}");
+        let all = standings.iter().enumerate();
+        let all = all
+            .map(|(number, standing)| (name(number), *standing))
+            .collect();
+        let refused: Vec<String> = refused.iter().map(|number| name(*number)).collect();
+        let chosen = choose(&all, |namespace| {
+            refused.iter().any(|name| name == namespace)
+        });
+        chosen
+            .iter()
+            .map(|namespace| namespace.parse().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn one_that_serves_is_replaced_at_a_time() {
+        for (standings, refused, expected) in [
+            (&[Current, Current][..], &[][..], &[][..]),
+            (&[YES, YES, YES], &[], &[0]),
+            (&[Current, YES, YES], &[], &[1]),
+            // Those that are new or broken by themselves are current too.
+            (&[Away, YES, YES], &[], &[]),
+            // What was refused is set aside before anybody is counted.
+            (&[YES, YES, YES], &[0], &[1]),
+            (&[YES, YES], &[0, 1], &[]),
+            // Who has lost the gateway to an earlier roll-out comes first.
+            (&[YES, YES, BEFORE], &[], &[2]),
+            (&[BEFORE, Away], &[], &[]),
+            // Who has nothing to lose waits for nobody, but for a failing
+            // roll-out.
+            (&[NO, YES, NO, YES], &[], &[0, 2, 1]),
+            (&[NO, Away, YES], &[], &[]),
+            (&[NO, NO], &[1], &[0]),
+            // Tenants' own wishes wait for nothing.
+            (&[Away, Wished, YES, Wished], &[], &[1, 3]),
+            (&[Wished, YES], &[0], &[1]),
+        ] {
+            assert_eq!(chosen(standings, refused), expected, "{standings:?}");
+        }
+    }
+
+    #[test]
+    fn of_many_one_in_a_hundred_are_replaced_at_a_time() {
+        let mut standings = vec![YES; 299];
+        assert_eq!(chosen(&standings, &[]), [0, 1]);
+        standings[0] = Away;
+        assert_eq!(chosen(&standings, &[]), [1]);
+        standings[1] = Away;
+        assert_eq!(chosen(&standings, &[]), [0; 0]);
+        standings.push(Current);
+        assert_eq!(chosen(&standings, &[]), [2]);
+    }
+
+    fn deployment(annotations: &Value, status: &Value) -> Deployment {
+        let text = json!({
+            "metadata": { "generation": 3, "annotations": annotations }, "status": status,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    /// A Deployment with such a status, as it was applied.
+    fn applied(applied: &str, is_marked: bool, status: &Value) -> Deployment {
+        let mut annotations = json!({ annotation::WISH: "a", annotation::APPLIED: applied });
+        if is_marked {
+            annotations[annotation::ROLLED] = json!("2026-11-21T00:00:00Z");
+        }
+        deployment(&annotations, status)
+    }
+
+    fn statuses() -> (Value, [Value; 4]) {
+        let all = json!({
+            "observedGeneration": 3, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1,
+        });
+        let but = |field: &str, value: Value| {
+            let mut status = all.clone();
+            status[field] = value;
+            status
+        };
+        let unfinished = [
+            but("observedGeneration", json!(2)),
+            but("updatedReplicas", json!(null)),
+            but("replicas", json!(2)),
+            but("readyReplicas", json!(null)),
+        ];
+        (all, unfinished)
+    }
+
+    #[test]
+    fn a_gateway_is_away_until_its_new_pod_is_ready() {
+        let (done, unfinished) = statuses();
+        let wanted = applied("new", false, &json!({}));
+        let is = |live| Standing::of(&live, &wanted);
+        assert_eq!(is(applied("new", true, &done)), Current);
+        for status in &unfinished {
+            assert_eq!(is(applied("new", true, status)), Away, "{status}");
+            assert_eq!(is(applied("new", false, status)), Current, "{status}");
+            assert_eq!(is(applied("old", true, status)), BEFORE, "{status}");
+        }
+        assert_eq!(is(applied("old", true, &done)), YES);
+        assert_eq!(is(applied("old", false, &done)), YES);
+        assert_eq!(is(applied("old", false, &json!({}))), NO);
+        let other = json!({ annotation::WISH: "b", annotation::APPLIED: "old" });
+        assert_eq!(is(deployment(&other, &done)), Wished);
+    }
+
+    #[test]
+    fn the_mark_stays_until_the_gateway_is_back() {
+        let (done, unfinished) = statuses();
+        assert_eq!(mark(None, true), None);
+        assert!(mark(Some(&applied("old", false, &done)), true).is_some());
+        assert_eq!(mark(Some(&applied("old", false, &done)), false), None);
+        assert_eq!(mark(Some(&applied("old", false, &json!({}))), true), None);
+        assert_eq!(mark(Some(&applied("old", true, &done)), false), None);
+        for status in &unfinished {
+            let before = applied("old", true, status);
+            let kept = mark(Some(&before), false);
+            assert_eq!(kept.as_deref(), Some("2026-11-21T00:00:00Z"), "{status}");
+        }
+    }
+}
