@@ -1,5 +1,6 @@
 //! Tenants of a cluster from the first YAML to the last packet.
 
+mod dead_node;
 mod scene;
 
 use anyhow::{Result, ensure};

@@ -4,12 +4,13 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use lab::agent::Agent;
 use lab::client::Client;
 use lab::cluster::{Cluster, Controller, Kubelet, Member, SERVER, Worker, api, token};
-use lab::node::{Node, program};
+use lab::node::{Node as Host, program};
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
 use serde_json::{Value, json};
@@ -20,8 +21,10 @@ pub struct Scene {
     /// As [`lab::region::EDGES`], and then [`WORKERS`].
     pub agents: Vec<Agent>,
     _workers: [Worker; 2],
-    _kubelets: Vec<Kubelet>,
-    _members: Vec<Member>,
+    /// As [`WORKERS`]; none where it died.
+    kubelets: Vec<Option<Kubelet>>,
+    /// As the agents.
+    members: Vec<Option<Member>>,
     pub cluster: Cluster,
     token: String,
     pub region: Region,
@@ -59,7 +62,8 @@ impl Scene {
         let capabilities = cluster.agents_capabilities()?;
         let (mut members, mut agents) = (Vec::new(), Vec::new());
         for (host, node) in region.hosts() {
-            members.push(cluster.add_node(host.name, &[host.v4.parse()?, host.v6.parse()?])?);
+            let member = cluster.add_node(host.name, &[host.v4.parse()?, host.v6.parse()?])?;
+            members.push(member);
             let kubeconfig = cluster.agents_kubeconfig()?;
             let prepare = Agent::in_cluster(node, host.name, &kubeconfig, &["--prepare"])?;
             prepare.runs_to_its_end()?;
@@ -80,15 +84,15 @@ impl Scene {
         };
         let workers = [worker(0)?, worker(1)?];
         let kubelets = (0..2).map(|at| Kubelet::start(&members[2 + at], workers[at].clone()));
-        let kubelets = kubelets.collect();
+        let kubelets = kubelets.map(Some).collect();
 
         let token = token(cluster.node())?;
         let mut scene = Self {
             controllers: Vec::new(),
             agents,
             _workers: workers,
-            _kubelets: kubelets,
-            _members: members,
+            kubelets,
+            members: members.into_iter().map(Some).collect(),
             cluster,
             token,
             region,
@@ -162,7 +166,7 @@ impl Scene {
     }
 
     /// Brings a client's tunnel up with the configuration as downloaded now.
-    pub fn connect(&self, node: &Node, tenant: &Tenant) -> Result<Client> {
+    pub fn connect(&self, node: &Host, tenant: &Tenant) -> Result<Client> {
         let configuration = self.tenant(0, &["config", tenant.id])?;
         ensure!(configuration.contains(HOSTNAME), "{configuration}");
         let client = Client::up(node, &configuration)?;
@@ -185,6 +189,31 @@ impl Scene {
         let name = self.cluster.kubectl_said(&arguments)?;
         let at = WORKERS.iter().position(|worker| worker.name == name.trim());
         at.with_context(|| format!("no pod alone on a worker: {name:?}"))
+    }
+
+    /// Cuts a worker off from the control plane, with its pods running, and
+    /// waits until it is taken for dead.
+    pub fn lose_worker(&mut self, at: usize) -> Result<()> {
+        self.kubelets[at] = None;
+        self.members[EDGES.len() + at] = None;
+        let nodes: Api<Node> = Api::all(self.cluster.client());
+        self.cluster.eventually("a dead node", async || {
+            let status = nodes.get(WORKERS[at].name).await?.status;
+            let conditions = status.and_then(|status| status.conditions);
+            let mut conditions = conditions.into_iter().flatten();
+            let is_down = conditions.any(|found| found.type_ == "Ready" && found.status != "True");
+            Ok(is_down.then_some(()))
+        })
+    }
+
+    /// The nodes of the tenant's pods that are not to end.
+    pub fn nodes_of(&self, tenant: &Tenant) -> Result<Vec<String>> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client(), tenant.namespace);
+        let pods = self.cluster.run(pods.list(&ListParams::default()))?;
+        let stay = pods
+            .into_iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(stay.filter_map(|pod| pod.spec?.node_name).collect())
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
