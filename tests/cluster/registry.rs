@@ -18,7 +18,7 @@ use lab::node::Lab;
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, State, Tenant, VpnError};
+use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, Ports, State, Tenant, VpnError};
 use vpn_edge::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
 use vpn_edge::registry::kube::Settings;
 use vpn_edge::registry::{KubeRegistry, Registry, UpdateError};
@@ -170,26 +170,28 @@ fn yaml(number: u128, namespace: &str, vpn: &str) -> String {
 }
 
 async fn enable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change =
-        |tenant: &mut Tenant, pool: &mut _| tenant.enable(pool, Keys::generate(), Timestamp::now());
+    let change = |tenant: &mut Tenant, pool: &mut dyn Ports| {
+        tenant.enable(pool, Keys::generate(), Timestamp::now())
+    };
     registry.update(id, Box::new(change)).await
 }
 
 async fn disable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change = |tenant: &mut Tenant, pool: &mut _| tenant.disable(pool, Timestamp::now());
+    let change = |tenant: &mut Tenant, pool: &mut dyn Ports| tenant.disable(pool, Timestamp::now());
     registry.update(id, Box::new(change)).await
 }
 
 async fn regenerate(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
     let keys = Keys::generate().expect("the system has random bytes");
-    let change =
-        move |tenant: &mut Tenant, _: &mut _| tenant.regenerate(keys.clone(), Timestamp::now());
+    let change = move |tenant: &mut Tenant, _: &mut dyn Ports| {
+        tenant.regenerate(keys.clone(), Timestamp::now())
+    };
     registry.update(id, Box::new(change)).await
 }
 
 /// What the controller does when the gateway answers.
 async fn serve(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change = |tenant: &mut Tenant, _: &mut _| {
+    let change = |tenant: &mut Tenant, _: &mut dyn Ports| {
         let gateway = GatewayState::Ready;
         let observed = Observed {
             gateway,

@@ -22,6 +22,10 @@ fn tenants_of_a_dead_node_are_disabled_enabled_and_given_new_keys() -> Result<()
     for tenant in [&ACME, &GLOBEX] {
         assert_eq!(scene.nodes_of(tenant)?, [WORKERS[dead].name]);
     }
+    for controller in &scene.controllers {
+        let log = controller.log();
+        ensure!(!log.contains("changing it back"), "nobody did: {log}");
+    }
     scene.lose_worker(dead)?;
     scene.kubectl(&["uncordon", WORKERS[alive].name])?;
 
