@@ -15,11 +15,11 @@ const SECOND: &str = "vpn-edge:2";
 const THIRD: &str = "vpn-edge:3";
 
 /// The tenants whose Deployments ask for this image.
-fn asking<'a>(scene: &'a Scene, image: &str) -> Result<Vec<&'a GatewaySpec>> {
+async fn asking<'a>(scene: &'a Scene, image: &str) -> Result<Vec<&'a GatewaySpec>> {
     let mut found = Vec::new();
     for spec in &scene.tenants {
         let deployments: Api<Deployment> = scene.api(spec);
-        let deployment = scene.cluster.run(deployments.get(GATEWAY))?;
+        let deployment = deployments.get(GATEWAY).await?;
         let pod = deployment.spec.and_then(|spec| spec.template.spec);
         let pod = pod.context("a Deployment has a pod")?;
         if pod.containers[0].image.as_deref() == Some(image) {
@@ -116,7 +116,7 @@ fn a_failing_image_takes_one_gateway_and_a_good_one_reaches_all() -> Result<()> 
             let now = policies.get(GATEWAY).await?.spec;
             Ok((now == before_edit).then_some(()))
         })?;
-    let failing = asking(&scene, MISSING)?;
+    let failing = scene.cluster.run(asking(&scene, MISSING))?;
     assert_eq!(failing.len(), 1, "{failing:?}");
     for (spec, before) in scene.tenants.iter().zip(&before).skip(1) {
         assert_eq!(scene.pod(spec)?, *before, "another pod");
@@ -149,7 +149,7 @@ fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
         scene.await_image(spec, SECOND)?;
     }
     scene.cluster.eventually("the homeless one's", async || {
-        let asking = asking(&scene, SECOND)?;
+        let asking = asking(&scene, SECOND).await?;
         Ok((asking.len() == 3).then_some(()))
     })?;
     let (_, image) = scene.pod(frozen)?;
