@@ -84,6 +84,10 @@ impl From<RegistryError> for ApiError {
             RegistryError::NoNamespace(_) => {
                 ApiError::Status(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
             }
+            // Whoever runs the cluster can help, and then it comes about.
+            RegistryError::Refused(_) => {
+                ApiError::Status(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             RegistryError::Open(_) | RegistryError::Storage(_) => ApiError::internal(error),
         }
     }

@@ -6,6 +6,7 @@ mod health;
 pub mod leader;
 mod plan;
 mod steered;
+mod troubles;
 
 pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
@@ -156,8 +157,20 @@ impl Controller {
                 Action::Ensure(tenant) => self.ensure(tenant),
             }
         }
+        self.hinder(tenants.clone(), &gateways);
         let noticed = tenants.filter_map(|tenant| self.notice(tenant, &by_keys));
         Ok(noticed.collect())
+    }
+
+    /// Lets whoever asked for a gateway know what keeps them from it.
+    fn hinder<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>, gateways: &[Gateway]) {
+        let attempted = |id| {
+            let attempts = self.attempts.get(&id)?;
+            Some((attempts.generation, attempts.failure.clone()?))
+        };
+        let late = self.gateways.late();
+        let troubles = troubles::troubles(tenants, gateways, attempted, late);
+        self.registry.hinder(troubles);
     }
 
     fn remove(&mut self, port: u16) {
@@ -200,7 +213,7 @@ impl Controller {
             }
         };
         if let Err(error) = check_versions(&tenant.networks, self.settings.tunnel_ipv6) {
-            // A gateway that there is goes on, and nobody else would hear of it.
+            // A gateway that there is goes on.
             tracing::error!(tenant = %tenant.id, "its networks stay as they were: {error}");
             attempts.failure = Some(error.to_string());
             return;
@@ -254,10 +267,15 @@ impl Controller {
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.get(&tenant.id);
         let failure = attempts.and_then(|attempts| attempts.failure.clone());
-        let gateway = gateways.get(&(tenant.id, generation)).map_or_else(
-            || failure.map_or(GatewayState::Absent, GatewayState::Failed),
-            |gateway| gateway.state.clone(),
-        );
+        let gateway = match (gateways.get(&(tenant.id, generation)), failure) {
+            // Parts of it may be there.
+            (None, Some(failure)) => GatewayState::Failed(failure),
+            (None, None) => GatewayState::Absent,
+            (Some(gateway), Some(failure)) if gateway.state == GatewayState::Absent => {
+                GatewayState::Failed(failure)
+            }
+            (Some(gateway), _) => gateway.state.clone(),
+        };
         // Before the agent has looked, what an earlier one made of it holds.
         let steerable = self
             .steered

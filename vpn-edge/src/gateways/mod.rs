@@ -4,6 +4,7 @@ pub mod kube;
 pub mod netns;
 mod tunnel;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
@@ -105,6 +106,13 @@ pub trait Gateways: Send + Sync + 'static {
     /// When they cannot be told.
     async fn list(&self) -> anyhow::Result<Vec<Gateway>>;
 
-    /// A counter that grows with every change of [`Gateways::list`].
+    /// The gateways that run otherwise than they are to, by tenant, with what
+    /// keeps them from being brought up to date.
+    fn late(&self) -> BTreeMap<Uuid, String> {
+        BTreeMap::new()
+    }
+
+    /// A counter that grows with every change of [`Gateways::list`], and of
+    /// what is late.
     fn changes(&self) -> watch::Receiver<u64>;
 }

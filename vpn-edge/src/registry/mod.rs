@@ -4,6 +4,7 @@
 pub mod kube;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -28,6 +29,9 @@ pub enum RegistryError {
     NoNamespace(String),
     #[error("cannot open the registry: {0}")]
     Open(String),
+    /// With the words of the cluster's API server.
+    #[error("the cluster refuses it: {0}")]
+    Refused(String),
     #[error("the registry failed: {0}")]
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -59,6 +63,11 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Removes a tenant with its port and keys. Says whether there was one.
     async fn delete(&self, id: Uuid) -> Result<bool, RegistryError>;
+
+    /// Takes note of all tenants whose gateway is not, or cannot be made, as it
+    /// is asked for, with what keeps it from that. Who is not named any more is
+    /// as asked.
+    fn hinder(&self, _troubles: BTreeMap<Uuid, String>) {}
 
     /// A counter that grows with every stored change.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -6,6 +6,7 @@
 
 mod drift;
 mod index;
+mod late;
 mod lost;
 pub mod objects;
 mod pod;
@@ -13,7 +14,7 @@ mod rollout;
 mod state;
 mod upkeep;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -34,8 +35,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedMutexGuard, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
 use self::index::{Index, Objects, port};
+use self::late::NotApplied;
 use self::objects::{Place, Shape};
 use super::{Gateway, GatewaySpec, Gateways};
 use crate::kubernetes::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
@@ -62,6 +65,7 @@ pub struct KubeGateways {
     touched: Arc<Mutex<BTreeSet<String>>>,
     /// One a namespace: its gateway is of one mind at a time.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    late: Mutex<late::Late>,
     _watches: JoinSet<()>,
 }
 
@@ -116,6 +120,7 @@ impl KubeGateways {
             changes: watches.changes,
             touched: watches.touched,
             locks: Mutex::default(),
+            late: Mutex::default(),
             _watches: watches.tasks,
         })
     }
@@ -132,36 +137,36 @@ impl KubeGateways {
         // First, as no pod is to be without it, and what is left of an attempt
         // is found by it.
         let policy = objects::policy(place, shape, &self.settings);
-        let policy = self.apply(&policy).await?;
+        let policy = self.apply(&policy).await.map_err(late::told)?;
         self.index().policies.put(policy);
         if let Some(secret) = secret {
-            let Secret { metadata, .. } = self.apply(&secret).await?;
+            let Secret { metadata, .. } = self.apply(&secret).await.map_err(late::told)?;
             self.index().secrets.put(PartialObjectMeta {
                 metadata,
                 ..PartialObjectMeta::default()
             });
         }
-        let service = self.apply(&objects::service(place, shape)).await?;
+        let service = objects::service(place, shape);
+        let service = self.apply(&service).await.map_err(late::told)?;
         self.index().services.put(service);
         let mut deployment = objects::deployment(place, shape, &self.settings);
         objects::mark(&mut deployment, mark);
-        let deployment = self.apply(&deployment).await?;
+        let deployment = self.apply(&deployment).await.map_err(late::told)?;
         self.index().deployments.put(deployment);
         self.touched().insert(place.namespace.clone());
         self.changed();
         Ok(())
     }
 
-    async fn apply<K>(&self, object: &K) -> Result<K>
+    async fn apply<K>(&self, object: &K) -> Result<K, NotApplied>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
         K: Clone + Debug + Serialize + DeserializeOwned,
     {
         let api: Api<K> = self.api(&object.namespace().unwrap_or_default());
         let params = PatchParams::apply(MANAGER).force();
-        api.patch(GATEWAY, &params, &Patch::Apply(object))
-            .await
-            .with_context(|| format!("cannot apply its {}", K::kind(&())))
+        let applied = api.patch(GATEWAY, &params, &Patch::Apply(object)).await;
+        applied.map_err(|error| (K::kind(&()), error))
     }
 
     /// Deletes the gateway's object of this kind, if it is still for the port.
@@ -310,6 +315,10 @@ impl Gateways for KubeGateways {
 
     async fn list(&self) -> Result<Vec<Gateway>> {
         Ok(self.index().gateways())
+    }
+
+    fn late(&self) -> BTreeMap<Uuid, String> {
+        KubeGateways::late(self)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

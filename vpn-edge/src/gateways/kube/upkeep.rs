@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Api, Error, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::index::{Index, Objects};
 use super::objects::{self, Place, Shape};
 use super::rollout::{self, Standing};
-use super::{KubeGateways, drift};
+use super::{KubeGateways, drift, late};
 use crate::domain::GatewayState;
 use crate::kubernetes::{GATEWAY, MANAGER, label};
 
@@ -89,7 +89,9 @@ impl KubeGateways {
         };
         tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
         let mark = rollout::mark(Some(&before), rolls);
-        self.apply_all(&place, &shape, None, mark).await
+        let outcome = self.apply_all(&place, &shape, None, mark).await;
+        self.note(namespace, shape.tenant, &outcome);
+        outcome
     }
 
     /// The namespace's gateway, with where it goes, unless it is going away.
@@ -240,13 +242,13 @@ impl Upkeep {
         // Not over what the registry, or anybody, has written meanwhile.
         wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
         let applied = match gateways.apply(&wanted).await {
-            Err(error) if is(&error, |status| status.is_conflict()) => return Ok(()),
+            Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
             // As one with somebody else's port on the same node port.
-            Err(error) if is(&error, |status| status.is_invalid()) => {
+            Err((_, Error::Api(status))) if status.is_invalid() => {
                 let api: Api<K> = gateways.api(&namespace);
                 put_spec(&api, &wanted).await?
             }
-            applied => applied?,
+            applied => applied.map_err(late::told)?,
         };
         wanted.meta_mut().resource_version = None;
         if !drift::holds(&wanted, &applied) {
@@ -314,11 +316,6 @@ impl Upkeep {
         self.pauses
             .insert(namespace.to_owned(), Pause { next, length });
     }
-}
-
-/// Whether the API server answered so.
-fn is(error: &anyhow::Error, what: impl Fn(&kube::core::Status) -> bool) -> bool {
-    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if what(status))
 }
 
 /// Writes the spec with its lists as they are, where applying would leave in

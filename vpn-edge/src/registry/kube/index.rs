@@ -34,6 +34,20 @@ pub enum Standing {
     Duplicate(String),
 }
 
+impl Standing {
+    /// Reason and message of why it is no tenant.
+    pub fn refusal(&self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Tenant(_) | Self::Leaving => None,
+            Self::Invalid(reason) => Some(("Invalid", reason.clone())),
+            Self::Duplicate(namespace) => {
+                let message = format!("the id belongs to the VpnTenant in {namespace}");
+                Some(("DuplicateId", message))
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -384,6 +398,11 @@ impl Index {
             self.tenant_changed(namespace);
         }
         changed
+    }
+
+    /// Something outside the resources is new about the tenant of this id.
+    pub fn tell_of(&mut self, id: Uuid) {
+        self.news.namespaces.extend(self.holder_of(&id.to_string()));
     }
 
     pub fn news(&mut self) -> News {

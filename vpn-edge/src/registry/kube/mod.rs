@@ -6,6 +6,7 @@
 //! carried on or taken back by whoever follows the tenants' wishes.
 
 mod convert;
+mod hindrance;
 mod index;
 mod shelf;
 mod status;
@@ -15,6 +16,7 @@ mod watch;
 mod wishes;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -57,6 +59,8 @@ struct Inner {
     index: Mutex<Index>,
     changes: tokio_watch::Sender<u64>,
     news: Notify,
+    /// What the gateways' part says, which this process alone knows.
+    troubles: Mutex<BTreeMap<Uuid, String>>,
 }
 
 impl KubeRegistry {
@@ -73,6 +77,7 @@ impl KubeRegistry {
             index: Mutex::default(),
             changes: tokio_watch::Sender::new(0),
             news: Notify::new(),
+            troubles: Mutex::default(),
         });
         let mut watches = JoinSet::new();
         let tenants = watch::start::<VpnTenant>(&inner, None, &mut watches);
@@ -134,6 +139,10 @@ impl Registry for KubeRegistry {
         self.run(async move { inner.delete(id).await }).await?
     }
 
+    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
+        self.inner.hinder(troubles);
+    }
+
     fn changes(&self) -> tokio_watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
@@ -157,6 +166,23 @@ impl Inner {
     /// Takes in what a write returned.
     fn took<K: Kind>(&self, object: K) {
         self.take(Event::Apply(object));
+    }
+
+    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
+        let mut known = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == troubles {
+            return;
+        }
+        let ids = known.keys().chain(troubles.keys());
+        let changed = ids.filter(|id| known.get(id) != troubles.get(id));
+        self.with(|index| changed.for_each(|id| index.tell_of(*id)));
+        *known = troubles;
+        self.news.notify_one();
+    }
+
+    fn trouble(&self, id: Uuid) -> Option<String> {
+        let known = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&id).cloned()
     }
 
     /// Takes in that something is not there.

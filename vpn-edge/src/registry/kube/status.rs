@@ -6,17 +6,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Settings;
 use super::convert::{ACCEPTED, View};
+use super::hindrance::Hindrance;
 use crate::domain::subnet::{client_address, client_address6};
 use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
-use crate::domain::{State, Tenant, VpnError};
+use crate::domain::{State, Tenant};
 use crate::kubernetes::VpnTenantStatus;
 
 const PORT_ALLOCATED: &str = "PortAllocated";
 const GATEWAY_READY: &str = "GatewayReady";
-const READY: &str = "Ready";
 
-/// Reason of a tenant that waits for a port.
-const NO_PORTS: &str = "NoPortsAvailable";
+/// All is as the spec asks for.
+pub const READY: &str = "Ready";
 
 /// A condition without its times.
 struct Says {
@@ -63,16 +63,18 @@ pub fn refused(
 }
 
 /// The status of `tenant`, whose resource and keys are the view's. `hindered`
-/// is what keeps it from the VPN that it wants.
+/// is what keeps it from what it asks for.
 pub fn of(
     view: &View,
     tenant: &Tenant,
-    hindered: Option<VpnError>,
+    hindered: &Hindrance,
     settings: &Settings,
     now: Timestamp,
 ) -> VpnTenantStatus {
     let current = view.resource.status.clone().unwrap_or_default();
     let vpn = &tenant.vpn;
+    let hindered = hindered.or_told(&current, tenant);
+    let hindrance = hindered.says();
     // A state that came about without being asked for began unnoticed.
     let known = current.since.as_ref().map(|since| since.0);
     let unnoticed = current.phase != Some(vpn.state) && known.is_some_and(|at| vpn.since <= at);
@@ -81,7 +83,10 @@ pub fn of(
         observed_generation: view.resource.metadata.generation,
         phase: Some(vpn.state),
         since: Some(Time(whole_second(since))),
-        reason: vpn.failure.clone(),
+        reason: vpn
+            .failure
+            .clone()
+            .or_else(|| hindrance.map(|(_, words)| words.to_owned())),
         generation: vpn.generation.cast_signed(),
         key_generation: view
             .kept()
@@ -109,17 +114,14 @@ pub fn of(
         status.client_public_key = Some(allocation.keys.client.public().to_string());
         status.keys_created_at = Some(Time(whole_second(allocation.created_at)));
     }
-    // Only who tries to enable knows; others leave it be.
-    let waits =
-        |condition: &Condition| condition.type_ == PORT_ALLOCATED && condition.reason == NO_PORTS;
-    let no_ports = hindered == Some(VpnError::NoPortsAvailable)
-        || (hindered.is_none() && current.conditions.iter().any(waits));
-    let conditions = conditions(view, tenant, no_ports);
+    let conditions = conditions(view, tenant, hindrance);
     status.conditions = timed(view, &current.conditions, conditions, now);
     status
 }
 
-fn conditions(view: &View, tenant: &Tenant, no_ports: bool) -> Vec<Says> {
+/// `hindrance` is the reason and message of what keeps the tenant from what it
+/// asks for.
+fn conditions(view: &View, tenant: &Tenant, hindrance: Option<(&'static str, &str)>) -> Vec<Says> {
     let vpn = &tenant.vpn;
     let wanted = view.resource.spec.vpn.enabled;
     let failure = vpn.failure.as_deref().unwrap_or_default();
@@ -128,8 +130,7 @@ fn conditions(view: &View, tenant: &Tenant, no_ports: bool) -> Vec<Says> {
         _ if !wanted => ("Disabled", "the VPN is not asked for"),
         State::Failed => ("NoKeys", failure),
         _ if !tenant.ready => ("TenantNotReady", "the rest of the tenant is not ready"),
-        _ if no_ports => (NO_PORTS, "every port of every pool is held"),
-        _ => ("Pending", "a port and keys are about to be made"),
+        _ => hindrance.unwrap_or(("Pending", "a port and keys are about to be made")),
     };
     let port = match &vpn.allocation {
         Some(allocation) => {
@@ -138,29 +139,29 @@ fn conditions(view: &View, tenant: &Tenant, no_ports: bool) -> Vec<Says> {
         }
         None => says(PORT_ALLOCATED, false, absent.0, absent.1),
     };
+    let serving = "the gateway answers and the edge steers to it";
+    let starting = "the gateway does not answer, or the edge does not steer to it yet";
     let (serves, reason, message) = match (vpn.state, &vpn.allocation) {
         (_, None) => (false, absent.0, absent.1),
-        (State::Enabled, _) => (
-            true,
-            "Serving",
-            "the gateway answers and the edge steers to it",
-        ),
+        (State::Enabled, _) => (true, "Serving", serving),
         (State::Failed, _) => (false, "Failed", failure),
-        _ => (
-            false,
-            "Starting",
-            "the gateway does not answer, or the edge does not steer to it yet",
-        ),
+        _ => {
+            let (reason, message) = hindrance.unwrap_or(("Starting", starting));
+            (false, reason, message)
+        }
     };
     let gateway = says(GATEWAY_READY, serves, reason, message);
     let ready = match (wanted, &vpn.allocation) {
         (false, None) => says(READY, true, "Disabled", "the VPN is off, as asked"),
-        (false, Some(_)) => says(
-            READY,
-            false,
-            "Disabling",
-            "the VPN is about to be switched off",
-        ),
+        (false, Some(_)) => {
+            let going = ("Disabling", "the VPN is about to be switched off");
+            let (reason, message) = hindrance.unwrap_or(going);
+            says(READY, false, reason, message)
+        }
+        // It may serve, and yet not as it is asked for.
+        (true, Some(_)) if let Some((reason, message)) = hindrance => {
+            says(READY, false, reason, message)
+        }
         (true, _) => says(READY, serves, reason, message),
     };
     let accepted = says(ACCEPTED, true, "Accepted", "this is the tenant of its id");

@@ -17,11 +17,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use self::events::{Seen, Teller};
 use super::Inner;
 use super::convert::View;
+use super::hindrance::Hindrance;
 use super::index::Standing;
 use super::write::{CLAIM, Miss, prompt};
-use crate::domain::{Keys, State, Tenant, VpnError};
+use crate::domain::{Keys, State, Tenant};
 use crate::kubernetes::{FINALIZER, GATEWAY};
-use crate::registry::{Change, UpdateError};
+use crate::registry::{Change, RegistryError, UpdateError};
 
 /// All tenants are looked at this often, news or not.
 const ROUND: Duration = Duration::from_secs(30);
@@ -113,7 +114,12 @@ struct Visit {
 
 /// Runs for good.
 pub async fn follow(inner: Arc<Inner>) {
-    let mut teller = Teller::new(inner.client.clone());
+    let told = inner.with(|index| {
+        let told =
+            |namespace: &str| Some((namespace.to_owned(), Seen::told(&index.view(namespace)?)?));
+        index.namespaces().filter_map(told).collect::<Vec<_>>()
+    });
+    let mut teller = Teller::new(inner.client.clone(), told);
     let mut due: BTreeSet<String> = BTreeSet::new();
     let mut under_way = JoinSet::new();
     let mut busy: BTreeSet<String> = BTreeSet::new();
@@ -182,7 +188,7 @@ pub async fn follow(inner: Arc<Inner>) {
 impl Inner {
     /// Does for a tenant what can be done now.
     async fn visit(&self, namespace: String) -> Visit {
-        let mut hindered = None;
+        let mut hindered = Hindrance::Unknown;
         let came = match self.serve(&namespace, &mut hindered).await {
             Ok(came) => came,
             Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
@@ -208,7 +214,9 @@ impl Inner {
         }
     }
 
-    async fn serve(&self, namespace: &str, hindered: &mut Option<VpnError>) -> Result<Came, Miss> {
+    /// `hindered` is told what keeps the tenant from what it asks for, as far as
+    /// that was found out.
+    async fn serve(&self, namespace: &str, hindered: &mut Hindrance) -> Result<Came, Miss> {
         let now = Timestamp::now();
         let known = self.with(|index| {
             let view = index.view(namespace)?;
@@ -218,42 +226,54 @@ impl Inner {
         let Some((view, standing, lost)) = known else {
             return Ok(Came::Settled);
         };
-        let wish = next(&view, &standing, lost, now);
-        let came = match (wish, &standing) {
-            (Some(wish), Standing::Tenant(tenant)) if change(wish, now).is_some() => {
-                *hindered = self.change(tenant, wish, now).await?;
-                if hindered.is_some() {
-                    Came::Hindered
-                } else {
-                    Came::Settled
-                }
+        let outcome = self.step(&view, &standing, lost, now).await;
+        *hindered = match &outcome {
+            Ok((_, hindered)) => hindered.clone(),
+            Err(Miss::Failed(UpdateError::Registry(error @ RegistryError::Refused(_)))) => {
+                Hindrance::Refused(error.to_string())
             }
-            (Some(wish), _) => self.tidy(&view, wish).await?,
-            (None, _) => Came::Settled,
+            Err(_) => return outcome.map(|(came, _)| came),
         };
-        self.show(namespace, *hindered).await?;
-        Ok(came)
+        if let (Standing::Tenant(tenant), Hindrance::Nothing) = (&standing, &*hindered)
+            && let Some(trouble) = self.trouble(tenant.id)
+        {
+            *hindered = Hindrance::Gateway(trouble);
+        }
+        self.show(namespace, hindered).await?;
+        outcome.map(|(came, _)| came)
     }
 
-    async fn change(
+    /// Takes the next step towards what a tenant asks for.
+    async fn step(
         &self,
-        tenant: &Tenant,
-        wish: Wish,
+        view: &View,
+        standing: &Standing,
+        lost: bool,
         now: Timestamp,
-    ) -> Result<Option<VpnError>, Miss> {
+    ) -> Result<(Came, Hindrance), Miss> {
+        let wish = next(view, standing, lost, now);
+        Ok(match (wish, standing) {
+            (Some(wish), Standing::Tenant(tenant)) if change(wish, now).is_some() => {
+                match self.change(tenant, wish, now).await? {
+                    Hindrance::Nothing => (Came::Settled, Hindrance::Nothing),
+                    hindered => (Came::Hindered, hindered),
+                }
+            }
+            (Some(wish), _) => (self.tidy(view, wish).await?, Hindrance::Nothing),
+            (None, _) => (Came::Settled, Hindrance::Nothing),
+        })
+    }
+
+    async fn change(&self, tenant: &Tenant, wish: Wish, now: Timestamp) -> Result<Hindrance, Miss> {
         let Some(change) = change(wish, now) else {
-            return Ok(None);
+            return Ok(Hindrance::Nothing);
         };
         match self.update(tenant.id, change, false).await {
             Ok(after) => {
                 tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
-                Ok(None)
+                Ok(Hindrance::Nothing)
             }
-            Err(UpdateError::Refused(error)) => Ok(match error {
-                VpnError::NoPortsAvailable | VpnError::TenantNotReady => Some(error),
-                // Somebody was faster.
-                _ => None,
-            }),
+            Err(UpdateError::Refused(error)) => Ok(Hindrance::of(error)),
             Err(error) => Err(error.into()),
         }
     }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::convert::{CLAIMED, Held, Kept, View, labels, owner, secret};
+use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
 use super::{Inner, status};
 use crate::domain::{State, Tenant, VpnError};
@@ -74,8 +75,19 @@ impl From<UpdateError> for Miss {
     }
 }
 
+/// A failed request as the registry's failure: a refusal, with the API server's
+/// words, if that is its answer.
 pub fn storage(error: Error) -> RegistryError {
-    RegistryError::Storage(error.into())
+    match error {
+        Error::Api(status) if is_refusal(&status) => RegistryError::Refused(status.message),
+        error => RegistryError::Storage(error.into()),
+    }
+}
+
+/// Whether this is the API server's word on what was asked, and not on how it
+/// is itself. A webhook that does not answer for it comes as an internal error.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code, 400 | 403 | 405 | 413 | 422 | 500) && !status.message.is_empty()
 }
 
 /// A request that is given up after a while.
@@ -162,6 +174,21 @@ fn claim(tenant: &VpnTenant, kept: &Kept, version: Option<&str>, now: Timestamp)
             }],
         },
     })
+}
+
+/// When the port is claimed: when it was, if that is not long ago. A claim that
+/// is made over is no news then, so that nobody who waits for news tries again
+/// because of what they did themselves.
+fn claimed(view: &View, kept: &Kept) -> Timestamp {
+    let now = Timestamp::now();
+    let service = view
+        .service
+        .as_ref()
+        .filter(|service| !service.gateway && service.ports == [kept.allocation.port]);
+    let before = service.and_then(|service| service.claimed);
+    before
+        .filter(|before| now.duration_since(*before).abs() < CLAIM / 2)
+        .unwrap_or(now)
 }
 
 /// Whether this is the API server's word that a port is somebody's.
@@ -308,7 +335,7 @@ impl Inner {
         {
             return Err(Miss::Conflict);
         }
-        let claim = claim(&view.resource, kept, version, Timestamp::now());
+        let claim = claim(&view.resource, kept, version, claimed(view, kept));
         let answer = if version.is_some() {
             let patch = Patch::Merge(&claim);
             prompt(services.patch(GATEWAY, &patching(), &patch)).await
@@ -379,20 +406,21 @@ impl Inner {
         let Some(view) = view else {
             return Ok(());
         };
-        let status = status::of(&view, tenant, None, &self.settings, Timestamp::now());
+        let (hindered, now) = (Hindrance::Unknown, Timestamp::now());
+        let status = status::of(&view, tenant, &hindered, &self.settings, now);
         match self.write_status(&view, &status).await {
             outcome if !committed => return outcome,
             Ok(()) => return Ok(()),
             Err(_) => {}
         }
-        if let Err(Miss::Failed(error)) = self.show(namespace, None).await {
+        if let Err(Miss::Failed(error)) = self.show(namespace, &hindered).await {
             tracing::warn!(namespace, "the status is late: {error}");
         }
         Ok(())
     }
 
     /// Writes the status of a tenant as it now is.
-    pub async fn show(&self, namespace: &str, hindered: Option<VpnError>) -> Result<(), Miss> {
+    pub async fn show(&self, namespace: &str, hindered: &Hindrance) -> Result<(), Miss> {
         for _ in 0..RUNS {
             let now = Timestamp::now();
             let known = self.with(|index| {
@@ -403,16 +431,12 @@ impl Inner {
             let Some((view, standing)) = known else {
                 return Ok(());
             };
-            let status = match standing {
-                Standing::Tenant(tenant) => {
-                    status::of(&view, &tenant, hindered, &self.settings, now)
+            let status = match (&standing, standing.refusal()) {
+                (_, Some((reason, message))) => status::refused(&view, reason, &message, now),
+                (Standing::Tenant(tenant), _) => {
+                    status::of(&view, tenant, hindered, &self.settings, now)
                 }
-                Standing::Leaving => return Ok(()),
-                Standing::Invalid(reason) => status::refused(&view, "Invalid", &reason, now),
-                Standing::Duplicate(namespace) => {
-                    let message = format!("the id belongs to the VpnTenant in {namespace}");
-                    status::refused(&view, "DuplicateId", &message, now)
-                }
+                _ => return Ok(()),
             };
             match self.write_status(&view, &status).await {
                 Err(Miss::Conflict) => self.refresh(namespace).await?,

@@ -1,0 +1,65 @@
+//! Gateways that run otherwise than they are to, as the API server refuses
+//! what they are to be.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Error, ResourceExt as _};
+use uuid::Uuid;
+
+use super::KubeGateways;
+use super::objects::{self, annotation};
+
+/// By namespace, with the tenant and what the API server says.
+pub type Late = BTreeMap<String, (Uuid, String)>;
+
+/// The kind of an object that could not be applied, and why.
+pub type NotApplied = (Cow<'static, str>, Error);
+
+/// The same in words, the API server's own if it refused.
+pub fn told((kind, error): NotApplied) -> anyhow::Error {
+    match error {
+        Error::Api(status) if !status.message.is_empty() => {
+            anyhow!("the cluster refuses its {kind}: {}", status.message)
+        }
+        error => anyhow::Error::from(error).context(format!("cannot apply its {kind}")),
+    }
+}
+
+impl KubeGateways {
+    /// Takes note of what came of bringing a gateway up to date.
+    pub(super) fn note(&self, namespace: &str, tenant: Uuid, outcome: &Result<()>) {
+        let mut late = self.late.lock().expect("no panic under this lock");
+        let changed = match outcome {
+            Ok(()) => late.remove(namespace).is_some(),
+            Err(error) => {
+                let words = format!("its gateway stays as it was: {error:#}");
+                let noted = (tenant, words);
+                late.insert(namespace.to_owned(), noted.clone()) != Some(noted)
+            }
+        };
+        drop(late);
+        if changed {
+            self.changed();
+        }
+    }
+
+    /// The gateways that are not up to date, and why.
+    pub(super) fn late(&self) -> BTreeMap<Uuid, String> {
+        let mut late = self.late.lock().expect("no panic under this lock");
+        if late.is_empty() {
+            return BTreeMap::new();
+        }
+        late.retain(|namespace, _| {
+            let placed = self.placed_in(namespace);
+            placed.is_some_and(|(place, shape, deployment)| {
+                let wanted = objects::deployment(&place, &shape, &self.settings);
+                let applied = |of: &Deployment| of.annotations().get(annotation::APPLIED).cloned();
+                applied(&wanted) != applied(&deployment)
+            })
+        });
+        late.values().cloned().collect()
+    }
+}
