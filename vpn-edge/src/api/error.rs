@@ -102,3 +102,19 @@ impl From<UpdateError> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_by_the_cluster_is_told_in_its_words() {
+        let refused = RegistryError::Refused("secrets \"k\" is forbidden: over quota".to_owned());
+        let response = ApiError::from(UpdateError::from(refused)).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let body = axum::body::to_bytes(response.into_body(), 4096).await;
+        let body: serde_json::Value = serde_json::from_slice(&body.unwrap()).unwrap();
+        let words = "the cluster refuses it: secrets \"k\" is forbidden: over quota";
+        assert_eq!(body, serde_json::json!({ "error": words }));
+    }
+}

@@ -38,3 +38,74 @@ pub fn troubles<'a>(
         .filter_map(|tenant| Some((tenant.id, of(tenant)?)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::domain::{Keys, Plan, PortPool};
+
+    fn tenant(id: u128, state: State) -> Tenant {
+        let (id, now) = (Uuid::from_u128(id), Timestamp::UNIX_EPOCH);
+        let mut tenant = Tenant::new(id, "acme".into(), Plan::Business, now).unwrap();
+        tenant.set_ready(true);
+        let mut pool = PortPool::new("31001-31001".parse().unwrap(), [], []).unwrap();
+        tenant.enable(&mut pool, Keys::generate(), now).unwrap();
+        tenant.vpn.state = state;
+        tenant
+    }
+
+    fn gateway(tenant: &Tenant, generation: u64, words: &str) -> Gateway {
+        Gateway {
+            tenant: tenant.id,
+            generation,
+            port: 31_001,
+            networks: Vec::new(),
+            state: GatewayState::Failed(words.into()),
+            location: None,
+        }
+    }
+
+    #[test]
+    fn the_nearest_trouble_of_each_tenant_is_told() {
+        let states = [
+            State::Enabling,
+            State::Enabling,
+            State::Enabled,
+            State::Enabling,
+        ];
+        let tenants: Vec<Tenant> = (1..)
+            .zip(states)
+            .map(|(n, state)| tenant(n, state))
+            .collect();
+        let [one, two, three, old] = &tenants[..] else {
+            unreachable!()
+        };
+        let gateways = [
+            gateway(one, 1, "failed"),
+            gateway(two, 1, "failed"),
+            gateway(old, 0, "failed"),
+        ];
+        let attempted = |id| {
+            let attempted = [(two.id, 1, "attempted"), (old.id, 0, "attempted")];
+            let found = attempted.into_iter().find(|(of, ..)| *of == id);
+            found.map(|(_, generation, words)| (generation, words.to_owned()))
+        };
+        let late = [two, three].map(|tenant| (tenant.id, "late".to_owned()));
+        let told = troubles(&tenants, &gateways, attempted, late.into());
+        let expected = [(one, "failed"), (two, "attempted"), (three, "late")];
+        let expected = expected.map(|(tenant, words)| (tenant.id, words.to_owned()));
+        assert_eq!(told, expected.into());
+    }
+
+    #[test]
+    fn who_has_no_keys_or_has_failed_has_no_trouble() {
+        let failed = tenant(1, State::Failed);
+        let mut off = tenant(2, State::Disabled);
+        off.vpn.allocation = None;
+        let attempted = |_| Some((1, "attempted".to_owned()));
+        let told = troubles([&failed, &off], &[], attempted, BTreeMap::new());
+        assert!(told.is_empty(), "{told:?}");
+    }
+}

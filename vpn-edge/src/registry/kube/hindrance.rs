@@ -85,3 +85,6 @@ impl Hindrance {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! at all, the keys Secret being its commit; and what stops half way is either
 //! carried on or taken back by whoever follows the tenants' wishes.
 
+mod claim;
 mod convert;
 mod hindrance;
 mod index;

@@ -16,10 +16,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::events::{Seen, Teller};
 use super::Inner;
+use super::claim::CLAIM;
 use super::convert::View;
 use super::hindrance::Hindrance;
 use super::index::Standing;
-use super::write::{CLAIM, Miss, prompt};
+use super::write::{Miss, prompt};
 use crate::domain::{Keys, State, Tenant};
 use crate::kubernetes::{FINALIZER, GATEWAY};
 use crate::registry::{Change, RegistryError, UpdateError};

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
@@ -18,14 +18,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::convert::{CLAIMED, Held, Kept, View, labels, owner, secret};
+use super::convert::{Held, Kept, View, secret};
 use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
-use super::{Inner, status};
+use super::{Inner, claim, status};
 use crate::domain::{State, Tenant, VpnError};
-use crate::kubernetes::{
-    FINALIZER, GATEWAY, GATEWAY_PORT, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus, label,
-};
+use crate::kubernetes::{FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus};
 use crate::registry::{Change, RegistryError, UpdateError};
 
 /// Ports that may be refused to a change before it is given up.
@@ -43,10 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keys are stored this soon after their port was claimed, or not at all.
 const PROMPT: Duration = Duration::from_secs(30);
-
-/// A claim that nothing came of is forgotten after this long: longer than
-/// whoever made it can still come to store keys.
-pub const CLAIM: SignedDuration = SignedDuration::from_mins(5);
 
 /// Why a run of a change came to nothing.
 pub enum Miss {
@@ -137,58 +131,6 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
         patch["spec"] = Value::Object(spec);
     }
     changes.then_some(patch)
-}
-
-/// The Service that holds a port for a tenant until there is a gateway.
-fn claim(tenant: &VpnTenant, kept: &Kept, version: Option<&str>, now: Timestamp) -> Value {
-    let port = kept.allocation.port;
-    let mut selector = labels(tenant, kept.generation);
-    selector.remove(label::MANAGED_BY);
-    let mut labels = json!(labels(tenant, kept.generation));
-    let mut annotations = json!({ CLAIMED: now.to_string() });
-    if version.is_some() {
-        // No gateway's any more: whoever removes an old gateway leaves it be.
-        labels[label::NAME] = Value::Null;
-        annotations[GATEWAY_PORT] = Value::Null;
-    }
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": GATEWAY,
-            "namespace": tenant.namespace(),
-            "resourceVersion": version,
-            "labels": labels,
-            "annotations": annotations,
-            "ownerReferences": owner(tenant),
-        },
-        "spec": {
-            "type": "NodePort",
-            "selector": selector,
-            "ports": [{
-                "name": "wireguard",
-                "protocol": "UDP",
-                "port": port,
-                "targetPort": port,
-                "nodePort": port,
-            }],
-        },
-    })
-}
-
-/// When the port is claimed: when it was, if that is not long ago. A claim that
-/// is made over is no news then, so that nobody who waits for news tries again
-/// because of what they did themselves.
-fn claimed(view: &View, kept: &Kept) -> Timestamp {
-    let now = Timestamp::now();
-    let service = view
-        .service
-        .as_ref()
-        .filter(|service| !service.gateway && service.ports == [kept.allocation.port]);
-    let before = service.and_then(|service| service.claimed);
-    before
-        .filter(|before| now.duration_since(*before).abs() < CLAIM / 2)
-        .unwrap_or(now)
 }
 
 /// Whether this is the API server's word that a port is somebody's.
@@ -335,7 +277,7 @@ impl Inner {
         {
             return Err(Miss::Conflict);
         }
-        let claim = claim(&view.resource, kept, version, claimed(view, kept));
+        let claim = claim::service(view, kept, version, Timestamp::now());
         let answer = if version.is_some() {
             let patch = Patch::Merge(&claim);
             prompt(services.patch(GATEWAY, &patching(), &patch)).await
@@ -525,4 +467,29 @@ pub fn exactly(uid: &str, version: &str) -> DeleteParams {
         uid: Some(uid.to_owned()),
         resource_version: Some(version.to_owned()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_about_what_was_asked_is_a_refusal() {
+        let answer = |code: u16, message: &str| {
+            let mut status = Status::failure(message, "");
+            status.code = code;
+            storage(Error::Api(status.boxed()))
+        };
+        for code in [400, 403, 422, 500] {
+            let error = answer(code, "over quota").to_string();
+            assert_eq!(error, "the cluster refuses it: over quota");
+        }
+        for code in [401, 409, 429, 503, 504] {
+            let error = answer(code, "later");
+            assert!(matches!(error, RegistryError::Storage(_)), "{code}");
+        }
+        assert!(matches!(answer(500, ""), RegistryError::Storage(_)));
+        let away = storage(Error::Service("away".into()));
+        assert!(matches!(away, RegistryError::Storage(_)));
+    }
 }

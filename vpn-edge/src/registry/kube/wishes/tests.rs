@@ -15,7 +15,7 @@ fn known(state: State) -> View {
     let mut tenant = view.tenant().unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
-    let status = status::of(&view, &tenant, None, &settings(), at(MADE));
+    let status = status::of(&view, &tenant, &Hindrance::Nothing, &settings(), at(MADE));
     change(&mut view, |resource| {
         resource.status = Some(status);
         resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
@@ -196,14 +196,20 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
     steps.push(tenant.clone());
     assert_eq!(tenant.vpn.state, State::Failed);
     for step in steps {
-        let status = status::of(&view, &step, None, &settings(), now);
+        let status = status::of(&view, &step, &Hindrance::Nothing, &settings(), now);
         let read = with(view.clone(), |resource| {
             resource.status = Some(status.clone())
         });
         let mut vpn = read.tenant().unwrap().vpn;
         vpn.since = step.vpn.since;
         assert_eq!(vpn, step.vpn);
-        let again = status::of(&read, &read.tenant().unwrap(), None, &settings(), at(MADE));
+        let again = status::of(
+            &read,
+            &read.tenant().unwrap(),
+            &Hindrance::Nothing,
+            &settings(),
+            at(MADE),
+        );
         assert_eq!(again, status, "nothing to write");
     }
 }
