@@ -1,7 +1,10 @@
 //! Which of several controllers acts.
 //!
 //! All writes are safe with several of them at work: the API server refuses what
-//! is out of date. That one leads keeps them from doing everything twice.
+//! is out of date. That one leads keeps them from doing everything twice. So one
+//! that cannot renew its lease is not made to stop: while the API server is away
+//! it can write nothing either, and answers the API from what it knows. Once that
+//! answers again, it hears within a moment whether another leads.
 
 use anyhow::{Context, Result, bail};
 use kube::Client;

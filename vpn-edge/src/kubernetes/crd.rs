@@ -145,7 +145,8 @@ pub struct VpnTenantStatus {
     /// When the phase began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Why the phase is failed.
+    /// Why the phase is failed, or what keeps the VPN from being as it is asked
+    /// for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Grows with every enable and every rotation.
