@@ -19,10 +19,10 @@ use lab::node::Lab;
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, Ports, State, Tenant, VpnError};
+use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, State, Tenant, VpnError};
 use vpn_edge::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
 use vpn_edge::registry::kube::Settings;
-use vpn_edge::registry::{KubeRegistry, Registry, UpdateError};
+use vpn_edge::registry::{Change, KubeRegistry, Registry, UpdateError};
 
 /// A cluster that knows VpnTenants.
 struct Scene {
@@ -171,28 +171,26 @@ fn yaml(number: u128, namespace: &str, vpn: &str) -> String {
 }
 
 async fn enable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change = |tenant: &mut Tenant, pool: &mut dyn Ports| {
-        tenant.enable(pool, Keys::generate(), Timestamp::now())
-    };
-    registry.update(id, Box::new(change)).await
+    let change: Change =
+        Box::new(|tenant, pool| tenant.enable(pool, Keys::generate(), Timestamp::now()));
+    registry.update(id, change).await
 }
 
 async fn disable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change = |tenant: &mut Tenant, pool: &mut dyn Ports| tenant.disable(pool, Timestamp::now());
-    registry.update(id, Box::new(change)).await
+    let change: Change = Box::new(|tenant, pool| tenant.disable(pool, Timestamp::now()));
+    registry.update(id, change).await
 }
 
 async fn regenerate(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
     let keys = Keys::generate().expect("the system has random bytes");
-    let change = move |tenant: &mut Tenant, _: &mut dyn Ports| {
-        tenant.regenerate(keys.clone(), Timestamp::now())
-    };
-    registry.update(id, Box::new(change)).await
+    let change: Change =
+        Box::new(move |tenant, _| tenant.regenerate(keys.clone(), Timestamp::now()));
+    registry.update(id, change).await
 }
 
 /// What the controller does when the gateway answers.
 async fn serve(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change = |tenant: &mut Tenant, _: &mut dyn Ports| {
+    let change: Change = Box::new(|tenant, _| {
         let gateway = GatewayState::Ready;
         let observed = Observed {
             gateway,
@@ -200,8 +198,8 @@ async fn serve(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError>
         };
         tenant.observe(&observed, Timestamp::now());
         Ok(())
-    };
-    registry.update(id, Box::new(change)).await
+    });
+    registry.update(id, change).await
 }
 
 fn port(tenant: &Tenant) -> Option<u16> {
