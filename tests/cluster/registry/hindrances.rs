@@ -33,6 +33,11 @@ spec: {policyName: no-keys, validationActions: [Deny]}
 fn events(scene: &Scene, namespace: &str) -> Result<Vec<(String, String)>> {
     let events: Api<Event> = Api::namespaced(scene.client(), namespace);
     let list = scene.cluster.run(events.list(&ListParams::default()))?;
+    ensure!(
+        list.items.iter().all(|event| event.series.is_none()),
+        "told again: {:?}",
+        list.items
+    );
     let told = list.items.into_iter().map(|event| {
         let note = event.message.unwrap_or_default();
         (event.reason.unwrap_or_default(), note)
@@ -158,6 +163,14 @@ fn a_policy_that_refuses_keys_is_told_of_and_tried_again_with_pauses() -> Result
     await_enabling(&scene, "t-1")
 }
 
+fn await_quota(scene: &Scene, namespace: &str, name: &str) -> Result<()> {
+    let quotas: Api<ResourceQuota> = Api::namespaced(scene.client(), namespace);
+    scene.eventually("a quota in force", async || {
+        let status = quotas.get(name).await?.status;
+        Ok(status.filter(|status| status.hard.is_some()).map(drop))
+    })
+}
+
 #[test]
 fn a_quota_is_told_of_until_there_is_room() -> Result<()> {
     let scene = Scene::new()?;
@@ -170,11 +183,7 @@ fn a_quota_is_told_of_until_there_is_room() -> Result<()> {
             "apiVersion: v1\nkind: ResourceQuota\nmetadata: {{name: tight, namespace: {namespace}}}\n\
              spec: {{hard: {{{what}: '0'}}}}\n"
         ))?;
-        let quotas: Api<ResourceQuota> = Api::namespaced(scene.client(), namespace);
-        scene.eventually("a quota in force", async || {
-            let status = quotas.get("tight").await?.status;
-            Ok(status.filter(|status| status.hard.is_some()).map(drop))
-        })?;
+        await_quota(&scene, namespace, "tight")?;
         scene.apply(&yaml(number, namespace, "enabled: true"))?;
     }
     let registry = scene.registry(POOL)?;
@@ -182,8 +191,16 @@ fn a_quota_is_told_of_until_there_is_room() -> Result<()> {
     for namespace in ["t-1", "t-2"] {
         await_refusal(&scene, namespace, "exceeded quota: tight")?;
     }
-    for namespace in ["t-1", "t-2"] {
-        scene.kubectl(&["delete", "resourcequota", "tight", "-n", namespace])?;
+    // Other words are another event.
+    scene.apply(
+        "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: other, namespace: t-1}\n\
+         spec: {hard: {count/secrets: '0'}}\n",
+    )?;
+    await_quota(&scene, "t-1", "other")?;
+    scene.kubectl(&["delete", "resourcequota", "tight", "-n", "t-1"])?;
+    await_refusal(&scene, "t-1", "exceeded quota: other")?;
+    for (namespace, name) in [("t-1", "other"), ("t-2", "tight")] {
+        scene.kubectl(&["delete", "resourcequota", name, "-n", namespace])?;
         await_enabling(&scene, namespace)?;
     }
     Ok(())

@@ -106,6 +106,8 @@ impl Known {
 
 /// Tells what changed since it last heard of a VpnTenant.
 pub struct Teller {
+    client: Client,
+    reporter: Reporter,
     recorder: Recorder,
     known: BTreeMap<String, Known>,
     under_way: JoinSet<()>,
@@ -120,7 +122,9 @@ impl Teller {
         };
         let told = told.into_iter();
         Self {
-            recorder: Recorder::new(client, reporter),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            client,
+            reporter,
             known: told.map(|(name, seen)| (name, Known::new(seen))).collect(),
             under_way: JoinSet::new(),
         }
@@ -137,9 +141,16 @@ impl Teller {
         let before = before.filter(|known| known.seen.reference.uid == seen.reference.uid);
         let (events, known) = news(before, seen);
         if !events.is_empty() {
-            let (recorder, reference) = (self.recorder.clone(), known.seen.reference.clone());
+            let reference = known.seen.reference.clone();
+            let recorder = self.recorder.clone();
+            // A recorder takes what differs in words alone for the same.
+            let fresh = Recorder::new(self.client.clone(), self.reporter.clone());
             self.under_way.spawn(async move {
                 for event in events {
+                    let recorder = match event.type_ {
+                        EventType::Warning => &fresh,
+                        EventType::Normal => &recorder,
+                    };
                     if let Err(error) = recorder.publish(&event, &reference).await {
                         tracing::warn!("an event is lost: {error}");
                     }
