@@ -555,10 +555,7 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
         &[elsewhere, ("--database", &other)],
         "another vpn-edge runs gateways",
     )?;
-    let refused = edge
-        .vpn_edge(&["teardown", "--uplink", "eth0"])
-        .unwrap_err()
-        .to_string();
+    let refused = edge.vpn_edge(&["teardown"]).unwrap_err().to_string();
     ensure!(
         refused.contains("another vpn-edge runs gateways"),
         "{refused}"
@@ -607,7 +604,7 @@ fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
         client.reaches(A.server),
         "traffic goes on without the daemon"
     );
-    edge.vpn_edge(&["teardown", "--uplink", "eth0"])?;
+    edge.vpn_edge(&["teardown"])?;
     client.await_cut(A.server)?;
     let left = edge.node.sh(LEFT)?;
     ensure!(

@@ -17,7 +17,8 @@ use vpn_edge_common::SCHEMA;
 const DASHBOARD: &str = include_str!("../manifests/grafana-dashboard.json");
 const RULES: &str = include_str!("../manifests/prometheus-rules.yaml");
 
-const METRICS: &str = "127.0.0.1:9095";
+const HEALTH: &str = "127.0.0.1:9095";
+const METRICS: &str = "127.0.0.1:9096";
 
 /// Whether the kernel counts runs is the machine's business. The edge is told
 /// `what`, whatever the machine does.
@@ -45,9 +46,9 @@ fn connected(topology: &Topology, edge: &Edge) -> Result<(Client, Tenant)> {
 }
 
 /// What the edge answers on its node: status, headers and body.
-fn get(edge: &Edge, path: &'static str) -> Result<(u16, String, String)> {
+fn get(edge: &Edge, server: &'static str, path: &'static str) -> Result<(u16, String, String)> {
     let asked = edge.node.inside(move || {
-        let mut stream = TcpStream::connect(METRICS)?;
+        let mut stream = TcpStream::connect(server)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
@@ -71,7 +72,7 @@ struct Scrape {
 
 impl Scrape {
     fn of(edge: &Edge) -> Result<Self> {
-        let (status, head, body) = get(edge, "/metrics")?;
+        let (status, head, body) = get(edge, METRICS, "/metrics")?;
         ensure!(status == 200, "{status}: {body}");
         ensure!(
             head.contains("content-type: application/openmetrics-text; version=1.0.0"),
@@ -336,7 +337,7 @@ fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
     let healthy = |wanted: u16| -> Result<String> {
         let start = Instant::now();
         loop {
-            let (status, _, body) = get(&edge, "/healthz")?;
+            let (status, _, body) = get(&edge, HEALTH, "/healthz")?;
             if status == wanted {
                 return Ok(body);
             }
@@ -359,8 +360,29 @@ fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
     edge.node
         .sh("ip link set gone0 name eth0; ip link set eth0 up")?;
     healthy(200)?;
-    let (status, _, _) = get(&edge, "/nonesuch")?;
-    ensure!(status == 404, "{status}");
+    Ok(())
+}
+
+#[test]
+fn whoever_may_ask_for_the_health_hears_of_no_tenant() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    stats(&topology.edge, "0")?;
+    // All addresses are meant, whatever the node's own setting.
+    topology.edge.sh("sysctl -qw net.ipv6.bindv6only=1")?;
+    let open = [("--health", "[::]:9095"), ("--metrics", "[::]:9096")];
+    let edge = Edge::start(&topology, Uplink::Veth, &open)?;
+    edge.enabled(&A)?;
+    for server in [HEALTH, "[::1]:9095"] {
+        ensure!(get(&edge, server, "/healthz")?.0 == 200);
+        ensure!(get(&edge, server, "/metrics")?.0 == 404);
+    }
+    for server in [METRICS, "[::1]:9096"] {
+        let (status, _, body) = get(&edge, server, "/metrics")?;
+        ensure!(
+            status == 200 && body.contains("tenant="),
+            "{status}: {body}"
+        );
+    }
     Ok(())
 }
 
@@ -368,18 +390,21 @@ fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
 fn an_address_that_cannot_be_had_is_refused_with_advice() -> Result<()> {
     let (_topology, mut edge) = start()?;
     edge.stop()?;
-    let said = edge.refused(&[("--metrics", "203.0.113.7:9095")])?;
-    ensure!(
-        said.contains("203.0.113.7:9095") && said.contains("--metrics"),
-        "{said}"
-    );
-    let occupied = edge.node.inside(|| Ok(TcpListener::bind(METRICS)?));
-    let occupied = occupied.join().expect("the thread does not panic")?;
-    let said = edge.refused(&[])?;
-    ensure!(
-        said.contains("cannot serve metrics on 127.0.0.1:9095") && said.contains("in use"),
-        "{said}"
-    );
-    drop(occupied);
+    for (what, own) in [("health", HEALTH), ("metrics", METRICS)] {
+        let option = format!("--{what}");
+        let said = edge.refused(&[(&option, "203.0.113.7:9097")])?;
+        ensure!(
+            said.contains("203.0.113.7:9097") && said.contains(&option),
+            "{said}"
+        );
+        let occupied = edge.node.inside(move || Ok(TcpListener::bind(own)?));
+        let occupied = occupied.join().expect("the thread does not panic")?;
+        let said = edge.refused(&[])?;
+        ensure!(
+            said.contains(&format!("cannot serve {what} on {own}")) && said.contains("in use"),
+            "{said}"
+        );
+        drop(occupied);
+    }
     edge.restart()
 }

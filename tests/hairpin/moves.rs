@@ -72,7 +72,7 @@ fn a_client_finds_a_gateway_that_moves_to_another_node() -> Result<()> {
     let mut running = Running::new(&[])?;
     let pings = Pings::start(&running.region().client_a, A.server)?;
     running.worker.stop()?;
-    running.worker.vpn_edge(&["teardown", "--uplink", "eth0"])?;
+    running.worker.vpn_edge(&["teardown"])?;
     let worker = take_over(&running)?;
     pings.await_answers(20)?;
     recoveries::note("a gateway moves with its keys", &pings.stop()?);

@@ -88,7 +88,7 @@ fn strangers_over_ipv6_are_dropped_for_what_they_lack() -> Result<()> {
     // Behind another header it is no tenant's.
     send(true, vec![data; 3])?;
     topology.edge.await_sh(
-        "curl -s 127.0.0.1:9095/metrics | grep 'reason=\"ip_options\"' | grep -q ' 3$'",
+        "curl -s 127.0.0.1:9096/metrics | grep 'reason=\"ip_options\"' | grep -q ' 3$'",
     )?;
     ensure!(number(&edge.ports()?[&port], "/ingress/packets")? == 1);
     Ok(())

@@ -64,7 +64,7 @@ fn taken_over(address: &str) -> Result<()> {
     edge.await_sh(&format!("test $({TRACKED}) = 0"))?;
     client.await_reach(A.server)?;
     agent.stop()?;
-    agent.vpn_edge(&["teardown", "--uplink", "eth0"])?;
+    agent.vpn_edge(&["teardown"])?;
     client.await_reach(A.server)?;
     edge.await_sh(&format!("test $({TRACKED}) != 0"))?;
     ensure!(gateway.endpoint()?.contains(EDGES[0].v4) || address.contains(':'));

@@ -71,7 +71,7 @@ impl Agent {
         let path = node.folder.join("kubeconfig");
         fs::write(&path, kubeconfig)?;
         let v4 = format!("0.0.0.0:{HEALTH_PORT}");
-        let own = ["--node", name, "--metrics", &v4];
+        let own = ["--node", name, "--health", &v4];
         Ok(Self {
             node: node.clone(),
             program: program("vpn-edge")?,
@@ -105,7 +105,7 @@ impl Agent {
         let file = node.folder.join("allocations.json");
         let path = file.display().to_string();
         let v4 = format!("0.0.0.0:{HEALTH_PORT}");
-        let own = ["--allocations", &path, "--uplink", "eth0", "--metrics", &v4];
+        let own = ["--allocations", &path, "--uplink", "eth0", "--health", &v4];
         Ok(Self {
             node: node.clone(),
             program: program("vpn-edge")?,

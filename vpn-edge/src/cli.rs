@@ -23,7 +23,7 @@ enum Command {
     Controller(controller::ControllerArgs),
     /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
     Crd,
-    /// Take off this machine what `standalone` leaves there when it ends.
+    /// Take off this machine what `standalone` or `agent` leaves there when it ends.
     Teardown(teardown::TeardownArgs),
     /// Be a tenant's gateway, in the namespace this starts in.
     Gateway(gateway::GatewayArgs),

@@ -15,6 +15,7 @@ pub mod gateways;
 pub mod inspect;
 pub mod kubernetes;
 pub mod link;
+pub mod listen;
 pub mod metrics;
 pub mod netlink;
 pub mod network;

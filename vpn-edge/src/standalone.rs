@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tokio::net::TcpListener;
 use vpn_edge_common::NODE_SLOT;
 
 use crate::agent::{Edge, EdgeArgs, Local};
@@ -19,6 +18,7 @@ use crate::api::{self, Tokens};
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
+use crate::listen::listen;
 use crate::registry::SqliteRegistry;
 
 #[derive(Debug, clap::Args)]
@@ -103,9 +103,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener =
+        listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
 
     let snapshot = network.snapshot().await?;
     let gateways = NetnsGateways::adopt(netns::Settings {
@@ -141,7 +140,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     };
     let router = api::router(registry.clone(), settings, tokens, edge.agent.steered());
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
-    tracing::info!(listen = %args.listen, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
+    tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());
     let work = async {
         tokio::select! {

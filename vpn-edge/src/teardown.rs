@@ -1,4 +1,5 @@
-//! `vpn-edge teardown`: takes off the machine what `standalone` leaves there.
+//! `vpn-edge teardown`: takes off the machine what `standalone` and `agent`
+//! leave there.
 //!
 //! Tenants and keys stay in the database: the next start brings all back.
 
@@ -14,9 +15,6 @@ use crate::preflight;
 
 #[derive(Debug, clap::Args)]
 pub struct TeardownArgs {
-    /// The daemon's --uplink; as many times as there.
-    #[arg(long = "uplink", required = true)]
-    uplinks: Vec<String>,
     /// The daemon's --runtime.
     #[arg(long, default_value = "/run/vpn-edge")]
     runtime: PathBuf,
@@ -31,7 +29,11 @@ pub struct TeardownArgs {
 ///
 /// When the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
-    let gateways = NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?;
+    // An agent has none: no gateway is its own.
+    let gateways = match args.runtime.exists() {
+        true => Some(NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?),
+        false => None,
+    };
     // The maps know which ports are between nodes.
     if let Ok(reader) = Reader::open(&args.bpffs)
         && let first @ 1.. = reader.edge()?.hop_ports
@@ -39,9 +41,11 @@ pub async fn run(args: TeardownArgs) -> Result<()> {
         let last = first.saturating_add(FLOWS as u16 - 1);
         preflight::release(first..=last).context("cannot release the ports between nodes")?;
     }
-    datapath::remove(&args.bpffs, &args.uplinks)?;
-    for gateway in gateways.list().await? {
-        gateways.remove(gateway.port).await?;
+    datapath::remove(&args.bpffs)?;
+    if let Some(gateways) = gateways {
+        for gateway in gateways.list().await? {
+            gateways.remove(gateway.port).await?;
+        }
     }
     Ok(())
 }

@@ -172,7 +172,7 @@ fn a_kube_event_becomes_a_map_entry_and_how_soon_is_told() -> Result<()> {
     // By the agent's own count: from the notice of an event to the map.
     let metric = |name: &str| {
         let grep =
-            format!("curl -s 127.0.0.1:9095/metrics | grep '^vpn_edge_{name} ' | cut -d' ' -f2");
+            format!("curl -s 127.0.0.1:9096/metrics | grep '^vpn_edge_{name} ' | cut -d' ' -f2");
         Ok::<f64, anyhow::Error>(scene.edge.sh(&grep)?.parse()?)
     };
     let before = (

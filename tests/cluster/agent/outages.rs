@@ -4,7 +4,7 @@ use lab::agent::Agent;
 use super::scene::{EDGE, Scene, WORKER, plug};
 use super::{PORT, SECOND};
 
-const UP: &str = "curl -s 127.0.0.1:9095/metrics | grep -q '^vpn_edge_source_up ";
+const UP: &str = "curl -s 127.0.0.1:9096/metrics | grep -q '^vpn_edge_source_up ";
 
 #[test]
 fn without_an_api_server_all_goes_on_as_it_was() -> Result<()> {

@@ -1,7 +1,9 @@
 //! All of it: clients, the load balancer, two edges, two workers, and the
 //! control plane with two controllers, each under the roles that are shipped.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -9,7 +11,9 @@ use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use lab::agent::Agent;
 use lab::client::Client;
-use lab::cluster::{Cluster, Controller, Kubelet, Member, SERVER, Worker, api, token};
+use lab::cluster::{
+    Cluster, Controller, Kubelet, MANIFESTS, Member, SERVER, SYSTEM, Worker, api, token,
+};
 use lab::node::{Node as Host, program};
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
@@ -20,11 +24,11 @@ pub struct Scene {
     pub controllers: Vec<Controller>,
     /// As [`lab::region::EDGES`], and then [`WORKERS`].
     pub agents: Vec<Agent>,
-    _workers: [Worker; 2],
-    /// As [`WORKERS`]; none where it died.
-    kubelets: Vec<Option<Kubelet>>,
-    /// As the agents.
-    members: Vec<Option<Member>>,
+    /// By their places among the hosts, without those that died.
+    kubelets: BTreeMap<usize, Kubelet>,
+    members: BTreeMap<usize, Member>,
+    /// What their pods are run by, which go on without a kubelet.
+    workers: Vec<Worker>,
     pub cluster: Cluster,
     token: String,
     pub region: Region,
@@ -41,6 +45,38 @@ pub struct Tenant {
 impl Scene {
     /// Everything runs, and there is no tenant.
     pub fn new() -> Result<Self> {
+        let mut scene = Self::empty()?;
+        scene.cluster.install()?;
+        scene.start_agents()?;
+        // Edges run no pods here.
+        for edge in EDGES {
+            scene.cluster.kubectl_said(&["cordon", edge.name])?;
+        }
+        scene.run_pods(2..4)?;
+        scene.start_controllers()?;
+        Ok(scene)
+    }
+
+    /// As [`Scene::new`], but installed by an overlay: the agents are pods, and
+    /// only the controllers are not.
+    pub fn installed(overlay: &str) -> Result<Self> {
+        let mut scene = Self::empty()?;
+        for edge in EDGES {
+            scene.cluster.kubectl_said(&["cordon", edge.name])?;
+        }
+        scene.run_pods(0..4)?;
+        let folder = format!("{MANIFESTS}/overlays/{overlay}");
+        scene.kubectl(&["apply", "-k", &folder])?;
+        let controller = "deployment/vpn-edge-controller";
+        scene.kubectl(&["scale", "--replicas=0", "-n", SYSTEM, controller])?;
+        let agent = "daemonset/vpn-edge-agent";
+        scene.kubectl(&["rollout", "status", "-n", SYSTEM, agent, "--timeout=60s"])?;
+        scene.start_controllers()?;
+        Ok(scene)
+    }
+
+    /// Machines and control plane, with nothing of ours.
+    fn empty() -> Result<Self> {
         let region = Region::new()?;
         // Pods have IPv4 alone, as a Worker makes them.
         for client in [&region.client_a, &region.client_b] {
@@ -57,14 +93,27 @@ impl Scene {
                 "ip address add {net}.2/30 dev api; ip route add {SERVER} via {net}.1"
             ))?;
         }
-        cluster.install()?;
-
-        let capabilities = cluster.agents_capabilities()?;
-        let (mut members, mut agents) = (Vec::new(), Vec::new());
-        for (host, node) in region.hosts() {
+        let mut members = BTreeMap::new();
+        for (at, (host, _)) in region.hosts().enumerate() {
             let member = cluster.add_node(host.name, &[host.v4.parse()?, host.v6.parse()?])?;
-            members.push(member);
-            let kubeconfig = cluster.agents_kubeconfig()?;
+            members.insert(at, member);
+        }
+        Ok(Self {
+            controllers: Vec::new(),
+            agents: Vec::new(),
+            kubelets: BTreeMap::new(),
+            members,
+            workers: Vec::new(),
+            token: token(cluster.node())?,
+            cluster,
+            region,
+        })
+    }
+
+    fn start_agents(&mut self) -> Result<()> {
+        let capabilities = self.cluster.agents_capabilities()?;
+        for (host, node) in self.region.hosts() {
+            let kubeconfig = self.cluster.agents_kubeconfig()?;
             let prepare = Agent::in_cluster(node, host.name, &kubeconfig, &["--prepare"])?;
             prepare.runs_to_its_end()?;
             let mut agent = Agent::in_cluster(node, host.name, &kubeconfig, &[])?;
@@ -72,36 +121,32 @@ impl Scene {
             agent.restart()?;
             let log = agent.log();
             ensure!(!log.contains("WARN"), "{log}");
-            agents.push(agent);
+            self.agents.push(agent);
         }
-        // Edges run no pods here.
-        for edge in EDGES {
-            cluster.kubectl_said(&["cordon", edge.name])?;
-        }
-        let worker = |at: usize| {
-            let range = Ipv4Addr::new(100, 64 + at as u8, 0, 9);
-            Worker::new(&region.lab, &region.workers[at], cluster.client(), range)
-        };
-        let workers = [worker(0)?, worker(1)?];
-        let kubelets = (0..2).map(|at| Kubelet::start(&members[2 + at], workers[at].clone()));
-        let kubelets = kubelets.map(Some).collect();
+        Ok(())
+    }
 
-        let token = token(cluster.node())?;
-        let mut scene = Self {
-            controllers: Vec::new(),
-            agents,
-            _workers: workers,
-            kubelets,
-            members: members.into_iter().map(Some).collect(),
-            cluster,
-            token,
-            region,
-        };
-        for number in 0..2 {
-            let controller = Controller::start(&scene.cluster, number, "30000-30019")?;
-            scene.controllers.push(controller);
+    /// Runs the pods of these hosts, counted as [`Region::hosts`] has them.
+    fn run_pods(&mut self, which: Range<usize>) -> Result<()> {
+        for (at, (_, node)) in self.region.hosts().enumerate() {
+            if which.contains(&at) {
+                // The workers' as the cluster routes them, and no edge has any.
+                let range = Ipv4Addr::new(100, 62 + at as u8, 0, 9);
+                let worker = Worker::new(&self.region.lab, node, self.cluster.client(), range)?;
+                let kubelet = Kubelet::start(&self.members[&at], worker.clone());
+                self.kubelets.insert(at, kubelet);
+                self.workers.push(worker);
+            }
         }
-        Ok(scene)
+        Ok(())
+    }
+
+    fn start_controllers(&mut self) -> Result<()> {
+        for number in 0..2 {
+            let controller = Controller::start(&self.cluster, number, "30000-30019")?;
+            self.controllers.push(controller);
+        }
+        Ok(())
     }
 
     /// Applies YAML as a tenant's GitOps would.
@@ -194,8 +239,9 @@ impl Scene {
     /// Cuts a worker off from the control plane, with its pods running, and
     /// waits until it is taken for dead.
     pub fn lose_worker(&mut self, at: usize) -> Result<()> {
-        self.kubelets[at] = None;
-        self.members[EDGES.len() + at] = None;
+        let host = EDGES.len() + at;
+        self.kubelets.remove(&host);
+        self.members.remove(&host);
         let nodes: Api<Node> = Api::all(self.cluster.client());
         self.cluster.eventually("a dead node", async || {
             let status = nodes.get(WORKERS[at].name).await?.status;

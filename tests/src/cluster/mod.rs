@@ -5,6 +5,7 @@
 //! whatever node is linked to it reaches the API server at its address. What
 //! runs containers is the test's own, see [`Containers`].
 
+mod account;
 mod certificates;
 mod connect;
 mod identity;

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Pod as Asked, Secret};
 use kube::{Api, Client, ResourceExt};
 use tokio::runtime::Handle;
 
-use super::Containers;
+use super::{Containers, account};
 use crate::node::{Lab, Node};
 use crate::pod::{Pod, Secrets};
 
@@ -17,7 +17,8 @@ use crate::pod::{Pod, Secrets};
 const WORKER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// Runs pods behind a node of the lab, each in a node of its own, with an
-/// address out of the worker's range.
+/// address out of the worker's range; or in the worker itself, if they are on
+/// the host's network.
 #[derive(Clone)]
 pub struct Worker {
     lab: Lab,
@@ -34,6 +35,8 @@ struct Running {
     name: String,
     node: Node,
     pod: Pod,
+    /// Its network is the worker's.
+    on_host: bool,
 }
 
 impl Worker {
@@ -88,12 +91,36 @@ impl Worker {
         }
         Ok(found)
     }
+
+    /// Runs a pod of the host's network.
+    fn start_on_host(&self, uid: String, pod: &Asked) -> Result<()> {
+        let spec = pod.spec.as_ref().context("a pod has a spec")?;
+        let mut secrets = self.secrets(pod)?;
+        let projected = spec.volumes.iter().flatten();
+        for volume in projected.filter(|volume| volume.projected.is_some()) {
+            let account = Handle::current().block_on(account::files(&self.client, pod))?;
+            secrets.insert(volume.name.clone(), account);
+        }
+        let spec = account::resolved(spec);
+        let running = Running {
+            name: pod.name_any(),
+            pod: Pod::run(&spec, &secrets, &self.node)?,
+            node: self.node.clone(),
+            on_host: true,
+        };
+        self.running().insert(uid, running);
+        Ok(())
+    }
 }
 
 impl Containers for Worker {
     fn start(&self, pod: &Asked) -> Result<Vec<IpAddr>> {
         let uid = pod.uid().context("a pod has a uid")?;
         let spec = pod.spec.as_ref().context("a pod has a spec")?;
+        if spec.host_network == Some(true) {
+            self.start_on_host(uid, pod)?;
+            return Ok(Vec::new());
+        }
         let secrets = self.secrets(pod)?;
         let address = {
             let mut last = self.last.lock().expect("nothing panics with it");
@@ -121,6 +148,7 @@ impl Containers for Worker {
                 let _ = self.node.sh(&format!("ip link del {link}"));
             })?,
             node: node.clone(),
+            on_host: false,
         };
         self.running().insert(uid, pod);
         Ok(vec![address.into()])
@@ -132,7 +160,9 @@ impl Containers for Worker {
         let mut running = self.running();
         let found = running.get_mut(&uid).context("it was never started")?;
         // Without an API server, they stay as they are.
-        if let Ok(secrets) = secrets {
+        if let Ok(secrets) = secrets
+            && !found.on_host
+        {
             found.pod.update(&secrets)?;
         }
         found.pod.check()?;
@@ -145,7 +175,9 @@ impl Containers for Worker {
         if let Some(found) = found {
             // After the grace period it is killed.
             let _ = found.pod.stop();
-            let _ = found.node.sh("ip link del eth0");
+            if !found.on_host {
+                let _ = found.node.sh("ip link del eth0");
+            }
         }
         Ok(())
     }

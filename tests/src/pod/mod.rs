@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{Container, PodSpec, Secret};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, PodSpec, Secret};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use nix::sys::signal::Signal;
 
 use crate::node::{Node, Process};
@@ -62,7 +63,7 @@ impl Pod {
     }
 
     /// Whether every container runs, and its probes agree: the startup and the
-    /// readiness probe, if they are commands.
+    /// readiness probe, if they are commands or HTTP.
     ///
     /// # Errors
     ///
@@ -76,12 +77,31 @@ impl Pod {
             }
             let probes = [&container.startup_probe, &container.readiness_probe];
             for probe in probes.into_iter().flatten() {
-                let exec = probe.exec.as_ref().context("a probe that is no command")?;
+                if let Some(http) = &probe.http_get {
+                    self.get(container, http)?;
+                    continue;
+                }
+                let exec = probe.exec.as_ref();
+                let exec = exec.context("a probe that is neither a command nor HTTP")?;
                 let words = exec.command.as_deref().unwrap_or_default();
                 self.exec(&container.name, words)?;
             }
         }
         Ok(())
+    }
+
+    fn get(&self, container: &Container, probe: &HTTPGetAction) -> Result<()> {
+        let port = match &probe.port {
+            IntOrString::Int(port) => *port,
+            IntOrString::String(name) => {
+                let mut ports = container.ports.iter().flatten();
+                let port = ports.find(|port| port.name.as_ref() == Some(name));
+                port.context("a probe of an unknown port")?.container_port
+            }
+        };
+        let path = probe.path.as_deref().unwrap_or_default();
+        let command = format!("curl -sf http://127.0.0.1:{port}{path}");
+        self.node.sh(&command).map(drop)
     }
 
     /// Runs a command in a container, and gives back what it printed.
@@ -149,14 +169,15 @@ impl Pod {
     fn command(&self, container: &Container, instead: Option<&[String]>) -> Result<Command> {
         let words = match instead {
             Some(words) => words.to_vec(),
-            None => [&container.command, &container.args]
-                .into_iter()
-                .flatten()
-                .flatten()
-                .cloned()
-                .collect(),
+            None => {
+                let entrypoint = || vec!["vpn-edge".to_owned()];
+                let command = container.command.clone().unwrap_or_else(entrypoint);
+                command
+                    .into_iter()
+                    .chain(container.args.clone().unwrap_or_default())
+                    .collect()
+            }
         };
-        ensure!(!words.is_empty(), "{}: no command", container.name);
         root::command(&self.node, container, &words, &self.volumes)
     }
 }

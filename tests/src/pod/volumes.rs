@@ -1,4 +1,5 @@
-//! What a pod's containers share: emptyDirs, and Secrets as files.
+//! What a pod's containers share: emptyDirs, Secrets as files, and the node's
+//! own folders.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +19,8 @@ pub type Secrets = BTreeMap<String, BTreeMap<String, ByteString>>;
 pub struct Volumes {
     folder: PathBuf,
     secrets: Vec<(PathBuf, SecretVolumeSource)>,
+    /// Of the node, by the volumes' names.
+    folders: BTreeMap<String, PathBuf>,
     /// As they are mounted.
     mounted: Secrets,
     /// Numbers the states that Secrets were in.
@@ -29,21 +32,34 @@ impl Volumes {
         let mut made = Self {
             folder: node.folder.join("volumes"),
             secrets: Vec::new(),
+            folders: BTreeMap::new(),
             mounted: Secrets::new(),
             updates: 0,
         };
         for volume in volumes {
+            if let Some(host) = &volume.host_path {
+                made.folders
+                    .insert(volume.name.clone(), host.path.clone().into());
+                continue;
+            }
             let folder = made.path(&volume.name);
             fs::create_dir_all(&folder)?;
             if let Some(secret) = &volume.secret {
                 made.secrets.push((folder, secret.clone()));
+            } else if volume.projected.is_some() {
+                // An account's token: a Secret by the volume's name, here.
+                let secret = SecretVolumeSource {
+                    secret_name: Some(volume.name.clone()),
+                    ..SecretVolumeSource::default()
+                };
+                made.secrets.push((folder, secret));
             } else if volume.empty_dir.is_some() {
                 node.sh(&format!(
                     "mountpoint -q {0} || mount -t tmpfs -o mode=777 volume {0}",
                     folder.display()
                 ))?;
             } else {
-                bail!("a volume that is neither a Secret nor an emptyDir");
+                bail!("{}: a kind of volume that is not known here", volume.name);
             }
         }
         made.update(secrets)?;
@@ -51,7 +67,8 @@ impl Volumes {
     }
 
     pub fn path(&self, volume: &str) -> PathBuf {
-        self.folder.join(volume)
+        let own = self.folders.get(volume);
+        own.cloned().unwrap_or_else(|| self.folder.join(volume))
     }
 
     /// Writes the Secrets' files as a kubelet does: each is a link by way of

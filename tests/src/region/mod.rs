@@ -241,11 +241,11 @@ impl Region {
     ///
     /// When it does not come up, with what it said.
     pub fn standalone(&self, worker: usize, more: &[(&str, &str)]) -> Result<Edge> {
-        let metrics = format!("0.0.0.0:{HEALTH_PORT}");
+        let health = format!("0.0.0.0:{HEALTH_PORT}");
         let own = [
             ("--ports", PORTS[worker]),
             ("--gateway-range", GATEWAYS[worker]),
-            ("--metrics", &metrics),
+            ("--health", &health),
         ];
         Edge::on(&self.workers[worker], "eth0", &[&own, more].concat())
     }

@@ -22,6 +22,7 @@ use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange};
 use crate::inspect::Output;
 use crate::kubernetes;
+use crate::listen::listen;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
@@ -73,9 +74,13 @@ pub struct EdgeArgs {
     /// from; kept from the node's own connections.
     #[arg(long, default_value_t = 61_000)]
     pub hop_ports: u16,
-    /// Address and port of /metrics, for Prometheus, and /healthz, for a load
-    /// balancer; open to whoever reaches them.
+    /// Address and port of /healthz, for a load balancer: open to whoever
+    /// reaches it; [::] is every address of either IP version.
     #[arg(long, default_value = "127.0.0.1:9095")]
+    pub health: SocketAddr,
+    /// Address and port of /metrics, for Prometheus: they name the tenants, and
+    /// are as open.
+    #[arg(long, default_value = "127.0.0.1:9096")]
     pub metrics: SocketAddr,
     /// Seconds for which /healthz says no before the daemon ends on SIGTERM, so
     /// that a load balancer turns elsewhere first.
@@ -178,7 +183,8 @@ impl EdgeArgs {
 /// An edge about to run: its agent, and what tells of it.
 pub(crate) struct Edge {
     pub agent: Agent,
-    observers: TcpListener,
+    health: TcpListener,
+    metrics: TcpListener,
     sources: metrics::Sources,
     draining: watch::Sender<bool>,
     drain: Duration,
@@ -191,10 +197,13 @@ impl Edge {
     ///
     /// Whatever keeps the edge from starting, with what to do about it.
     pub async fn start(args: &EdgeArgs, network: Network, ports: PortRange) -> Result<Self> {
-        let observers = TcpListener::bind(args.metrics).await.with_context(|| {
-            let metrics = args.metrics;
-            format!("cannot serve metrics on {metrics}: name another address with --metrics")
-        })?;
+        let [health, metrics] =
+            [("health", args.health), ("metrics", args.metrics)].map(|(what, address)| {
+                listen(address).with_context(|| {
+                    format!("cannot serve {what} on {address}: name another address with --{what}")
+                })
+            });
+        let (health, metrics) = (health?, metrics?);
         let datapath = Datapath::open(&args.bpffs)?;
         let programs = datapath.programs()?;
         let limits = PlanLimits::new(args.limits.clone());
@@ -218,7 +227,8 @@ impl Edge {
         };
         Ok(Self {
             agent,
-            observers,
+            health,
+            metrics,
             sources,
             draining,
             drain: Duration::from_secs(args.drain),
@@ -238,9 +248,10 @@ impl Edge {
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let router = metrics::router(self.sources, Arc::clone(&source));
+        let (health, metrics) = metrics::routers(self.sources, Arc::clone(&source));
         let mut agent = tokio::spawn(self.agent.run(source));
-        let serving = axum::serve(self.observers, router).into_future();
+        let health = axum::serve(self.health, health).into_future();
+        let metrics = axum::serve(self.metrics, metrics).into_future();
         let (draining, drain) = (self.draining, self.drain);
         let asked_to_end = async {
             tokio::select! {
@@ -258,7 +269,8 @@ impl Edge {
         tokio::select! {
             ended = &mut agent => bail!("the agent ended: {ended:?}"),
             ended = work => ended?,
-            ended = serving => ended.context("the metrics ended")?,
+            ended = health => ended.context("the health check ended")?,
+            ended = metrics => ended.context("the metrics ended")?,
             () = asked_to_end => {}
         }
         tracing::info!("ending; gateways and traffic go on");
@@ -329,7 +341,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     let network = edge.network().await?;
     let ports = PortRange::new(1024, u16::MAX)?;
     let running = Edge::start(&edge, network, ports).await?;
-    tracing::info!(metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
+    tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
     running.run(source, std::future::pending()).await
 }
 

@@ -24,6 +24,7 @@ use crate::api::{self, Tokens};
 use crate::domain::{Pool, Pools};
 use crate::gateways::kube::{self as kube_gateways, KubeGateways};
 use crate::kubernetes;
+use crate::listen::listen;
 use crate::registry::kube::{self as kube_registry, KubeRegistry};
 
 /// How long a controller that ends takes to leave the lead to another.
@@ -181,11 +182,9 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
     }
     let tokens = Tokens::load(&args.tokens)?;
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let observers = TcpListener::bind(args.metrics)
-        .await
+    let listener =
+        listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let observers = listen(args.metrics)
         .with_context(|| format!("cannot serve metrics on {}", args.metrics))?;
     let client = kubernetes::client().await?;
 

@@ -201,13 +201,8 @@ impl Datapath {
 
 /// Before tcx filters have no pins: takes ours off what is no uplink any more.
 fn detach_others(uplinks: &BTreeSet<Hook>) -> Result<(), DatapathError> {
-    let interfaces = nix::net::if_::if_nameindex().map_err(|source| DatapathError::Folder {
-        path: "/sys/class/net".into(),
-        source: source.into(),
-    })?;
-    for interface in &interfaces {
-        let name = interface.name().to_string_lossy();
-        if !uplinks.contains(&Hook::UplinkTc(name.as_ref().into())) {
+    for name in interfaces()? {
+        if !uplinks.contains(&Hook::UplinkTc(name.clone())) {
             // Most have no such filter to find.
             let _ = qdisc_detach_program(&name, TcAttachType::Ingress, program::INGRESS_TC);
         }
@@ -215,17 +210,26 @@ fn detach_others(uplinks: &BTreeSet<Hook>) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Takes everything off this node that is pinned under `root`, and clsact
-/// filters off `interfaces`: hooks, programs and maps.
+fn interfaces() -> Result<Vec<String>, DatapathError> {
+    let interfaces = nix::net::if_::if_nameindex().map_err(|source| DatapathError::Folder {
+        path: "/sys/class/net".into(),
+        source: source.into(),
+    })?;
+    let names = interfaces.iter().map(|interface| interface.name());
+    Ok(names.map(|name| name.to_string_lossy().into()).collect())
+}
+
+/// Takes everything off this node that is pinned under `root`, and our clsact
+/// filters: hooks, programs and maps.
 ///
 /// # Errors
 ///
 /// When a pin cannot be removed.
-pub fn remove(root: &Path, interfaces: &[String]) -> Result<(), DatapathError> {
-    for interface in interfaces {
+pub fn remove(root: &Path) -> Result<(), DatapathError> {
+    for interface in interfaces()? {
         for name in [program::INGRESS_TC, program::EGRESS] {
             // Where tcx is in use there is no such filter to find.
-            let _ = qdisc_detach_program(interface, TcAttachType::Ingress, name);
+            let _ = qdisc_detach_program(&interface, TcAttachType::Ingress, name);
         }
     }
     for folder in others(root).into_iter().chain([super::folder(root)]) {

@@ -46,16 +46,17 @@ struct Metrics {
     turn: Arc<Mutex<()>>,
 }
 
-/// `/metrics` and `/healthz`.
-pub fn router(sources: Sources, source: Arc<dyn Source>) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .with_state(Metrics {
-            sources: Arc::new(sources),
-            source,
-            turn: Arc::default(),
-        })
+/// `/healthz`, which a load balancer asks from outside, and `/metrics`, which
+/// names the tenants.
+pub fn routers(sources: Sources, source: Arc<dyn Source>) -> (Router, Router) {
+    let state = Metrics {
+        sources: Arc::new(sources),
+        source,
+        turn: Arc::default(),
+    };
+    let health = Router::new().route("/healthz", get(healthz));
+    let metrics = Router::new().route("/metrics", get(metrics));
+    (health.with_state(state.clone()), metrics.with_state(state))
 }
 
 async fn metrics(State(metrics): State<Metrics>) -> Response {

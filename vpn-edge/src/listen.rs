@@ -1,0 +1,50 @@
+//! Listening for HTTP.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Listens. `[::]` is every address of the node, of both IP versions whatever
+/// `net.ipv6.bindv6only` says, and of IPv4 alone where the kernel has no IPv6.
+///
+/// # Errors
+///
+/// When the address is not the node's, or somebody listens there.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    if !(address.is_ipv6() && address.ip().is_unspecified()) {
+        return bound(new(address)?, address);
+    }
+    match new(address) {
+        Ok(socket) => {
+            setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+            bound(socket, address)
+        }
+        Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            bound(new(address)?, address)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn new(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()
+    } else {
+        TcpSocket::new_v4()
+    };
+    let socket = socket?;
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
+}
+
+fn bound(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> {
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
