@@ -1,5 +1,7 @@
 //! What is shipped is what the API server takes.
 
+use std::path::Path;
+
 use lab::cluster::Cluster;
 use lab::node::Lab;
 
@@ -32,6 +34,77 @@ fn every_overlay_is_taken_by_the_api_server() {
         ] {
             assert!(said.contains(made), "{overlay}: {said}");
         }
+    }
+}
+
+#[test]
+fn monitors_are_what_the_prometheus_operator_follows() {
+    let folder = std::env::var_os("VPN_EDGE_MONITORING")
+        .expect("VPN_EDGE_MONITORING is set by `cargo xtask test cluster`");
+    let lab = Lab::new().unwrap();
+    let cluster = Cluster::start(&lab).unwrap();
+    for kind in ["servicemonitors", "podmonitors"] {
+        let name = format!("monitoring.coreos.com_{kind}.yaml");
+        let file = Path::new(&folder).join(name).display().to_string();
+        kubectl(&cluster, &["apply", "--server-side", "-f", &file]);
+        let definition = format!("crd/{kind}.monitoring.coreos.com");
+        kubectl(
+            &cluster,
+            &["wait", "--for=condition=Established", &definition],
+        );
+    }
+    // Into an overlay, as README says.
+    let folder = lab.node("operator").unwrap().folder;
+    let manifests = folder.join("manifests");
+    let copied = std::process::Command::new("cp")
+        .args(["-r", MANIFESTS])
+        .arg(&manifests)
+        .status();
+    assert!(copied.unwrap().success());
+    let overlay = manifests.join("overlays/bare-metal");
+    let file = overlay.join("kustomization.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let component = "components: [../../components/service-monitor]\n";
+    std::fs::write(file, text + component).unwrap();
+    let namespace = format!("{MANIFESTS}/base/namespace.yaml");
+    kubectl(&cluster, &["apply", "--server-side", "-f", &namespace]);
+    let overlay = overlay.display().to_string();
+    let arguments = [
+        "apply",
+        "--server-side",
+        "--validate=strict",
+        "-k",
+        &overlay,
+    ];
+    kubectl(&cluster, &arguments);
+
+    // Each names a port that what it selects has.
+    let ask = |what: &str, path: &str| {
+        let path = format!("-o=jsonpath={path}");
+        let said = kubectl(&cluster, &["get", what, "-n", "vpn-edge-system", &path]);
+        assert!(!said.is_empty(), "{what} {path}");
+        said
+    };
+    for (monitor, of, selected, ports) in [
+        (
+            "servicemonitor/vpn-edge-controller",
+            "{.spec.endpoints[*].port}",
+            "service/vpn-edge",
+            "{.spec.ports[*].name}",
+        ),
+        (
+            "podmonitor/vpn-edge-agent",
+            "{.spec.podMetricsEndpoints[*].port}",
+            "daemonset/vpn-edge-agent",
+            "{.spec.template.spec.containers[*].ports[*].name}",
+        ),
+    ] {
+        let ports = ask(selected, ports);
+        let port = ask(monitor, of);
+        assert!(ports.split(' ').any(|name| name == port), "{port}: {ports}");
+        let label = "{.spec.selector.matchLabels.app\\.kubernetes\\.io/name}";
+        let own = "{.metadata.labels.app\\.kubernetes\\.io/name}";
+        assert_eq!(ask(monitor, label), ask(selected, own));
     }
 }
 

@@ -89,19 +89,24 @@ fn module() -> PathBuf {
     workspace::root().join("tests/kubernetes")
 }
 
-/// Where the programs of this tree's versions belong.
-fn cached() -> Result<PathBuf> {
+/// What outlives the tree, for the tests of the cluster.
+pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
+    Ok(base.join("vpn-edge/kubernetes"))
+}
+
+/// Where the programs of this tree's versions belong.
+fn cached() -> Result<PathBuf> {
     let module = module();
     let versions = fs::read_to_string(module.join("go.mod"))?;
     let mut hasher = DefaultHasher::new();
     versions.hash(&mut hasher);
     fs::read(module.join("go.sum"))?.hash(&mut hasher);
     let key = format!("{}-{:016x}", kubernetes(&versions)?, hasher.finish());
-    Ok(base.join("vpn-edge/kubernetes").join(key))
+    Ok(cache()?.join(key))
 }
 
 /// Whole or not at all: a build that is cut short leaves no half a folder.

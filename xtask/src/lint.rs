@@ -2,7 +2,7 @@
 
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
-use crate::{build_ebpf, tidy};
+use crate::{build_ebpf, image, tidy};
 use anyhow::{Result, anyhow, bail};
 use std::process::Command;
 
@@ -15,7 +15,7 @@ pub fn run() -> Result<()> {
         clippy.args(["--", "--deny", "warnings"]);
         Ok(clippy)
     };
-    let checks: [(&str, Result<()>); 5] = [
+    let checks: [(&str, Result<()>); 6] = [
         (
             "fmt",
             workspace::run(&mut cargo(["fmt", "--all", "--check"])),
@@ -42,6 +42,7 @@ pub fn run() -> Result<()> {
             workspace::run(&mut cargo(["deny", "check", "bans", "licenses", "sources"])),
         ),
         ("tidy", tidy::check(workspace::root())),
+        ("image", image::check(workspace::root())),
     ];
     println!();
     let mut failed = false;

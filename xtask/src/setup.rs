@@ -2,6 +2,7 @@
 
 use crate::build_ebpf;
 use crate::kubernetes;
+use crate::monitoring;
 use crate::workspace::{self, cargo};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -117,6 +118,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Kubernetes) {
         kubernetes::folder()?;
+        monitoring::folder()?;
     }
     if needs.contains(&Need::Lint) {
         lint_tools()?;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the suites, each with what it needs.
 
 use crate::kubernetes;
+use crate::monitoring;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
 use anyhow::{Result, bail};
@@ -225,6 +226,10 @@ impl Suite {
             if self.needs.contains(&Need::Kubernetes) {
                 match kubernetes::folder() {
                     Ok(folder) => command.env(kubernetes::VARIABLE, folder),
+                    Err(error) => return Outcome::Failed(format!("{error:#}")),
+                };
+                match monitoring::folder() {
+                    Ok(folder) => command.env(monitoring::VARIABLE, folder),
                     Err(error) => return Outcome::Failed(format!("{error:#}")),
                 };
             }
