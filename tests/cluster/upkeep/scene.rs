@@ -101,8 +101,9 @@ impl Scene {
         let gateways = Arc::new(self.cluster.run(KubeGateways::start(client, settings))?);
         let upkeep = {
             let gateways = Arc::clone(&gateways);
-            self.cluster
-                .run(async { tokio::spawn(async move { gateways.keep_up().await }) })
+            let run = async move { gateways.keep_up().await };
+            let spawn = async { anyhow::Ok(tokio::spawn(run)) };
+            self.cluster.run(spawn)?
         };
         self.leader = Some(Leader { gateways, upkeep });
         Ok(())

@@ -63,10 +63,7 @@ impl Standing {
 /// keys or did not serve to begin with are not counted, so that they hold back
 /// nobody.
 #[must_use]
-pub fn choose<'a>(
-    all: &'a BTreeMap<String, Standing>,
-    waits: impl Fn(&str) -> bool,
-) -> Vec<&'a str> {
+pub fn choose(all: &BTreeMap<String, Standing>, waits: impl Fn(&str) -> bool) -> Vec<&str> {
     let away = all.values().filter(|standing| **standing == Standing::Away);
     let room = (all.len() / 100).max(1).saturating_sub(away.count());
     let of = |wanted: Standing| {
