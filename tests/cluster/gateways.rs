@@ -344,7 +344,7 @@ fn refusals_have_the_clusters_words() -> Result<()> {
         .run(services.create(&params, &from_value(service)?))?;
     let error = format!("{:#}", scene.ensure(&spec).unwrap_err());
     ensure!(
-        error.contains("cannot apply its Service") && error.contains("already allocated"),
+        error.contains("the cluster refuses its Service") && error.contains("already allocated"),
         "{error}"
     );
     // What was made of it is found, so that it is removed.

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::index::{Index, Objects};
+use super::late::NotApplied;
 use super::objects::{self, Place, Shape};
 use super::rollout::{self, Standing};
 use super::{KubeGateways, drift, late};
@@ -243,10 +244,10 @@ impl Upkeep {
         wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
         let applied = match gateways.apply(&wanted).await {
             Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
-            // As one with somebody else's port on the same node port.
-            Err((_, Error::Api(status))) if status.is_invalid() => {
+            // As beside somebody else's port on the same node port.
+            Err((_, Error::Api(_))) => {
                 let api: Api<K> = gateways.api(&namespace);
-                put_spec(&api, &wanted).await?
+                put_spec(&api, &wanted).await.map_err(late::told)?
             }
             applied => applied.map_err(late::told)?,
         };
@@ -320,7 +321,7 @@ impl Upkeep {
 
 /// Writes the spec with its lists as they are, where applying would leave in
 /// them what others added.
-async fn put_spec<K>(api: &Api<K>, wanted: &K) -> Result<K>
+async fn put_spec<K>(api: &Api<K>, wanted: &K) -> Result<K, NotApplied>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
@@ -332,9 +333,8 @@ where
         field_manager: Some(MANAGER.into()),
         ..PatchParams::default()
     };
-    api.patch(GATEWAY, &params, &patch)
-        .await
-        .with_context(|| format!("cannot write its {}", K::kind(&())))
+    let written = api.patch(GATEWAY, &params, &patch).await;
+    written.map_err(|error| (K::kind(&()), error))
 }
 
 fn spec(object: &impl Serialize) -> Value {
