@@ -1,7 +1,6 @@
 //! A node that died keeps its pods for ever, and no tenant waits for it.
 
 use anyhow::{Result, ensure};
-use lab::cluster::Controller;
 use lab::region::WORKERS;
 use lab::topology::{A, B};
 
@@ -43,11 +42,7 @@ fn tenants_of_a_dead_node_are_disabled_and_enabled_elsewhere() -> Result<()> {
             ensure!(!left.contains("vpn-edge"), "{left}");
             Ok(Some(()))
         })
-        .map_err(|error| {
-            let logs = scene.controllers.iter().map(Controller::log);
-            let pods = scene.kubectl(&["get", "pods,nodes,deploy", "-A", "-o", "yaml"]);
-            error.context(format!("{pods:?}")).context(logs.collect::<Vec<_>>().join("\n--\n"))
-        })?;
+        .map_err(|error| error.context(scene.controllers[0].log()))?;
     let pods = scene.kubectl(&["get", "pods", "-o", "name", "-n", ACME.namespace])?;
     ensure!(
         pods.contains("vpn-edge-gateway"),

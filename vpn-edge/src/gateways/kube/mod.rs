@@ -190,7 +190,12 @@ impl KubeGateways {
             propagation_policy: Some(propagation),
             preconditions: Some(Preconditions {
                 uid: found.uid(),
-                resource_version: found.resource_version(),
+                // Held to a version, the API server does not let go of what it
+                // deletes in the foreground; and that changes no more.
+                resource_version: match found.metadata.deletion_timestamp {
+                    Some(_) => None,
+                    None => found.resource_version(),
+                },
             }),
             ..DeleteParams::default()
         };
