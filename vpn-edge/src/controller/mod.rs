@@ -11,12 +11,12 @@ mod troubles;
 pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -47,7 +47,8 @@ pub struct Settings {
     pub tunnel_ipv6: bool,
 }
 
-/// Gateways that are seen to at a time, and tenants that are written back.
+/// Gateways that are made at a time, that are removed, and tenants that are
+/// written back.
 const AT_ONCE: usize = 32;
 
 /// So many times as long as a look at everything took is everything left alone:
@@ -65,8 +66,15 @@ pub struct Controller {
     under_way: JoinSet<anyhow::Result<()>>,
     busy: BTreeMap<task::Id, (u16, Option<Uuid>)>,
     attempts: BTreeMap<Uuid, Attempts>,
-    /// When a removal that failed may be tried again.
-    removals: BTreeMap<u16, Instant>,
+    /// Of gateways that are still there, by port.
+    removals: BTreeMap<u16, Removal>,
+}
+
+/// Attempts at a removal.
+struct Removal {
+    pause: Duration,
+    next: Instant,
+    failure: Option<String>,
 }
 
 /// Attempts at one generation of a tenant's gateway.
@@ -109,12 +117,9 @@ impl Controller {
             let start = Instant::now();
             let looked = self.look().await;
             let took = start.elapsed();
-            let outcome = match looked {
+            match looked {
                 Ok(noticed) => self.write_all(noticed).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = outcome {
-                tracing::error!("cannot reconcile, trying again: {error:#}");
+                Err(error) => tracing::error!("cannot reconcile, trying again: {error:#}"),
             }
             rest(took).await;
             tokio::select! {
@@ -151,6 +156,8 @@ impl Controller {
                 self.attempts.insert(id, attempts);
             }
         }
+        let ports: HashSet<u16> = gateways.iter().map(|gateway| gateway.port).collect();
+        self.removals.retain(|port, _| ports.contains(port));
         for action in plan(tenants.clone(), &gateways) {
             match action {
                 Action::Remove(port) => self.remove(port),
@@ -169,17 +176,24 @@ impl Controller {
             Some((attempts.generation, attempts.failure.clone()?))
         };
         let late = self.gateways.late();
-        let troubles = troubles::troubles(tenants, gateways, attempted, late);
+        let mut troubles = troubles::troubles(tenants, gateways, attempted, late);
+        for gateway in gateways {
+            let removal = self.removals.get(&gateway.port);
+            if let Some(failure) = removal.and_then(|removal| removal.failure.as_ref()) {
+                let words = || format!("its gateway does not go: {failure}");
+                troubles.entry(gateway.tenant).or_insert_with(words);
+            }
+        }
         self.registry.hinder(troubles);
     }
 
     fn remove(&mut self, port: u16) {
-        let now = Instant::now();
-        self.removals.retain(|_, next| *next > now);
-        if self.is_busy(port) || self.removals.contains_key(&port) {
+        let removal = self.removals.get(&port);
+        let waits = removal.is_some_and(|removal| removal.next > Instant::now());
+        let removals = self.busy.values().filter(|(_, tenant)| tenant.is_none());
+        if waits || self.is_busy(port) || removals.count() == AT_ONCE {
             return;
         }
-        self.removals.insert(port, now + FIRST_PAUSE);
         tracing::info!(port, "removing gateway");
         let gateways = Arc::clone(&self.gateways);
         let task = self
@@ -192,7 +206,9 @@ impl Controller {
         let Some(allocation) = &tenant.vpn.allocation else {
             return;
         };
-        let (now, busy) = (Instant::now(), self.is_busy(allocation.port));
+        let others = self.busy.values().filter(|(_, tenant)| tenant.is_some());
+        let busy = self.is_busy(allocation.port) || others.count() == AT_ONCE;
+        let now = Instant::now();
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.entry(tenant.id).or_insert(Attempts {
             generation,
@@ -239,9 +255,8 @@ impl Controller {
         self.busy.insert(task.id(), (port, Some(tenant.id)));
     }
 
-    /// Whether nothing more is to be begun for the port now.
     fn is_busy(&self, port: u16) -> bool {
-        self.busy.len() == AT_ONCE || self.busy.values().any(|&(busy, _)| busy == port)
+        self.busy.values().any(|&(busy, _)| busy == port)
     }
 
     fn ended(&mut self, ended: Result<(task::Id, anyhow::Result<()>), task::JoinError>) {
@@ -256,8 +271,23 @@ impl Controller {
         if let Some(failure) = &failure {
             tracing::error!(port, "gateway: {failure}");
         }
-        if let Some(attempts) = tenant.and_then(|id| self.attempts.get_mut(&id)) {
-            attempts.failure = failure;
+        match tenant {
+            Some(id) => {
+                if let Some(attempts) = self.attempts.get_mut(&id) {
+                    attempts.failure = failure;
+                }
+            }
+            None if failure.is_none() => drop(self.removals.remove(&port)),
+            None => {
+                let before = self.removals.get(&port);
+                let pause = before.map_or(FIRST_PAUSE, |before| before.pause);
+                let removal = Removal {
+                    pause: (pause * 2).min(LONGEST_PAUSE),
+                    next: Instant::now() + pause,
+                    failure,
+                };
+                self.removals.insert(port, removal);
+            }
         }
     }
 
@@ -295,11 +325,14 @@ impl Controller {
         })
     }
 
-    async fn write_all(&self, noticed: Vec<Noticed>) -> anyhow::Result<()> {
-        stream::iter(noticed)
-            .map(Ok)
-            .try_for_each_concurrent(AT_ONCE, |noticed| self.write(noticed))
-            .await
+    async fn write_all(&self, noticed: Vec<Noticed>) {
+        let written = stream::iter(noticed).for_each_concurrent(AT_ONCE, async |noticed| {
+            let id = noticed.id;
+            if let Err(error) = self.write(noticed).await {
+                tracing::error!(tenant = %id, "its state is late: {error:#}");
+            }
+        });
+        written.await;
     }
 
     async fn write(&self, noticed: Noticed) -> anyhow::Result<()> {
