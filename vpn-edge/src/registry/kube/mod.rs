@@ -17,8 +17,9 @@ mod watch;
 mod wishes;
 mod write;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
@@ -30,12 +31,13 @@ use tokio::sync::{Notify, watch as tokio_watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use self::hindrance::Hindrance;
 use self::index::{Index, Kind};
 use self::write::{Miss, params, prompt, storage};
 use super::{Change, Registry, RegistryError, UpdateError};
 use crate::domain::{Pools, Tenant};
 use crate::kubernetes::crd::WantedVpn;
-use crate::kubernetes::{TENANT, VpnTenant, VpnTenantSpec};
+use crate::kubernetes::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 
 /// What tenants are given, and what their status says of it.
 #[derive(Clone, Debug)]
@@ -60,8 +62,21 @@ struct Inner {
     index: Mutex<Index>,
     changes: tokio_watch::Sender<u64>,
     news: Notify,
-    /// What the gateways' part says, which this process alone knows.
-    troubles: Mutex<BTreeMap<Uuid, String>>,
+    troubles: Mutex<Troubles>,
+}
+
+/// So long does what another leader told of a gateway's trouble hold, unless this
+/// one has come to see it.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// What the gateways' part says, which this process alone knows.
+#[derive(Default)]
+struct Troubles {
+    of: BTreeMap<Uuid, String>,
+    /// Tenants that had one.
+    seen: BTreeSet<Uuid>,
+    /// When this began to follow.
+    since: Option<Instant>,
 }
 
 impl KubeRegistry {
@@ -170,20 +185,41 @@ impl Inner {
     }
 
     fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
-        let mut known = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == troubles {
+        let mut known = self.troubles();
+        if known.of == troubles {
             return;
         }
-        let ids = known.keys().chain(troubles.keys());
-        let changed = ids.filter(|id| known.get(id) != troubles.get(id));
+        let ids = known.of.keys().chain(troubles.keys());
+        let changed = ids.filter(|id| known.of.get(id) != troubles.get(id));
         self.with(|index| changed.for_each(|id| index.tell_of(*id)));
-        *known = troubles;
+        known.seen.extend(troubles.keys());
+        known.of = troubles;
         self.news.notify_one();
     }
 
-    fn trouble(&self, id: Uuid) -> Option<String> {
-        let known = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&id).cloned()
+    /// Begins to follow, with what others have told.
+    fn settle_in(&self) {
+        let mut known = self.troubles();
+        known.seen.clear();
+        known.since = Some(Instant::now());
+    }
+
+    /// What keeps the gateway of the tenant with this status from being as it is
+    /// to be, if nothing else is in the way.
+    fn trouble(&self, id: Uuid, status: &VpnTenantStatus) -> Hindrance {
+        let known = self.troubles();
+        if let Some(words) = known.of.get(&id) {
+            return Hindrance::Gateway(words.clone());
+        }
+        let settles = known.since.is_some_and(|since| since.elapsed() < SETTLING);
+        match Hindrance::told(&status.conditions) {
+            Hindrance::Gateway(_) if settles && !known.seen.contains(&id) => Hindrance::Unknown,
+            _ => Hindrance::Nothing,
+        }
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in that something is not there.

@@ -152,7 +152,10 @@ fn conditions(view: &View, tenant: &Tenant, hindrance: Option<(&'static str, &st
     };
     let gateway = says(GATEWAY_READY, serves, reason, message);
     let ready = match (wanted, &vpn.allocation) {
-        (false, None) => says(READY, true, "Disabled", "the VPN is off, as asked"),
+        (false, None) => match hindrance {
+            Some((reason, message)) => says(READY, false, reason, message),
+            None => says(READY, true, "Disabled", "the VPN is off, as asked"),
+        },
         (false, Some(_)) => {
             let going = ("Disabling", "the VPN is about to be switched off");
             let (reason, message) = hindrance.unwrap_or(going);

@@ -111,6 +111,18 @@ struct Visit {
     namespace: String,
     came: Came,
     seen: Option<Seen>,
+    cause: Cause,
+}
+
+/// What a try depends on, as far as the tenant's own resources go: generation of
+/// the spec, versions of keys and Service. The status is no part of it.
+type Cause = [u64; 3];
+
+/// What is to be tried again.
+struct Later {
+    at: Instant,
+    pause: Duration,
+    cause: Cause,
 }
 
 /// Runs for good.
@@ -124,7 +136,8 @@ pub async fn follow(inner: Arc<Inner>) {
     let mut due: BTreeSet<String> = BTreeSet::new();
     let mut under_way = JoinSet::new();
     let mut busy: BTreeSet<String> = BTreeSet::new();
-    let mut later: BTreeMap<String, (Instant, Duration)> = BTreeMap::new();
+    let mut later: BTreeMap<String, Later> = BTreeMap::new();
+    inner.settle_in();
     let mut round = interval(ROUND);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -136,17 +149,24 @@ pub async fn follow(inner: Arc<Inner>) {
             let inner = Arc::clone(&inner);
             under_way.spawn(async move { inner.visit(namespace).await });
         }
-        let soonest = later.values().map(|(at, _)| *at).min();
+        let soonest = later.values().map(|later| later.at).min();
         let soonest = soonest.unwrap_or_else(|| Instant::now() + ROUND);
         tokio::select! {
             () = inner.news.notified() => {
                 let news = inner.with(|index| index.news());
-                due.extend(news.namespaces);
+                // What a try said of itself is no reason for another.
+                let is_new = |namespace: &String| {
+                    let waits = later.get(namespace);
+                    waits.is_none_or(|later| later.cause != inner.cause(namespace))
+                };
+                due.extend(news.namespaces.into_iter().filter(is_new));
                 if news.freed {
                     // The API server may give them out a moment later.
-                    let soon = (Instant::now() + FIRST_PAUSE, FIRST_PAUSE);
-                    later.values_mut().for_each(|next| *next = soon);
                     due.extend(later.keys().cloned());
+                    for later in later.values_mut() {
+                        later.at = Instant::now() + FIRST_PAUSE;
+                        later.pause = FIRST_PAUSE;
+                    }
                 }
             }
             _ = round.tick() => {
@@ -156,15 +176,15 @@ pub async fn follow(inner: Arc<Inner>) {
             }
             () = sleep_until(soonest) => {
                 let now = Instant::now();
-                for (namespace, (at, pause)) in &mut later {
-                    if *at <= now {
+                for (namespace, later) in &mut later {
+                    if later.at <= now {
                         due.insert(namespace.clone());
-                        *at = now + *pause;
+                        later.at = now + later.pause;
                     }
                 }
             }
             Some(visit) = under_way.join_next() => match visit {
-                Ok(Visit { namespace, came, seen }) => {
+                Ok(Visit { namespace, came, seen, cause }) => {
                     busy.remove(&namespace);
                     match came {
                         Came::Settled => {
@@ -172,8 +192,12 @@ pub async fn follow(inner: Arc<Inner>) {
                         }
                         Came::Hindered => {
                             let known = later.get(&namespace);
-                            let pause = known.map_or(FIRST_PAUSE, |(_, pause)| *pause);
-                            let next = (Instant::now() + pause, (pause * 2).min(LONGEST_PAUSE));
+                            let pause = known.map_or(FIRST_PAUSE, |later| later.pause);
+                            let next = Later {
+                                at: Instant::now() + pause,
+                                pause: (pause * 2).min(LONGEST_PAUSE),
+                                cause,
+                            };
                             later.insert(namespace.clone(), next);
                         }
                     }
@@ -209,10 +233,20 @@ impl Inner {
             Some(Seen::new(&view, &index.standing(&view), hindered))
         });
         Visit {
+            cause: self.cause(&namespace),
             namespace,
             came,
             seen,
         }
+    }
+
+    fn cause(&self, namespace: &str) -> Cause {
+        self.with(|index| {
+            let view = index.view(namespace);
+            let spec = view.and_then(|view| view.resource.metadata.generation);
+            let [_, keys, service] = index.versions(namespace);
+            [spec.unwrap_or(0).cast_unsigned(), keys, service]
+        })
     }
 
     /// `hindered` is told what keeps the tenant from what it asks for, as far as
@@ -235,10 +269,9 @@ impl Inner {
             }
             Err(_) => return outcome.map(|(came, _)| came),
         };
-        if let (Standing::Tenant(tenant), Hindrance::Nothing) = (&standing, &*hindered)
-            && let Some(trouble) = self.trouble(tenant.id)
-        {
-            *hindered = Hindrance::Gateway(trouble);
+        if let (Standing::Tenant(tenant), Hindrance::Nothing) = (&standing, &*hindered) {
+            let status = view.resource.status.clone().unwrap_or_default();
+            *hindered = self.trouble(tenant.id, &status);
         }
         self.show(namespace, hindered).await?;
         outcome.map(|(came, _)| came)
