@@ -58,6 +58,13 @@ fn what_somebody_edits_is_changed_back() -> Result<()> {
         "targetPort": 53, "nodePort": spec.port });
     edit(&scene, "service", &json!({ "spec": { "ports": [port] } }))?;
     is_back("the Service's port")?;
+    let ports = [
+        json!({ "name": "wireguard", "protocol": "UDP", "port": spec.port,
+            "targetPort": spec.port, "nodePort": spec.port }),
+        json!({ "name": "odd", "protocol": "TCP", "port": 53, "targetPort": 53 }),
+    ];
+    edit(&scene, "service", &json!({ "spec": { "ports": ports } }))?;
+    is_back("the Service's one port")?;
     let selector = json!({ "spec": { "selector": { "app": "another" } } });
     edit(&scene, "service", &selector)?;
     is_back("the Service's selector")?;
@@ -70,6 +77,21 @@ fn what_somebody_edits_is_changed_back() -> Result<()> {
     let grace = json!({ "terminationGracePeriodSeconds": 90 });
     edit(&scene, "deployment", &template(grace))?;
     is_back("the pod's grace")?;
+    let beside = json!([{ "op": "add", "path": "/spec/template/spec/containers/-",
+        "value": { "name": "beside", "image": "odd:1" } }]);
+    let patch = [
+        "patch",
+        "deployment",
+        GATEWAY,
+        "--type=json",
+        "-n",
+        &spec.namespace,
+    ];
+    let beside = beside.to_string();
+    scene
+        .cluster
+        .kubectl_said(&[&patch[..], &["-p", &beside]].concat())?;
+    is_back("the pod's one container")?;
     scene.await_state(spec, |state| *state == GatewayState::Ready)?;
     scene.await_image(spec, IMAGE)
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::Api;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
 use vpn_edge::domain::GatewayState;
 use vpn_edge::gateways::GatewaySpec;
 use vpn_edge::kubernetes::GATEWAY;
@@ -126,7 +127,14 @@ fn a_failing_image_takes_one_gateway_and_a_good_one_reaches_all() -> Result<()> 
     for spec in &scene.tenants {
         scene.await_image(spec, SECOND)?;
     }
-    Ok(())
+    // Who breaks from here on breaks by itself.
+    scene.cluster.eventually("no gateway is marked", async || {
+        let deployments: Api<Deployment> = Api::all(scene.cluster.client());
+        let all = deployments.list(&ListParams::default()).await?;
+        let mut all = all.items.iter();
+        let marked = all.any(|found| found.annotations().contains_key("vpn-edge.dev/rolled"));
+        Ok((!marked).then_some(()))
+    })
 }
 
 #[test]

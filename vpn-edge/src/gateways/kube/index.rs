@@ -159,6 +159,7 @@ impl Index {
 
     /// Namespaces in which something of a gateway is new.
     fn news(&mut self) -> BTreeSet<String> {
+        self.tenants.news.clear();
         let mut news = std::mem::take(&mut self.deployments.news);
         news.append(&mut self.services.news);
         news.append(&mut self.policies.news);

@@ -94,6 +94,13 @@ pub fn mark(before: Option<&Deployment>, rolls: bool) -> Option<String> {
     mark.filter(|_| !is_done(before))
 }
 
+/// Whether it is marked, and back: the next one that breaks by itself is not to
+/// be taken for one that a roll-out broke.
+#[must_use]
+pub fn is_back(deployment: &Deployment) -> bool {
+    is_marked(deployment) && is_done(deployment)
+}
+
 fn is_marked(deployment: &Deployment) -> bool {
     deployment.annotations().contains_key(annotation::ROLLED)
 }

@@ -37,12 +37,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 struct Upkeep {
     standings: BTreeMap<String, Standing>,
     drifted: BTreeSet<String>,
-    pauses: HashMap<String, Pause>,
+    pauses: HashMap<(String, Purpose), Pause>,
     /// What the API server makes of what is applied, by namespace and kind,
     /// where that is not the same: digests.
     accepted: HashMap<(String, String), String>,
     /// Those of which it was said that they hold back the rest.
     told: BTreeSet<String>,
+}
+
+/// What one pauses with; the rest goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    RollOut,
+    ChangeBack,
+    Replace,
 }
 
 struct Pause {
@@ -119,7 +127,8 @@ impl Upkeep {
                 let service = objects::service(&place, &shape);
                 let policy = objects::policy(&place, &shape, &gateways.settings);
                 let index = gateways.index();
-                if self.has_drifted(&wanted, index.deployments.get(&namespace))
+                if rollout::is_back(&deployment)
+                    || self.has_drifted(&wanted, index.deployments.get(&namespace))
                     || self.has_drifted(&service, index.services.get(&namespace))
                     || self.has_drifted(&policy, index.policies.get(&namespace))
                 {
@@ -134,13 +143,15 @@ impl Upkeep {
     }
 
     async fn roll_out(&mut self, gateways: &KubeGateways) {
-        let chosen = rollout::choose(&self.standings, |namespace| self.waits(namespace));
+        let chosen = rollout::choose(&self.standings, |namespace| {
+            self.waits(namespace, Purpose::RollOut)
+        });
         let chosen: Vec<String> = chosen.into_iter().map(str::to_owned).collect();
         self.tell(gateways);
         for namespace in chosen {
             if let Err(error) = gateways.bring_up_to_date(&namespace).await {
                 tracing::error!(namespace, "its gateway stays as it is: {error:#}");
-                self.pause(&namespace);
+                self.pause(&namespace, Purpose::RollOut);
             }
             gateways.touched().insert(namespace);
         }
@@ -181,14 +192,14 @@ impl Upkeep {
 
     async fn change_back(&mut self, gateways: &KubeGateways) {
         for namespace in std::mem::take(&mut self.drifted) {
-            if self.waits(&namespace) {
+            if self.waits(&namespace, Purpose::ChangeBack) {
                 self.drifted.insert(namespace);
                 continue;
             }
             if let Err(error) = self.change_back_in(&namespace, gateways).await {
                 tracing::error!(namespace, "what others changed of it stays: {error:#}");
             }
-            self.pause(&namespace);
+            self.pause(&namespace, Purpose::ChangeBack);
             gateways.touched().insert(namespace);
         }
     }
@@ -213,6 +224,11 @@ impl Upkeep {
             Standing::Current | Standing::Away
         ) {
             objects::mark(&mut wanted, rollout::mark(Some(&deployment), false));
+            if rollout::is_back(&deployment) {
+                let applied = gateways.apply(&wanted).await.map_err(late::told)?;
+                gateways.index().deployments.put(applied);
+                return Ok(());
+            }
             self.restore(gateways, wanted, |index| &mut index.deployments)
                 .await?;
         }
@@ -246,6 +262,12 @@ impl Upkeep {
             Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
             // As beside somebody else's port on the same node port.
             Err((_, Error::Api(_))) => {
+                let api: Api<K> = gateways.api(&namespace);
+                put_spec(&api, &wanted).await.map_err(late::told)?
+            }
+            // Applied, it leaves in lists what others added.
+            Ok(applied) if !drift::holds(&unversioned(&wanted), &applied) => {
+                wanted.meta_mut().resource_version = applied.resource_version();
                 let api: Api<K> = gateways.api(&namespace);
                 put_spec(&api, &wanted).await.map_err(late::told)?
             }
@@ -288,35 +310,40 @@ impl Upkeep {
     /// Starts those anew that wait for a pod that nobody ends any more.
     async fn replace(&mut self, gateways: &KubeGateways) {
         for namespace in gateways.overdue() {
-            if self.waits(&namespace) {
+            if self.waits(&namespace, Purpose::Replace) {
                 continue;
             }
-            match gateways.replace(&namespace).await {
-                Ok(false) => {}
-                Ok(true) => self.pause(&namespace),
-                Err(error) => {
-                    tracing::error!(namespace, "its gateway waits for a dead node: {error:#}");
-                    self.pause(&namespace);
-                }
+            if let Err(error) = gateways.replace(&namespace).await {
+                tracing::error!(namespace, "its gateway waits for a dead node: {error:#}");
             }
+            self.pause(&namespace, Purpose::Replace);
             gateways.touched().insert(namespace);
         }
     }
 
-    fn waits(&self, namespace: &str) -> bool {
-        let pause = self.pauses.get(namespace);
+    fn waits(&self, namespace: &str, purpose: Purpose) -> bool {
+        let pause = self.pauses.get(&(namespace.to_owned(), purpose));
         pause.is_some_and(|pause| pause.next > Instant::now())
     }
 
-    fn pause(&mut self, namespace: &str) {
-        let length = self
-            .pauses
-            .get(namespace)
-            .map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
+    fn pause(&mut self, namespace: &str, purpose: Purpose) {
+        let key = (namespace.to_owned(), purpose);
+        let longest = match purpose {
+            // It ends once its node does.
+            Purpose::Replace => FIRST_PAUSE * 4,
+            Purpose::RollOut | Purpose::ChangeBack => LONGEST_PAUSE,
+        };
+        let before = self.pauses.get(&key);
+        let length = before.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(longest));
         let next = Instant::now() + length;
-        self.pauses
-            .insert(namespace.to_owned(), Pause { next, length });
+        self.pauses.insert(key, Pause { next, length });
     }
+}
+
+fn unversioned<K: Resource + Clone>(object: &K) -> K {
+    let mut object = object.clone();
+    object.meta_mut().resource_version = None;
+    object
 }
 
 /// Writes the spec with its lists as they are, where applying would leave in
