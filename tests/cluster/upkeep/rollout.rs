@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use vpn_edge::domain::GatewayState;
 use vpn_edge::gateways::GatewaySpec;
@@ -127,12 +126,23 @@ fn a_failing_image_takes_one_gateway_and_a_good_one_reaches_all() -> Result<()> 
     for spec in &scene.tenants {
         scene.await_image(spec, SECOND)?;
     }
-    // Who breaks from here on breaks by itself.
-    scene.cluster.eventually("no gateway is marked", async || {
-        let deployments: Api<Deployment> = Api::all(scene.cluster.client());
-        let all = deployments.list(&ListParams::default()).await?;
-        let mut all = all.items.iter();
-        let marked = all.any(|found| found.annotations().contains_key("vpn-edge.dev/rolled"));
+    // Who breaks long after that breaks by itself.
+    let ago = "vpn-edge.dev/rolled=2026-01-01T00:00:00Z";
+    let namespace = &first.namespace;
+    let mark = [
+        "annotate",
+        "deployment",
+        GATEWAY,
+        "--overwrite",
+        ago,
+        "-n",
+        namespace,
+    ];
+    scene.cluster.kubectl_said(&mark)?;
+    let deployments: Api<Deployment> = scene.api(&first);
+    scene.cluster.eventually("it is not marked", async || {
+        let found = deployments.get(GATEWAY).await?;
+        let marked = found.annotations().contains_key("vpn-edge.dev/rolled");
         Ok((!marked).then_some(()))
     })
 }

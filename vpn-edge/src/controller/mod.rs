@@ -11,7 +11,7 @@ mod troubles;
 pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,13 +156,19 @@ impl Controller {
                 self.attempts.insert(id, attempts);
             }
         }
-        let ports: HashSet<u16> = gateways.iter().map(|gateway| gateway.port).collect();
-        self.removals.retain(|port, _| ports.contains(port));
+        let mut removed = Vec::new();
         for action in plan(tenants.clone(), &gateways) {
             match action {
-                Action::Remove(port) => self.remove(port),
+                Action::Remove(port) => removed.push(port),
                 Action::Ensure(tenant) => self.ensure(tenant),
             }
+        }
+        self.removals.retain(|port, _| removed.contains(port));
+        // Those that were not tried yet come first, so that others that hang do
+        // not take all turns.
+        removed.sort_by_key(|port| self.removals.get(port).map(|removal| removal.next));
+        for port in removed {
+            self.remove(port);
         }
         self.hinder(tenants.clone(), &gateways);
         let noticed = tenants.filter_map(|tenant| self.notice(tenant, &by_keys));

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 use kube::ResourceExt as _;
 
@@ -94,14 +94,22 @@ pub fn mark(before: Option<&Deployment>, rolls: bool) -> Option<String> {
     mark.filter(|_| !is_done(before))
 }
 
-/// Whether it is marked, and back: the next one that breaks by itself is not to
-/// be taken for one that a roll-out broke.
+/// A gateway that breaks this soon after a roll-out replaced it was broken by
+/// that. Later, it broke by itself.
+const PROBATION: SignedDuration = SignedDuration::from_mins(5);
+
+/// Whether it is marked, and was back for long enough.
 #[must_use]
-pub fn is_back(deployment: &Deployment) -> bool {
-    is_marked(deployment) && is_done(deployment)
+pub fn is_back(deployment: &Deployment, now: Timestamp) -> bool {
+    let mark = deployment.annotations().get(annotation::ROLLED);
+    mark.is_some_and(|mark| {
+        let since = mark.parse().unwrap_or(Timestamp::UNIX_EPOCH);
+        is_done(deployment) && now.duration_since(since) > PROBATION
+    })
 }
 
-fn is_marked(deployment: &Deployment) -> bool {
+#[must_use]
+pub fn is_marked(deployment: &Deployment) -> bool {
     deployment.annotations().contains_key(annotation::ROLLED)
 }
 
@@ -243,6 +251,19 @@ mod tests {
         assert_eq!(is(applied("old", false, &json!({}))), NO);
         let other = json!({ annotation::WISH: "b", annotation::APPLIED: "old" });
         assert_eq!(is(deployment(&other, &done)), Wished);
+    }
+
+    #[test]
+    fn a_gateway_is_back_once_it_has_served_for_a_while() {
+        let (done, unfinished) = statuses();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (soon, late) = (at("2026-11-21T00:05:00Z"), at("2026-11-21T00:05:01Z"));
+        assert!(is_back(&applied("new", true, &done), late));
+        assert!(!is_back(&applied("new", true, &done), soon));
+        assert!(!is_back(&applied("new", false, &done), late));
+        for status in &unfinished {
+            assert!(!is_back(&applied("new", true, status), late), "{status}");
+        }
     }
 
     #[test]

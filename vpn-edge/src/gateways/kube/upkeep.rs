@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
@@ -18,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::index::{Index, Objects};
 use super::late::NotApplied;
-use super::objects::{self, Place, Shape};
+use super::objects::{self, Place, Shape, annotation};
 use super::rollout::{self, Standing};
 use super::{KubeGateways, drift, late};
 use crate::domain::GatewayState;
@@ -103,6 +104,19 @@ impl KubeGateways {
         outcome
     }
 
+    /// Takes the roll-out's mark off, whoever else has written it.
+    async fn unmark(&self, deployment: &Deployment) -> Result<()> {
+        let api: Api<Deployment> = self.api(&deployment.namespace().unwrap_or_default());
+        let patch = Patch::Merge(json!({ "metadata": {
+            "resourceVersion": deployment.resource_version(),
+            "annotations": { annotation::ROLLED: null },
+        }}));
+        let unmarked = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
+        let unmarked = unmarked.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        self.index().deployments.put(unmarked);
+        Ok(())
+    }
+
     /// The namespace's gateway, with where it goes, unless it is going away.
     pub(super) fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
         let placed = self.index().placed_in(namespace);
@@ -127,13 +141,17 @@ impl Upkeep {
                 let service = objects::service(&place, &shape);
                 let policy = objects::policy(&place, &shape, &gateways.settings);
                 let index = gateways.index();
-                if rollout::is_back(&deployment)
+                if rollout::is_back(&deployment, Timestamp::now())
                     || self.has_drifted(&wanted, index.deployments.get(&namespace))
                     || self.has_drifted(&service, index.services.get(&namespace))
                     || self.has_drifted(&policy, index.policies.get(&namespace))
                 {
                     self.drifted.insert(namespace.clone());
                 }
+            }
+            if rollout::is_marked(&deployment) {
+                // To be looked at until it is no longer.
+                gateways.touched().insert(namespace.clone());
             }
             self.standings.insert(namespace, standing);
         }
@@ -219,16 +237,14 @@ impl Upkeep {
         self.restore(gateways, service, |index| &mut index.services)
             .await?;
         let mut wanted = objects::deployment(&place, &shape, settings);
+        if rollout::is_back(&deployment, Timestamp::now()) {
+            gateways.unmark(&deployment).await?;
+        }
         if matches!(
             Standing::of(&deployment, &wanted),
             Standing::Current | Standing::Away
         ) {
             objects::mark(&mut wanted, rollout::mark(Some(&deployment), false));
-            if rollout::is_back(&deployment) {
-                let applied = gateways.apply(&wanted).await.map_err(late::told)?;
-                gateways.index().deployments.put(applied);
-                return Ok(());
-            }
             self.restore(gateways, wanted, |index| &mut index.deployments)
                 .await?;
         }
@@ -268,8 +284,12 @@ impl Upkeep {
             // Applied, it leaves in lists what others added.
             Ok(applied) if !drift::holds(&unversioned(&wanted), &applied) => {
                 wanted.meta_mut().resource_version = applied.resource_version();
+                objects(&mut gateways.index()).put(applied);
                 let api: Api<K> = gateways.api(&namespace);
-                put_spec(&api, &wanted).await.map_err(late::told)?
+                match put_spec(&api, &wanted).await {
+                    Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
+                    written => written.map_err(late::told)?,
+                }
             }
             applied => applied.map_err(late::told)?,
         };

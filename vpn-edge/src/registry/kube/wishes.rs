@@ -114,9 +114,10 @@ struct Visit {
     cause: Cause,
 }
 
-/// What a try depends on, as far as the tenant's own resources go: generation of
-/// the spec, versions of keys and Service. The status is no part of it.
-type Cause = [u64; 3];
+/// What a try depends on, as far as the tenant's own resources go: the
+/// VpnTenant's uid and generation of its spec, versions of keys and Service. The
+/// status is no part of it.
+type Cause = (Option<(String, i64)>, [u64; 2]);
 
 /// What is to be tried again.
 struct Later {
@@ -136,6 +137,8 @@ pub async fn follow(inner: Arc<Inner>) {
     let mut due: BTreeSet<String> = BTreeSet::new();
     let mut under_way = JoinSet::new();
     let mut busy: BTreeSet<String> = BTreeSet::new();
+    // News of those that were being looked at.
+    let mut missed: BTreeSet<String> = BTreeSet::new();
     let mut later: BTreeMap<String, Later> = BTreeMap::new();
     inner.settle_in();
     let mut round = interval(ROUND);
@@ -154,12 +157,15 @@ pub async fn follow(inner: Arc<Inner>) {
         tokio::select! {
             () = inner.news.notified() => {
                 let news = inner.with(|index| index.news());
-                // What a try said of itself is no reason for another.
-                let is_new = |namespace: &String| {
-                    let waits = later.get(namespace);
-                    waits.is_none_or(|later| later.cause != inner.cause(namespace))
-                };
-                due.extend(news.namespaces.into_iter().filter(is_new));
+                for namespace in news.namespaces {
+                    // What a try said of itself is no reason for another.
+                    let waits = later.get(&namespace);
+                    if waits.is_none_or(|later| later.cause != inner.cause(&namespace)) {
+                        due.insert(namespace);
+                    } else if busy.contains(&namespace) {
+                        missed.insert(namespace);
+                    }
+                }
                 if news.freed {
                     // The API server may give them out a moment later.
                     due.extend(later.keys().cloned());
@@ -186,9 +192,13 @@ pub async fn follow(inner: Arc<Inner>) {
             Some(visit) = under_way.join_next() => match visit {
                 Ok(Visit { namespace, came, seen, cause }) => {
                     busy.remove(&namespace);
+                    let missed = missed.remove(&namespace);
                     match came {
                         Came::Settled => {
                             later.remove(&namespace);
+                            if missed {
+                                due.insert(namespace.clone());
+                            }
                         }
                         Came::Hindered => {
                             let known = later.get(&namespace);
@@ -214,6 +224,7 @@ impl Inner {
     /// Does for a tenant what can be done now.
     async fn visit(&self, namespace: String) -> Visit {
         let mut hindered = Hindrance::Unknown;
+        let (asked, _) = self.cause(&namespace);
         let came = match self.serve(&namespace, &mut hindered).await {
             Ok(came) => came,
             Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
@@ -233,7 +244,8 @@ impl Inner {
             Some(Seen::new(&view, &index.standing(&view), hindered))
         });
         Visit {
-            cause: self.cause(&namespace),
+            // As it was asked, and as it is by then.
+            cause: (asked, self.cause(&namespace).1),
             namespace,
             came,
             seen,
@@ -242,10 +254,12 @@ impl Inner {
 
     fn cause(&self, namespace: &str) -> Cause {
         self.with(|index| {
-            let view = index.view(namespace);
-            let spec = view.and_then(|view| view.resource.metadata.generation);
+            let asked = index.view(namespace).and_then(|view| {
+                let metadata = &view.resource.metadata;
+                Some((metadata.uid.clone()?, metadata.generation?))
+            });
             let [_, keys, service] = index.versions(namespace);
-            [spec.unwrap_or(0).cast_unsigned(), keys, service]
+            (asked, [keys, service])
         })
     }
 
