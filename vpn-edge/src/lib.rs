@@ -12,6 +12,7 @@ pub mod domain;
 pub mod ethtool;
 pub mod gateway;
 pub mod gateways;
+pub mod identity;
 pub mod inspect;
 pub mod kubernetes;
 pub mod link;

@@ -14,10 +14,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpn_edge_common::NODE_SLOT;
 
 use crate::agent::{Edge, EdgeArgs, Local};
-use crate::api::{self, Tokens};
+use crate::api;
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
+use crate::identity::IdentityArgs;
 use crate::listen::listen;
 use crate::registry::SqliteRegistry;
 
@@ -26,9 +27,8 @@ pub struct StandaloneArgs {
     /// SQLite file that holds tenants and keys; made if missing.
     #[arg(long, default_value = "/var/lib/vpn-edge/vpn-edge.db")]
     database: PathBuf,
-    /// Who may call the API (`vpn-edge token add` writes it).
-    #[arg(long, default_value = "/etc/vpn-edge/tokens")]
-    tokens: PathBuf,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Address and port of the HTTP API.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -99,7 +99,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         "--hop-ports {} overlaps --ports: name ports that no tenant gets",
         args.edge.hop_ports
     );
-    let tokens = Tokens::load(&args.tokens)?;
+    let identity = args.identity.load()?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
@@ -138,14 +138,15 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         cluster_ranges: args.cluster_ranges,
         tunnel_ipv6: args.tunnel_ipv6,
     };
-    let router = api::router(registry.clone(), settings, tokens, edge.agent.steered());
+    let router = api::router(registry.clone(), settings, identity, edge.agent.steered());
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
     tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());
     let work = async {
         tokio::select! {
             ended = &mut controller => bail!("the controller ended: {ended:?}"),
-            ended = axum::serve(listener, router).into_future() => {
+            ended = axum::serve(listener, service).into_future() => {
                 ended.context("the API ended")
             }
         }

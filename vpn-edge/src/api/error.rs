@@ -1,21 +1,20 @@
 //! What the API answers when it does not do what was asked.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::body::ErrorBody;
 use crate::domain::VpnError;
 use crate::domain::tenant::InvalidTenant;
+use crate::identity::Refused;
 use crate::registry::{RegistryError, UpdateError};
 
 #[derive(Debug)]
 pub enum ApiError {
     Vpn(VpnError),
-    /// No token, or none that is known.
-    Unauthorized(&'static str),
-    /// The tenant is the caller's, the action is not.
-    AdminOnly,
+    /// The caller is not known, or may not do this.
+    Refused(Refused),
     Status(StatusCode, String),
     /// The cause is in the log, and there only.
     Internal,
@@ -48,18 +47,16 @@ impl IntoResponse for ApiError {
                 let json = [(header::CONTENT_TYPE, "application/json")];
                 (status, json, error.body()).into_response()
             }
-            ApiError::Unauthorized(message) => {
-                let mut response = plain(StatusCode::UNAUTHORIZED, message);
-                let challenge = HeaderValue::from_static("Bearer");
-                response
-                    .headers_mut()
-                    .insert(header::WWW_AUTHENTICATE, challenge);
-                response
-            }
-            ApiError::AdminOnly => plain(StatusCode::FORBIDDEN, "admin only"),
+            ApiError::Refused(refused) => refused.into_response(),
             ApiError::Status(status, message) => plain(status, &message),
             ApiError::Internal => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
         }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> ApiError {
+        ApiError::Refused(refused)
     }
 }
 

@@ -3,10 +3,9 @@
 //! Every answer that is not a success has the JSON body `{"error": "…"}`.
 
 mod body;
-mod caller;
 mod error;
+mod request;
 mod tenants;
-mod tokens;
 mod vpn;
 
 use std::collections::BTreeMap;
@@ -27,14 +26,13 @@ use uuid::Uuid;
 
 use crate::agent::Steered;
 use crate::domain::{Pools, Tenant};
+use crate::identity::{self, Identity};
 use crate::registry::Registry;
 
 pub use body::{
     CreateTenant, ErrorBody, PatchTenant, TenantBody, TenantList, TenantVpn, VpnStatus,
 };
-pub use caller::Caller;
 use error::ApiError;
-pub use tokens::{TokenFileError, Tokens};
 
 /// Bytes that a request's body may have.
 const MAX_BODY: usize = 64 * 1024;
@@ -63,7 +61,7 @@ pub struct Settings {
 struct Api {
     registry: Arc<dyn Registry>,
     settings: Arc<Settings>,
-    tokens: Arc<Tokens>,
+    identity: Arc<Identity>,
     steered: watch::Receiver<Steered>,
 }
 
@@ -87,21 +85,24 @@ impl Api {
     }
 }
 
-/// The API's routes, under `/v1`, over a registry, and over what the edge says
-/// that it steers by.
+/// The API's routes, under `/v1`, and `/auth`, over a registry, over who may
+/// call, and over what the edge says that it steers by.
+///
+/// To be served with the peers' addresses, `ConnectInfo<SocketAddr>`: sign-ins
+/// that fail are counted by them.
 pub fn router(
     registry: Arc<dyn Registry>,
     settings: Settings,
-    tokens: Tokens,
+    identity: Arc<Identity>,
     steered: watch::Receiver<Steered>,
 ) -> Router {
-    routes(registry, settings, tokens, steered, REQUEST_DEADLINE)
+    routes(registry, settings, identity, steered, REQUEST_DEADLINE)
 }
 
 fn routes(
     registry: Arc<dyn Registry>,
     settings: Settings,
-    tokens: Tokens,
+    identity: Arc<Identity>,
     steered: watch::Receiver<Steered>,
     deadline: Duration,
 ) -> Router {
@@ -109,7 +110,7 @@ fn routes(
         registry,
         steered,
         settings: Arc::new(settings),
-        tokens: Arc::new(tokens),
+        identity: identity.clone(),
     };
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::create))
@@ -124,14 +125,20 @@ fn routes(
         .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
         .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
         .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
+        .merge(identity::router(identity))
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(move |request, next| {
             within(deadline, request, next)
         }))
-        .layer(TraceLayer::new_for_http())
+        .layer(TraceLayer::new_for_http().make_span_with(span))
         .with_state(api)
+}
+
+/// Without the query: it may have a sign-in's code.
+fn span(request: &Request) -> tracing::Span {
+    tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
 }
 
 async fn no_such_route(uri: Uri) -> ApiError {

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::Api;
 use super::body::{CreateTenant, PatchTenant, TenantBody, TenantList};
-use super::caller::{Caller, TenantId, json};
 use super::error::ApiError;
+use super::request::{TenantId, json};
 use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
+use crate::identity::Caller;
 use crate::registry::Change;
 
 /// The tenant, if it exists and the caller sees it.

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::domain::{GatewayState, Observed, Pools};
+use crate::identity::{Role, Tokens};
 use crate::registry::SqliteRegistry;
 
 /// A running API with tokens of the admin and of two organisations.
@@ -52,16 +53,16 @@ impl Server {
         let file = dir.path().join("tokens");
         let member = |organisation: &str| {
             let organisation = organisation.to_owned();
-            Tokens::add(&file, &Caller::Member { organisation }).unwrap()
+            Tokens::add(&file, &Role::Member { organisation }).unwrap()
         };
         let (acme, rival) = (member("acme"), member("rival"));
-        let admin = Tokens::add(&file, &Caller::Admin).unwrap();
-        let tokens = Tokens::load(&file).unwrap();
+        let admin = Tokens::add(&file, &Role::Admin).unwrap();
+        let identity = Arc::new(Identity::new(Tokens::load(&file).unwrap()));
         let steered = watch::Sender::default();
         let app = routes(
             registry.clone(),
             settings,
-            tokens,
+            identity,
             steered.subscribe(),
             deadline,
         );
@@ -145,7 +146,8 @@ fn settings() -> Settings {
 async fn listen(app: Router) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    let service = app.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, service).await });
     url
 }
 

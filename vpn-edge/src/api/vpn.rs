@@ -11,11 +11,12 @@ use jiff::Timestamp;
 
 use super::Api;
 use super::body::VpnStatus;
-use super::caller::{Caller, TenantId};
 use super::error::ApiError;
+use super::request::TenantId;
 use super::tenants::find;
 use crate::domain::Tenant;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
+use crate::identity::Caller;
 use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys};
 

@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::api::{Caller, CreateTenant, PatchTenant, TenantBody, TenantList, Tokens, VpnStatus};
+use crate::api::{CreateTenant, PatchTenant, TenantBody, TenantList, VpnStatus};
 use crate::domain::{Plan, State};
+use crate::identity::{self, Tokens};
 use request::Client;
 
 /// How long `enable` and `regenerate` wait for the outcome.
@@ -191,11 +192,11 @@ pub fn run_token(args: TokenArgs) -> Result<()> {
 
 fn execute_token(args: TokenArgs, out: &mut dyn Write) -> Result<()> {
     let TokenCommand::Add { file, role } = args.command;
-    let caller = match role.organisation {
-        Some(organisation) => Caller::Member { organisation },
-        None => Caller::Admin,
+    let role = match role.organisation {
+        Some(organisation) => identity::Role::Member { organisation },
+        None => identity::Role::Admin,
     };
-    let token = Tokens::add(&file, &caller)?;
+    let token = Tokens::add(&file, &role)?;
     writeln!(out, "{}", token.as_str())?;
     Ok(())
 }

@@ -270,13 +270,11 @@ fn token_add_prints_a_token_that_the_file_then_knows() {
     };
     let admin = add(&["--admin"]).unwrap();
     let acme = add(&["--organisation", "acme"]).unwrap();
-    let tokens = crate::api::Tokens::load(&file).unwrap();
-    assert_eq!(tokens.caller(admin.trim_end()), Some(Caller::Admin));
+    let tokens = crate::identity::Tokens::load(&file).unwrap();
+    let role = |token: &str| Some(tokens.caller(token.trim_end())?.role);
+    assert_eq!(role(&admin), Some(Role::Admin));
     let organisation = "acme".to_owned();
-    assert_eq!(
-        tokens.caller(acme.trim_end()),
-        Some(Caller::Member { organisation })
-    );
+    assert_eq!(role(&acme), Some(Role::Member { organisation }));
     assert!(add(&[]).unwrap_err().contains("--admin"));
     assert!(add(&["--admin", "--organisation", "acme"]).is_err());
     assert!(

@@ -2,7 +2,6 @@
 
 use std::future::{Future, IntoFuture};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +19,10 @@ use vpn_edge_common::NODE_SLOT;
 use super::leader::Candidate;
 use super::{Controller, Settings, health, steered};
 use crate::agent::Steered;
-use crate::api::{self, Tokens};
+use crate::api;
 use crate::domain::{Pool, Pools};
 use crate::gateways::kube::{self as kube_gateways, KubeGateways};
+use crate::identity::IdentityArgs;
 use crate::kubernetes;
 use crate::listen::listen;
 use crate::registry::kube::{self as kube_registry, KubeRegistry};
@@ -58,9 +58,8 @@ pub struct ControllerArgs {
     /// leaves].
     #[arg(long, env = "VPN_EDGE_MTU", value_parser = clap::value_parser!(u32).range(1280..=8920))]
     mtu: Option<u32>,
-    /// File that says who may call the API (`vpn-edge token add` writes it).
-    #[arg(long, env = "VPN_EDGE_TOKENS", default_value = "/etc/vpn-edge/tokens")]
-    tokens: PathBuf,
+    #[command(flatten)]
+    callers: IdentityArgs,
     /// Address and port of the HTTP API.
     #[arg(long, env = "VPN_EDGE_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -156,9 +155,10 @@ impl Running {
                 reason = candidate.lost() => Err(reason),
             }
         };
+        let service = api.1.into_make_service_with_connect_info::<SocketAddr>();
         let outcome = tokio::select! {
             ended = lead => ended,
-            ended = axum::serve(api.0, api.1).into_future() => ended.context("the API ended"),
+            ended = axum::serve(api.0, service).into_future() => ended.context("the API ended"),
             ended = axum::serve(health.0, health.1).into_future() => {
                 ended.context("the metrics ended")
             }
@@ -181,7 +181,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     if let Some(network) = args.ipv6_in_vain() {
         bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
     }
-    let tokens = Tokens::load(&args.tokens)?;
+    let callers = args.callers.load()?;
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let observers = listen(args.metrics)
@@ -229,7 +229,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             cluster_ranges: args.cluster_ranges.clone(),
             tunnel_ipv6: args.tunnel_ipv6,
         },
-        tokens,
+        callers,
         steered.clone(),
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;

@@ -33,14 +33,16 @@ async fn without_a_known_token_nothing_is_told() {
             .client
             .request(method.clone(), &url)
             .header("Authorization", format!("Basic {}", server.admin.as_str()));
-        for request in [bare, unknown, basic] {
+        // Nothing was sent that could be wrong.
+        let wrong = r#"Bearer error="invalid_token", error_description="the token is not known; `vpn-edge token add` makes one""#;
+        for (request, challenge) in [(bare, "Bearer"), (unknown, wrong), (basic, "Bearer")] {
             let response = request.send().await.unwrap();
             assert_eq!(
                 response.status(),
                 StatusCode::UNAUTHORIZED,
                 "{method} {path}"
             );
-            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+            assert_eq!(response.headers()["www-authenticate"], challenge);
             let body = value(&response.text().await.unwrap());
             assert!(body["error"].as_str().unwrap().contains("token"), "{body}");
         }
@@ -84,6 +86,27 @@ async fn anothers_an_unknown_and_a_malformed_tenant_look_the_same() {
         assert_eq!(got, (404, NOT_FOUND.to_owned()), "{method} {path}");
     }
     assert_eq!(server.registry.list().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn anothers_tenant_differs_from_none_in_no_byte() {
+    let server = Server::start().await;
+    let theirs = server.enabled().await;
+    let unknown = format!("/v1/tenants/{}", Uuid::new_v4());
+    for ((method, anothers), (_, nobodys)) in actions(&theirs).into_iter().zip(actions(&unknown)) {
+        let mut answers = Vec::new();
+        for path in [&anothers, &nobodys] {
+            let request = server.request(&server.rival, method.clone(), path);
+            let response = request.send().await.unwrap();
+            let version = response.version();
+            let mut headers = response.headers().clone();
+            headers.remove("date").unwrap();
+            let status = response.status();
+            answers.push((version, status, headers, response.bytes().await.unwrap()));
+        }
+        assert_eq!(answers[0], answers[1], "{method} {anothers}");
+        assert_eq!(answers[0].1, StatusCode::NOT_FOUND);
+    }
 }
 
 #[tokio::test]
@@ -169,7 +192,7 @@ async fn the_admin_works_every_organisations_vpn() {
 async fn a_token_added_or_taken_away_counts_at_once() {
     let server = Server::start().await;
     let file = server.dir.path().join("tokens");
-    let member = Caller::Member {
+    let member = Role::Member {
         organisation: "new".to_owned(),
     };
     let token = Tokens::add(&file, &member).unwrap();

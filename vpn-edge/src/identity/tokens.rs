@@ -24,7 +24,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use blake2::{Blake2s256, Digest as _};
 use zeroize::Zeroizing;
 
-use super::caller::Caller;
+use super::caller::{Caller, Role};
 use crate::domain::tenant::check_organisation;
 
 /// What a token starts with, so that one is recognised where it should not be.
@@ -73,15 +73,32 @@ struct Known {
 type Version = (u64, u64, i64, i64);
 
 impl Tokens {
+    /// # Errors
+    ///
+    /// That the file is missing, or cannot be used.
     pub fn load(path: &Path) -> Result<Tokens, TokenFileError> {
         let (callers, version) = read(path)?;
-        Ok(Tokens {
+        Ok(Tokens::of(path, callers, Some(version)))
+    }
+
+    /// As [`Tokens::load`], but a file that is missing knows nobody until it is
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// That the file cannot be used.
+    pub fn load_if_any(path: &Path) -> Result<Tokens, TokenFileError> {
+        match Tokens::load(path) {
+            Err(TokenFileError::Missing(_)) => Ok(Tokens::of(path, HashMap::new(), None)),
+            loaded => loaded,
+        }
+    }
+
+    fn of(path: &Path, callers: HashMap<Hash, Caller>, version: Option<Version>) -> Tokens {
+        Tokens {
             path: path.to_owned(),
-            known: Mutex::new(Known {
-                callers,
-                version: Some(version),
-            }),
-        })
+            known: Mutex::new(Known { callers, version }),
+        }
     }
 
     /// Who holds this token. A file that cannot be read any more keeps the
@@ -106,12 +123,12 @@ impl Tokens {
         known.callers.get(&hash(token)).cloned()
     }
 
-    /// Makes a token for `caller`, adds its hash to the file, which is created
+    /// Makes a token for `role`, adds its hash to the file, which is created
     /// when missing, and returns it: it is nowhere else.
-    pub fn add(path: &Path, caller: &Caller) -> Result<Zeroizing<String>, TokenFileError> {
-        let role = match caller {
-            Caller::Admin => "admin".to_owned(),
-            Caller::Member { organisation } => {
+    pub fn add(path: &Path, role: &Role) -> Result<Zeroizing<String>, TokenFileError> {
+        let role = match role {
+            Role::Admin => "admin".to_owned(),
+            Role::Member { organisation } => {
                 check_organisation(organisation)?;
                 format!("organisation {organisation}")
             }
@@ -206,11 +223,11 @@ fn parse(text: &str) -> Result<HashMap<Hash, Caller>, (usize, String)> {
         let hash = parse_hash(words[0]).ok_or_else(|| {
             wrong("a line starts with a token's hash, 64 hexadecimal digits; `vpn-edge token add` writes such lines")
         })?;
-        let caller = match words[1..] {
-            ["admin"] => Caller::Admin,
+        let role = match words[1..] {
+            ["admin"] => Role::Admin,
             ["organisation", organisation] => {
                 check_organisation(organisation).map_err(|error| wrong(&error.to_string()))?;
-                Caller::Member {
+                Role::Member {
                     organisation: organisation.to_owned(),
                 }
             }
@@ -220,7 +237,9 @@ fn parse(text: &str) -> Result<HashMap<Hash, Caller>, (usize, String)> {
                 ));
             }
         };
-        if callers.insert(hash, caller).is_some() {
+        // Enough of the hash to find the line by, and nothing of the token.
+        let subject = format!("token {}", &words[0][..8]);
+        if callers.insert(hash, Caller { role, subject }).is_some() {
             return Err(wrong(
                 "this hash is in the file twice; remove one of the lines",
             ));
@@ -255,8 +274,12 @@ mod tests {
         (dir, path)
     }
 
-    fn member() -> Caller {
-        Caller::Member {
+    fn role(tokens: &Tokens, token: &str) -> Option<Role> {
+        tokens.caller(token).map(|caller| caller.role)
+    }
+
+    fn member() -> Role {
+        Role::Member {
             organisation: "acme".to_owned(),
         }
     }
@@ -264,7 +287,7 @@ mod tests {
     #[test]
     fn a_token_names_its_caller_and_is_not_in_the_file() {
         let (_dir, path) = scratch();
-        let admin = Tokens::add(&path, &Caller::Admin).unwrap();
+        let admin = Tokens::add(&path, &Role::Admin).unwrap();
         let acme = Tokens::add(&path, &member()).unwrap();
         assert!(
             admin.starts_with("vpe_") && admin.len() == 4 + 43,
@@ -272,11 +295,13 @@ mod tests {
             admin.len()
         );
         let tokens = Tokens::load(&path).unwrap();
-        assert_eq!(tokens.caller(&admin), Some(Caller::Admin));
-        assert_eq!(tokens.caller(&acme), Some(member()));
-        assert_eq!(tokens.caller("vpe_unknown"), None);
-        assert_eq!(tokens.caller(""), None);
+        assert_eq!(role(&tokens, &admin), Some(Role::Admin));
+        assert_eq!(role(&tokens, &acme), Some(member()));
+        assert_eq!(role(&tokens, "vpe_unknown"), None);
+        assert_eq!(role(&tokens, ""), None);
         let text = std::fs::read_to_string(&path).unwrap();
+        let caller = tokens.caller(&admin).unwrap();
+        assert_eq!(caller.subject, format!("token {}", &text[..8]));
         assert!(!text.contains(admin.as_str()) && !text.contains(acme.as_str()));
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -285,21 +310,21 @@ mod tests {
     #[test]
     fn a_changed_file_needs_no_restart() {
         let (_dir, path) = scratch();
-        let first = Tokens::add(&path, &Caller::Admin).unwrap();
+        let first = Tokens::add(&path, &Role::Admin).unwrap();
         let tokens = Tokens::load(&path).unwrap();
         let second = Tokens::add(&path, &member()).unwrap();
-        assert_eq!(tokens.caller(&second), Some(member()));
+        assert_eq!(role(&tokens, &second), Some(member()));
         std::fs::write(&path, "nonsense\n").unwrap();
         assert_eq!(
-            tokens.caller(&first),
-            Some(Caller::Admin),
+            role(&tokens, &first),
+            Some(Role::Admin),
             "a slip locks nobody out"
         );
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(tokens.caller(&first), None);
-        let third = Tokens::add(&path, &Caller::Admin).unwrap();
-        assert_eq!(tokens.caller(&third), Some(Caller::Admin));
-        assert_eq!(tokens.caller(&second), None);
+        assert_eq!(role(&tokens, &first), None);
+        let third = Tokens::add(&path, &Role::Admin).unwrap();
+        assert_eq!(role(&tokens, &third), Some(Role::Admin));
+        assert_eq!(role(&tokens, &second), None);
     }
 
     #[test]
@@ -343,7 +368,7 @@ mod tests {
             std::fs::write(&path, format!("# comment\n{line}\n")).unwrap();
             let expected = format!("{}, line 2: {reason}", path.display());
             assert_eq!(Tokens::load(&path).unwrap_err().to_string(), expected);
-            let added = Tokens::add(&path, &Caller::Admin).unwrap_err();
+            let added = Tokens::add(&path, &Role::Admin).unwrap_err();
             assert_eq!(
                 added.to_string(),
                 expected,
@@ -358,9 +383,9 @@ mod tests {
     fn the_first_token_makes_the_folder_for_root_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vpn-edge/tokens");
-        let token = Tokens::add(&path, &Caller::Admin).unwrap();
+        let token = Tokens::add(&path, &Role::Admin).unwrap();
         let tokens = Tokens::load(&path).unwrap();
-        assert_eq!(tokens.caller(&token), Some(Caller::Admin));
+        assert_eq!(role(&tokens, &token), Some(Role::Admin));
         let folder = std::fs::metadata(dir.path().join("vpn-edge")).unwrap();
         assert_eq!(folder.mode() & 0o777, 0o700);
     }
@@ -379,9 +404,20 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_file_that_may_be_missing_counts_once_it_is_there() {
+        let (_dir, path) = scratch();
+        let tokens = Tokens::load_if_any(&path).unwrap();
+        assert_eq!(role(&tokens, "vpe_unknown"), None);
+        let admin = Tokens::add(&path, &Role::Admin).unwrap();
+        assert_eq!(role(&tokens, &admin), Some(Role::Admin));
+        std::fs::write(&path, "nonsense\n").unwrap();
+        assert!(Tokens::load_if_any(&path).is_err());
+    }
+
+    #[test]
     fn a_file_that_others_can_write_is_refused() {
         let (_dir, path) = scratch();
-        Tokens::add(&path, &Caller::Admin).unwrap();
+        Tokens::add(&path, &Role::Admin).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
         let error = Tokens::load(&path).unwrap_err().to_string();
         assert!(
@@ -393,10 +429,10 @@ mod tests {
     #[test]
     fn a_token_for_an_impossible_organisation_is_refused() {
         let (_dir, path) = scratch();
-        let caller = Caller::Member {
+        let role = Role::Member {
             organisation: "a b".to_owned(),
         };
-        assert!(Tokens::add(&path, &caller).is_err());
+        assert!(Tokens::add(&path, &role).is_err());
         assert!(!path.exists());
     }
 }

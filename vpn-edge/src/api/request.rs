@@ -1,11 +1,10 @@
-//! Who calls, and what they may see.
+//! What the handlers take out of a request.
 
 use axum::Json;
 use std::fmt;
 use std::marker::PhantomData;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header;
 use axum::http::request::Parts;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -14,55 +13,14 @@ use uuid::Uuid;
 
 use super::Api;
 use super::error::ApiError;
-use crate::domain::{Tenant, VpnError};
-
-/// Whoever holds a known token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// Of the platform: may do everything.
-    Admin,
-    /// Of one organisation: sees its tenants and works their VPN.
-    Member { organisation: String },
-}
-
-impl Caller {
-    /// Another organisation's tenant is not told from one that does not exist.
-    pub fn check_sees(&self, tenant: &Tenant) -> Result<(), VpnError> {
-        match self {
-            Caller::Member { organisation } if *organisation != tenant.organisation => {
-                Err(VpnError::TenantNotFound)
-            }
-            Caller::Admin | Caller::Member { .. } => Ok(()),
-        }
-    }
-
-    pub fn check_admin(&self) -> Result<(), ApiError> {
-        match self {
-            Caller::Admin => Ok(()),
-            Caller::Member { .. } => Err(ApiError::AdminOnly),
-        }
-    }
-}
+use crate::domain::VpnError;
+use crate::identity::Caller;
 
 impl FromRequestParts<Api> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Caller, ApiError> {
-        let token = parts
-            .headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            // RFC 7235, section 2.1: the scheme's case does not matter.
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
-            .ok_or(ApiError::Unauthorized(
-                "a bearer token is missing; send the header Authorization: Bearer <token>",
-            ))?
-            .1
-            .trim();
-        api.tokens.caller(token).ok_or(ApiError::Unauthorized(
-            "the token is not known; `vpn-edge token add` makes one",
-        ))
+        Ok(api.identity.caller(parts).await?)
     }
 }
 

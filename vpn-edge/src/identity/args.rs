@@ -1,0 +1,177 @@
+//! The options that say who may call, of `standalone` and `controller` alike.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use reqwest::Url;
+use zeroize::Zeroizing;
+
+use super::claims::{AdminClaim, Mapping};
+use super::issuer::{Ages, Issuer, secure};
+use super::sign_in::{Client, Secret};
+use super::{Identity, Oidc, Tokens, keys};
+
+#[derive(Debug, clap::Args)]
+pub struct IdentityArgs {
+    /// File that says which tokens may call the API (`vpn-edge token add` writes
+    /// it). It may be missing where there is an issuer.
+    #[arg(long, env = "VPN_EDGE_TOKENS", default_value = "/etc/vpn-edge/tokens")]
+    tokens: PathBuf,
+    /// OpenID issuer whose JWTs may call the API, to the letter as they have it
+    /// in `iss`.
+    #[arg(long, env = "VPN_EDGE_OIDC_ISSUER", value_name = "URL")]
+    oidc_issuer: Option<String>,
+    /// What JWTs must have in `aud`, other than --oidc-client-id.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_AUDIENCE",
+        value_name = "NAME",
+        requires = "oidc_issuer"
+    )]
+    oidc_audience: Option<String>,
+    /// Claim with the organisation's name: CLAIM, or PATH.TO.CLAIM.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_ORGANISATION_CLAIM",
+        value_name = "CLAIM",
+        default_value = "organisation"
+    )]
+    oidc_organisation_claim: String,
+    /// Who has this value in this claim, or in its list, is an admin: for example
+    /// groups=vpn-admins.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_ADMIN",
+        value_name = "CLAIM=VALUE",
+        requires = "oidc_issuer"
+    )]
+    oidc_admin: Option<AdminClaim>,
+    /// PEM file of the certificates to trust at the issuer [default: the
+    /// system's].
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_CA",
+        value_name = "FILE",
+        requires = "oidc_issuer"
+    )]
+    oidc_ca: Option<PathBuf>,
+    /// What the issuer knows this server as: lets browsers sign in.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_CLIENT_ID",
+        value_name = "ID",
+        requires_all = ["oidc_issuer", "public_url"]
+    )]
+    oidc_client_id: Option<String>,
+    /// File with the client's secret, where the issuer asks for one.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_CLIENT_SECRET_FILE",
+        value_name = "FILE",
+        requires = "oidc_client_id"
+    )]
+    oidc_client_secret_file: Option<PathBuf>,
+    /// Scopes to ask the issuer for, `openid` among them.
+    #[arg(
+        long,
+        env = "VPN_EDGE_OIDC_SCOPES",
+        default_value = "openid profile email"
+    )]
+    oidc_scopes: String,
+    /// Where browsers find this server, like https://vpn.example.com. The issuer
+    /// is to allow /auth/callback there.
+    #[arg(long, env = "VPN_EDGE_PUBLIC_URL", value_name = "URL")]
+    public_url: Option<String>,
+    /// Proxies in front, whose X-Forwarded-For tells a client's address.
+    #[arg(
+        long = "trusted-proxy",
+        env = "VPN_EDGE_TRUSTED_PROXIES",
+        value_name = "NETWORK",
+        value_delimiter = ','
+    )]
+    trusted_proxies: Vec<IpNet>,
+}
+
+impl IdentityArgs {
+    /// What these options ask for. The issuer need not be reachable yet.
+    ///
+    /// # Errors
+    ///
+    /// That a file or a value cannot be used, or that nobody could call.
+    pub fn load(&self) -> Result<Arc<Identity>> {
+        let tokens = match self.oidc_issuer {
+            Some(_) => Tokens::load_if_any(&self.tokens)?,
+            None => Tokens::load(&self.tokens)?,
+        };
+        let public = self.public_url.as_deref().map(origin).transpose()?;
+        let oidc = match &self.oidc_issuer {
+            Some(issuer) => Some(self.oidc(issuer, public.as_ref())?),
+            None => None,
+        };
+        Ok(Arc::new(Identity {
+            oidc,
+            trusted_proxies: self.trusted_proxies.clone(),
+            public,
+            ..Identity::new(tokens)
+        }))
+    }
+
+    fn oidc(&self, issuer: &str, public: Option<&Url>) -> Result<Oidc> {
+        keys::use_ring();
+        let ca = self.oidc_ca.as_deref().map(read).transpose()?;
+        let issuer = Arc::new(Issuer::new(issuer, ca.as_deref(), Ages::default())?);
+        let audiences = [&self.oidc_audience, &self.oidc_client_id];
+        let audiences: Vec<String> = audiences.into_iter().flatten().cloned().collect();
+        ensure!(
+            !audiences.is_empty(),
+            "--oidc-issuer alone would take tokens that are meant for others: \
+             add --oidc-audience or --oidc-client-id"
+        );
+        let client = match (&self.oidc_client_id, public) {
+            (Some(id), Some(public)) => Some(self.client(id, public)?),
+            _ => None,
+        };
+        Ok(Oidc {
+            issuer,
+            audiences,
+            mapping: Mapping {
+                organisation: self.oidc_organisation_claim.clone(),
+                admin: self.oidc_admin.clone(),
+            },
+            client,
+        })
+    }
+
+    fn client(&self, id: &str, public: &Url) -> Result<Client> {
+        let secret = match &self.oidc_client_secret_file {
+            Some(path) => {
+                let text = Zeroizing::new(read(path)?);
+                let text = std::str::from_utf8(&text).context("--oidc-client-secret-file")?;
+                Some(Secret(Zeroizing::new(text.trim().to_owned())))
+            }
+            None => None,
+        };
+        Ok(Client {
+            id: id.to_owned(),
+            secret,
+            scopes: self.oidc_scopes.clone(),
+            redirect: public.join("/auth/callback")?,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A URL without a path: cookies and `/auth` are of the whole host.
+fn origin(text: &str) -> Result<Url> {
+    let url = secure(text).context("--public-url")?;
+    ensure!(
+        url.path() == "/" && url.query().is_none() && url.username().is_empty(),
+        "--public-url {text} is to be a scheme and a host, like https://vpn.example.com"
+    );
+    Ok(url)
+}

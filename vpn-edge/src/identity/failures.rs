@@ -1,0 +1,129 @@
+//! Failed sign-ins by client address, for the last minute.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failures a minute that an address is allowed.
+pub const ALLOWED: u32 = 10;
+
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Addresses that are remembered; of more, the one that failed first goes.
+const REMEMBERED: usize = 4096;
+
+/// Counts failures, in bounded memory.
+#[derive(Debug, Default)]
+pub struct Failures {
+    counts: Mutex<HashMap<IpAddr, Count>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    since: Instant,
+    failures: u32,
+}
+
+impl Failures {
+    /// How long this address has to wait, if it failed too often.
+    pub fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.get(&source(address))?;
+        let left = WINDOW.checked_sub(now.saturating_duration_since(count.since))?;
+        (count.failures >= ALLOWED && !left.is_zero()).then_some(left)
+    }
+
+    /// Counts one more failure.
+    pub fn add(&self, address: IpAddr, now: Instant) {
+        let address = source(address);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = |count: &Count| now.saturating_duration_since(count.since) >= WINDOW;
+        if !counts.contains_key(&address) && counts.len() >= REMEMBERED {
+            counts.retain(|_, count| !over(count));
+            if counts.len() >= REMEMBERED {
+                let oldest = counts.iter().min_by_key(|(_, count)| count.since);
+                if let Some(oldest) = oldest.map(|(address, _)| *address) {
+                    counts.remove(&oldest);
+                }
+            }
+        }
+        let fresh = Count {
+            since: now,
+            failures: 0,
+        };
+        let count = counts.entry(address).or_insert(fresh);
+        if over(count) {
+            *count = fresh;
+        }
+        count.failures = count.failures.saturating_add(1);
+        if count.failures == ALLOWED {
+            tracing::warn!(%address, "too many failed sign-ins: no more for a minute");
+        }
+    }
+}
+
+/// What shares a count: an IPv4 address, or an IPv6 /64, which one client has
+/// for itself.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let network = address.to_bits() >> 64 << 64;
+            Ipv6Addr::from_bits(network).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_waits_out_its_minute_and_no_other_does() {
+        let failures = Failures::default();
+        let start = Instant::now();
+        let client = address("192.0.2.1");
+        for _ in 0..ALLOWED {
+            assert_eq!(failures.wait(client, start), None);
+            failures.add(client, start);
+        }
+        assert_eq!(failures.wait(client, start), Some(WINDOW));
+        assert_eq!(
+            failures.wait(address("::ffff:192.0.2.1"), start),
+            Some(WINDOW)
+        );
+        assert_eq!(failures.wait(address("192.0.2.2"), start), None);
+        assert_eq!(failures.wait(client, start + WINDOW), None);
+        failures.add(client, start + WINDOW);
+        assert_eq!(failures.wait(client, start + WINDOW), None);
+    }
+
+    #[test]
+    fn a_slash_64_is_one_client() {
+        let failures = Failures::default();
+        let now = Instant::now();
+        for last in 0..ALLOWED {
+            failures.add(address(&format!("2001:db8::{last:x}")), now);
+        }
+        assert!(failures.wait(address("2001:db8::ffff:1"), now).is_some());
+        assert!(failures.wait(address("2001:db8:0:1::1"), now).is_none());
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_goes() {
+        let failures = Failures::default();
+        let start = Instant::now();
+        for number in 0..3 * REMEMBERED as u32 {
+            let now = start + Duration::from_micros(number.into());
+            failures.add(std::net::Ipv4Addr::from_bits(number).into(), now);
+        }
+        let counts = failures.counts.lock().unwrap();
+        assert_eq!(counts.len(), REMEMBERED);
+        assert!(!counts.contains_key(&address("0.0.0.0")));
+    }
+}

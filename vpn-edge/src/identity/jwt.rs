@@ -1,0 +1,85 @@
+//! A JWT of the issuer's, checked.
+
+use std::sync::Arc;
+
+use jsonwebtoken::errors::{Error, ErrorKind};
+use jsonwebtoken::{Header, Validation, decode, decode_header};
+use serde_json::{Map, Value};
+
+use super::issuer::{Issuer, Known};
+use super::refused::{Invalid, Refused};
+
+/// Bytes that a token may have.
+const MAX_TOKEN: usize = 16 * 1024;
+
+/// Seconds that clocks may differ by.
+const LEEWAY: u64 = 30;
+
+pub type Claims = Map<String, Value>;
+
+/// Whether this could be a JWT, and is no static token.
+pub fn looks_like_one(credential: &str) -> bool {
+    credential.bytes().filter(|byte| *byte == b'.').count() == 2
+}
+
+/// The claims of a token of `issuer` for one of `audiences`. Where its key is not
+/// known, the issuer is asked for new ones, if `ask`.
+///
+/// # Errors
+///
+/// What is wrong with it, or that the issuer's keys cannot be had.
+pub async fn verify(
+    issuer: &Arc<Issuer>,
+    audiences: &[String],
+    token: &str,
+    ask: bool,
+) -> Result<Claims, Refused> {
+    if token.len() > MAX_TOKEN {
+        return Err(Invalid::Malformed.into());
+    }
+    let header = decode_header(token).map_err(|_| Invalid::Malformed)?;
+    // RFC 7515, section 4.1.11: what must be understood, and is not.
+    if header.crit.is_some() {
+        return Err(Invalid::Malformed.into());
+    }
+    let known = issuer.known().await?;
+    match claims(&known, issuer.name(), audiences, token, &header) {
+        Err(Invalid::UnknownKey) if ask => {
+            issuer.refresh().await;
+            let known = issuer.known().await?;
+            Ok(claims(&known, issuer.name(), audiences, token, &header)?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+fn claims(
+    known: &Known,
+    issuer: &str,
+    audiences: &[String],
+    token: &str,
+    header: &Header,
+) -> Result<Claims, Invalid> {
+    let key = known.key(header.kid.as_deref(), header.alg)?;
+    let mut validation = Validation::new(key.algorithm);
+    validation.leeway = LEEWAY;
+    validation.validate_nbf = true;
+    validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+    validation.set_issuer(&[issuer]);
+    validation.set_audience(audiences);
+    let token = decode::<Claims>(token, &key.key, &validation).map_err(|error| why(&error))?;
+    Ok(token.claims)
+}
+
+fn why(error: &Error) -> Invalid {
+    match error.kind() {
+        ErrorKind::InvalidSignature => Invalid::Signature,
+        ErrorKind::ExpiredSignature => Invalid::Expired,
+        ErrorKind::ImmatureSignature => Invalid::NotYet,
+        ErrorKind::InvalidIssuer => Invalid::Issuer,
+        ErrorKind::InvalidAudience => Invalid::Audience,
+        ErrorKind::InvalidAlgorithm => Invalid::Algorithm,
+        ErrorKind::MissingRequiredClaim(_) => Invalid::Incomplete,
+        _ => Invalid::Malformed,
+    }
+}

@@ -1,0 +1,105 @@
+//! Why a caller is turned away. No reason repeats anything of the credential.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// What is wrong with a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("the token is not known; `vpn-edge token add` makes one")]
+    UnknownToken,
+    #[error("the token is no JWT that can be read, or is signed in no accepted way")]
+    Malformed,
+    #[error("the token is signed with none of the issuer's keys")]
+    UnknownKey,
+    #[error("the token is signed by another algorithm than its key is for")]
+    Algorithm,
+    #[error("the token's signature is wrong")]
+    Signature,
+    #[error("the token has expired; sign in again")]
+    Expired,
+    #[error("the token is not valid yet; compare the clocks")]
+    NotYet,
+    #[error("the token is another issuer's")]
+    Issuer,
+    #[error("the token is meant for another audience")]
+    Audience,
+    #[error("the token lacks one of the claims exp, iss and aud")]
+    Incomplete,
+    #[error("the token does not belong to this sign-in")]
+    Nonce,
+}
+
+/// Why a request is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("a bearer token is missing; send the header Authorization: Bearer <token>")]
+    Missing,
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// With how long to wait.
+    #[error("too many failed sign-ins from this address; wait a minute")]
+    TooMany(Duration),
+    /// Names the claim.
+    #[error(
+        "signed in, but the token names no organisation: its claim {0} is missing or no valid name"
+    )]
+    NoOrganisation(String),
+    /// The tenant is the caller's, the action is not.
+    #[error("admin only")]
+    AdminOnly,
+    #[error("the request comes from another site")]
+    CrossSite,
+    #[error("the OpenID issuer cannot be reached at the moment; try again")]
+    IssuerUnreachable,
+    #[error("no OpenID issuer is set up here; sign in with a token")]
+    NoSignIn,
+    /// With what was wrong.
+    #[error("the sign-in failed: {0}")]
+    SignIn(String),
+}
+
+impl Refused {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refused::Missing | Refused::Invalid(_) => StatusCode::UNAUTHORIZED,
+            Refused::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refused::NoOrganisation(_) | Refused::AdminOnly | Refused::CrossSite => {
+                StatusCode::FORBIDDEN
+            }
+            Refused::IssuerUnreachable => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::NoSignIn => StatusCode::NOT_FOUND,
+            Refused::SignIn(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let message = self.to_string();
+        let mut response = (self.status(), Json(json!({ "error": message }))).into_response();
+        let headers = response.headers_mut();
+        match self {
+            // RFC 6750, section 3.1: who sent nothing is told no error code.
+            Refused::Missing => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Refused::Invalid(invalid) => {
+                let challenge =
+                    format!("Bearer error=\"invalid_token\", error_description=\"{invalid}\"");
+                if let Ok(challenge) = HeaderValue::from_str(&challenge) {
+                    headers.insert(header::WWW_AUTHENTICATE, challenge);
+                }
+            }
+            Refused::TooMany(wait) => {
+                headers.insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
+            }
+            _ => {}
+        }
+        response
+    }
+}
