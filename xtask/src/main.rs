@@ -10,6 +10,7 @@ mod image;
 mod kubernetes;
 mod lint;
 mod monitoring;
+mod openid;
 mod programs;
 mod setup;
 mod test;

@@ -3,6 +3,7 @@
 use crate::build_ebpf;
 use crate::kubernetes;
 use crate::monitoring;
+use crate::openid;
 use crate::workspace::{self, cargo};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,6 +35,8 @@ pub enum Need {
     Kernels,
     /// To run a Kubernetes control plane.
     Kubernetes,
+    /// To run an OpenID provider.
+    OpenId,
     /// To build libFuzzer, which is C++.
     Fuzz,
     /// To check the tree.
@@ -54,6 +57,9 @@ impl Need {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Build | Self::Bpf | Self::Tun | Self::Kubernetes | Self::Lint => &[],
+            // Whoever has Node.js from elsewhere keeps it.
+            Self::OpenId if openid::has_node() => &[],
+            Self::OpenId => &["nodejs", "npm"],
             Self::Lab => &[
                 "conntrack",
                 "dnsmasq-base",
@@ -102,6 +108,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
             | Need::KubeProxy
             | Need::Demo
             | Need::Kernels
+            | Need::OpenId
             | Need::Fuzz
             | Need::Lint => {}
         }
@@ -119,6 +126,9 @@ pub fn ready(needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::Kubernetes) {
         kubernetes::folder()?;
         monitoring::folder()?;
+    }
+    if needs.contains(&Need::OpenId) {
+        openid::folder()?;
     }
     if needs.contains(&Need::Lint) {
         lint_tools()?;

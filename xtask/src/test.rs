@@ -2,6 +2,7 @@
 
 use crate::kubernetes;
 use crate::monitoring;
+use crate::openid;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
 use anyhow::{Result, bail};
@@ -78,6 +79,15 @@ const SUITES: &[Suite] = &[
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "metrics"],
+        ],
+    },
+    Suite {
+        name: "identity",
+        about: "signing in with a real OpenID provider, in a network namespace",
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::OpenId],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "identity"],
         ],
     },
     Suite {
@@ -230,6 +240,12 @@ impl Suite {
                 };
                 match monitoring::folder() {
                     Ok(folder) => command.env(monitoring::VARIABLE, folder),
+                    Err(error) => return Outcome::Failed(format!("{error:#}")),
+                };
+            }
+            if self.needs.contains(&Need::OpenId) {
+                match openid::folder() {
+                    Ok(folder) => command.env(openid::VARIABLE, folder),
                     Err(error) => return Outcome::Failed(format!("{error:#}")),
                 };
             }

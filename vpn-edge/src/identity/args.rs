@@ -95,7 +95,9 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// What these options ask for. The issuer need not be reachable yet.
+    /// What these options ask for. The issuer need not be reachable yet: it is
+    /// asked in the background, so that a mistake shows in the log at once.
+    /// Call it within a runtime.
     ///
     /// # Errors
     ///
@@ -129,6 +131,8 @@ impl IdentityArgs {
             "--oidc-issuer alone would take tokens that are meant for others: \
              add --oidc-audience or --oidc-client-id"
         );
+        let first = issuer.clone();
+        tokio::spawn(async move { first.refresh().await });
         let client = match (&self.oidc_client_id, public) {
             (Some(id), Some(public)) => Some(self.client(id, public)?),
             _ => None,
@@ -174,4 +178,72 @@ fn origin(text: &str) -> Result<Url> {
         "--public-url {text} is to be a scheme and a host, like https://vpn.example.com"
     );
     Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        identity: IdentityArgs,
+    }
+
+    /// What a command line comes to where there is no token file.
+    fn load(line: &str) -> Result<Arc<Identity>, String> {
+        // An error says that another test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let words = "vpn-edge --tokens /nonexistent".split(' ');
+        let words = words.chain(line.split_ascii_whitespace());
+        let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
+        let loaded = command.identity.load();
+        loaded.map_err(|error| format!("{error:#}"))
+    }
+
+    const ISSUER: &str = "--oidc-issuer http://127.0.0.1:1";
+
+    #[tokio::test]
+    async fn what_cannot_work_is_refused_with_what_to_do() {
+        let table = [
+            ("", "makes it with a first token"),
+            (ISSUER, "add --oidc-audience or --oidc-client-id"),
+            ("--oidc-audience vpn", "--oidc-issuer"),
+            (
+                "--oidc-issuer http://id.example.com --oidc-audience vpn",
+                "is not https",
+            ),
+            (&format!("{ISSUER} --oidc-client-id x"), "--public-url"),
+            (
+                &format!("{ISSUER} --oidc-client-id x --public-url https://vpn.example.com/app"),
+                "a scheme and a host",
+            ),
+            (
+                &format!("{ISSUER} --oidc-audience vpn --oidc-admin groups"),
+                "write it as CLAIM=VALUE",
+            ),
+            (
+                &format!("{ISSUER} --oidc-audience vpn --oidc-ca /nonexistent"),
+                "cannot read /nonexistent",
+            ),
+            (
+                &format!("{ISSUER} --oidc-audience vpn --oidc-ca /dev/null"),
+                "no certificate",
+            ),
+        ];
+        for (line, said) in table {
+            let error = load(line).unwrap_err();
+            assert!(error.contains(said), "{line}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_issuer_makes_the_token_file_optional_and_a_client_lets_browsers_in() {
+        let identity = load(&format!("{ISSUER} --oidc-audience vpn")).unwrap();
+        assert!(!identity.has_sign_in());
+        let client = "--oidc-client-id x --public-url https://vpn.example.com";
+        assert!(load(&format!("{ISSUER} {client}")).unwrap().has_sign_in());
+    }
 }

@@ -226,7 +226,7 @@ impl Server {
             trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
             ..Identity::new(Tokens::load(&file).unwrap())
         });
-        let app = Router::new()
+        let app: Router = Router::new()
             .route("/whoami", any(whoami))
             .with_state(identity.clone())
             .merge(router(identity));

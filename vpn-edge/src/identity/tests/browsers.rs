@@ -19,13 +19,12 @@ impl Server {
 
 /// The cookie of this name that an answer sets: its value and its attributes.
 pub fn cookie_of(response: &Response, name: &str) -> Option<(String, String)> {
-    let set = response.headers().get_all("set-cookie").iter();
-    set.filter_map(|value| {
+    let mut set = response.headers().get_all("set-cookie").iter();
+    set.find_map(|value| {
         let (pair, attributes) = value.to_str().unwrap().split_once("; ")?;
         let (found, value) = pair.split_once('=')?;
         (found == name).then(|| (value.to_owned(), attributes.to_owned()))
     })
-    .next()
 }
 
 async fn start() -> (Server, String) {

@@ -61,8 +61,8 @@ async fn a_code_from_such_an_address_is_not_taken_to_the_issuer() {
     assert_eq!(answer(callback("192.0.2.2")).await.0, 400);
 }
 
-#[tokio::test]
-async fn only_a_trusted_proxy_tells_addresses() {
+#[test]
+fn only_a_trusted_proxy_tells_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens");
     Tokens::add(&file, &Role::Admin).unwrap();

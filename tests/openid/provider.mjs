@@ -1,5 +1,6 @@
 // An OpenID provider with its own development pages, for the tests alone.
 // Arguments: its port, and where its one client's browsers come back to.
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import Provider from 'oidc-provider';
 
 const [port, redirect] = process.argv.slice(2);
@@ -17,6 +18,10 @@ function claims(account) {
   };
 }
 
+// Another one at each start.
+const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+const key = { ...privateKey.export({ format: 'jwk' }), kid: randomUUID(), use: 'sig', alg: 'RS256' };
+
 const provider = new Provider(issuer, {
   clients: [{
     client_id: 'dashboard',
@@ -25,6 +30,8 @@ const provider = new Provider(issuer, {
     response_types: ['code'],
     grant_types: ['authorization_code'],
   }],
+  jwks: { keys: [key] },
+  cookies: { keys: [randomUUID()] },
   claims: { openid: ['sub', 'app', 'groups'], email: ['email', 'email_verified'] },
   // Into the ID token, and not to be asked for at the userinfo endpoint.
   conformIdTokenClaims: false,
