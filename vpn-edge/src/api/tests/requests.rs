@@ -364,11 +364,13 @@ impl Registry for Broken {
 #[tokio::test]
 async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
     let server = Server::start().await;
-    let tokens = Tokens::load(&server.dir.path().join("tokens")).unwrap();
+    let identity = Arc::new(Identity::new(
+        Tokens::load(&server.dir.path().join("tokens")).unwrap(),
+    ));
     let url = listen(router(
         Arc::new(Broken),
         settings(),
-        tokens,
+        identity,
         watch::channel(None).1,
     ))
     .await;
