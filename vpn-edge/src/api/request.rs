@@ -24,6 +24,19 @@ impl FromRequestParts<Api> for Caller {
     }
 }
 
+/// A caller who downloads something, by no other page's doing.
+pub struct Downloader(pub Caller);
+
+impl FromRequestParts<Api> for Downloader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Downloader, ApiError> {
+        let caller = api.identity.caller(parts).await?;
+        api.identity.check_own_link(parts)?;
+        Ok(Downloader(caller))
+    }
+}
+
 /// The tenant named in the path. What is no UUID names no tenant.
 pub struct TenantId(pub Uuid);
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::Api;
 use super::body::VpnStatus;
 use super::error::ApiError;
-use super::request::TenantId;
+use super::request::{Downloader, TenantId};
 use super::tenants::find;
 use crate::domain::Tenant;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
@@ -60,7 +60,7 @@ pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): Te
 
 pub async fn config(
     State(api): State<Api>,
-    caller: Caller,
+    Downloader(caller): Downloader,
     TenantId(id): TenantId,
 ) -> Result<Response, ApiError> {
     let tenant = find(&api, &caller, id).await?;

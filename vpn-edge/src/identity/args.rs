@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use reqwest::Url;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::claims::{AdminClaim, Mapping};
 use super::issuer::{Ages, Issuer, secure};
-use super::sign_in::{Client, Secret};
+use super::sign_in::{Client, EXCHANGES, Secret};
 use super::{Identity, Oidc, Tokens, keys};
 
 #[derive(Debug, clap::Args)]
@@ -84,7 +85,8 @@ pub struct IdentityArgs {
     /// is to allow /auth/callback there.
     #[arg(long, env = "VPN_EDGE_PUBLIC_URL", value_name = "URL")]
     public_url: Option<String>,
-    /// Proxies in front, whose X-Forwarded-For tells a client's address.
+    /// Proxies in front, whose X-Forwarded-For tells a client's address. Who else
+    /// sends from there chooses the address that their failures are counted under.
     #[arg(
         long = "trusted-proxy",
         env = "VPN_EDGE_TRUSTED_PROXIES",
@@ -131,8 +133,11 @@ impl IdentityArgs {
             "--oidc-issuer alone would take tokens that are meant for others: \
              add --oidc-audience or --oidc-client-id"
         );
-        let first = issuer.clone();
-        tokio::spawn(async move { first.refresh().await });
+        ensure!(
+            audiences.iter().all(|name| !name.trim().is_empty()),
+            "--oidc-audience and --oidc-client-id are not to be empty"
+        );
+        issuer.keep_fresh();
         let client = match (&self.oidc_client_id, public) {
             (Some(id), Some(public)) => Some(self.client(id, public)?),
             _ => None,
@@ -162,6 +167,7 @@ impl IdentityArgs {
             secret,
             scopes: self.oidc_scopes.clone(),
             redirect: public.join("/auth/callback")?,
+            exchanges: Semaphore::new(EXCHANGES),
         })
     }
 }
@@ -210,6 +216,11 @@ mod tests {
         let table = [
             ("", "makes it with a first token"),
             (ISSUER, "add --oidc-audience or --oidc-client-id"),
+            (&format!("{ISSUER} --oidc-audience="), "not to be empty"),
+            (
+                &format!("{ISSUER} --oidc-client-id= --public-url https://vpn.example.com"),
+                "not to be empty",
+            ),
             ("--oidc-audience vpn", "--oidc-issuer"),
             (
                 "--oidc-issuer http://id.example.com --oidc-audience vpn",

@@ -16,7 +16,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub role: Role,
-    /// Who it is, to be told to people: an e-mail address, or which token.
+    /// Who it is, to be told to people, in visible ASCII: `oidc:SUB`, with the
+    /// e-mail address after a space if the issuer verified it, or `token:HASH`.
     pub subject: String,
 }
 

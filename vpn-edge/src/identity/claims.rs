@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::caller::{Caller, Role};
 use super::jwt::Claims;
-use super::refused::Refused;
+use super::refused::{Invalid, Refused};
 use crate::domain::tenant::check_organisation;
 
-/// Characters of a subject that are kept.
-const MAX_SUBJECT: usize = 128;
+/// Bytes that `sub` may have (OpenID Connect Core 1.0, section 2), and that an
+/// e-mail address can have.
+const MAX_NAME: usize = 255;
 
 /// A claim and the value that makes an admin, as CLAIM=VALUE.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +44,10 @@ pub struct Mapping {
 impl Mapping {
     /// # Errors
     ///
-    /// That the claims make neither an admin nor an organisation's member.
+    /// That the claims name nobody, or make neither an admin nor an organisation's
+    /// member.
     pub fn caller(&self, claims: &Claims) -> Result<Caller, Refused> {
-        let subject = subject(claims);
+        let subject = subject(claims).ok_or(Invalid::Incomplete)?;
         if self.is_admin(claims) {
             let role = Role::Admin;
             return Ok(Caller { role, subject });
@@ -93,21 +95,34 @@ fn find<'a>(claims: &'a Claims, name: &str) -> Option<&'a Value> {
     parts.try_fold(first, |value, part| value.get(part))
 }
 
-/// Whom people know this caller as.
-fn subject(claims: &Claims) -> String {
+/// The issuer's own name for this caller, which alone is nobody else's, now or
+/// later; and the e-mail address after it, for people, if it is known to be theirs.
+fn subject(claims: &Claims) -> Option<String> {
     let text = |name: &str| {
         let text = claims.get(name)?.as_str()?;
-        (!text.is_empty()).then_some(text)
+        (1..=MAX_NAME).contains(&text.len()).then_some(text)
     };
-    // An address that the issuer has not verified may be anybody's.
-    let unverified = claims.get("email_verified") == Some(&Value::Bool(false));
-    let subject = text("email")
-        .filter(|_| !unverified)
-        .or_else(|| text("preferred_username"))
-        .or_else(|| text("sub"))
-        .unwrap_or("unnamed");
-    let printable = subject.chars().filter(|c| !c.is_control());
-    printable.take(MAX_SUBJECT).collect()
+    let mut subject = format!("oidc:{}", printable(text("sub")?));
+    let verified = claims.get("email_verified") == Some(&Value::Bool(true));
+    if let Some(email) = text("email").filter(|_| verified) {
+        subject.push(' ');
+        subject.push_str(&printable(email));
+    }
+    Some(subject)
+}
+
+/// What is not plainly visible is escaped: in a log nothing shall look like
+/// somebody else's name, or start a line of its own.
+fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for c in text.chars() {
+        if c.is_ascii_graphic() && c != '\\' {
+            printable.push(c);
+        } else {
+            printable.extend(c.escape_unicode());
+        }
+    }
+    printable
 }
 
 #[cfg(test)]
@@ -123,7 +138,8 @@ mod tests {
         }
     }
 
-    fn role(mapping: &Mapping, claims: Value) -> Option<Role> {
+    fn role(mapping: &Mapping, mut claims: Value) -> Option<Role> {
+        claims["sub"] = json!("1");
         let caller = mapping.caller(claims.as_object().unwrap());
         caller.ok().map(|caller| caller.role)
     }
@@ -155,7 +171,7 @@ mod tests {
     #[test]
     fn without_one_valid_organisation_nobody_is_a_member() {
         let mapping = mapping("organisation");
-        for claims in [
+        for mut claims in [
             json!({}),
             json!({"organisation": ""}),
             json!({"organisation": "a b"}),
@@ -166,6 +182,7 @@ mod tests {
             json!({"organisation": null, "groups": ["others"]}),
             json!({"groups": "not-vpn-admins"}),
         ] {
+            claims["sub"] = json!("1");
             let refused = mapping.caller(claims.as_object().unwrap()).unwrap_err();
             let expected = Refused::NoOrganisation("organisation".to_owned());
             assert_eq!(refused, expected, "{claims}");
@@ -197,18 +214,62 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_is_the_best_name_there_is() {
+    fn a_subject_is_the_issuers_own_and_an_address_only_beside_it() {
+        let email = "a@b.example";
         let table = [
-            (json!({"email": "a@b.example", "sub": "1"}), "a@b.example"),
             (
-                json!({"email": "a@b.example", "email_verified": false, "preferred_username": "a"}),
-                "a",
+                json!({"sub": "1", "email": email, "email_verified": true}),
+                "oidc:1 a@b.example",
             ),
-            (json!({"email": "", "sub": "1\n2"}), "12"),
-            (json!({}), "unnamed"),
+            (json!({"sub": "1", "email": email}), "oidc:1"),
+            (
+                json!({"sub": "1", "email": email, "email_verified": false}),
+                "oidc:1",
+            ),
+            (
+                json!({"sub": "1", "email": email, "email_verified": "yes"}),
+                "oidc:1",
+            ),
+            (json!({"sub": "1", "preferred_username": "root"}), "oidc:1"),
+            (
+                json!({"sub": "1", "email": "", "email_verified": true}),
+                "oidc:1",
+            ),
         ];
         for (claims, expected) in table {
-            assert_eq!(subject(claims.as_object().unwrap()), expected);
+            let subject = subject(claims.as_object().unwrap());
+            assert_eq!(subject.as_deref(), Some(expected), "{claims}");
+        }
+    }
+
+    #[test]
+    fn no_subject_looks_like_anothers_or_breaks_a_line() {
+        let table = [
+            ("auth0|5f7c-8", r"oidc:auth0|5f7c-8"),
+            ("1\ntoken:0f0f", r"oidc:1\u{a}token:0f0f"),
+            ("1 root@b.example", r"oidc:1\u{20}root@b.example"),
+            // Read from right to left, of no width, and a look-alike.
+            ("\u{202e}toor", r"oidc:\u{202e}toor"),
+            ("ro\u{200b}ot", r"oidc:ro\u{200b}ot"),
+            ("r\u{43e}ot", r"oidc:r\u{43e}ot"),
+            // What is escaped differs from what was written so.
+            (r"\u{a}", r"oidc:\u{5c}u{a}"),
+        ];
+        for (sub, expected) in table {
+            let claims = json!({"sub": sub});
+            let subject = subject(claims.as_object().unwrap());
+            assert_eq!(subject.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn who_has_no_subject_is_nobody() {
+        let mapping = mapping("organisation");
+        let long = "1".repeat(MAX_NAME + 1);
+        for sub in [json!(null), json!(""), json!(7), json!(long)] {
+            let claims = json!({"organisation": "acme", "groups": ["vpn-admins"], "sub": sub});
+            let refused = mapping.caller(claims.as_object().unwrap()).unwrap_err();
+            assert_eq!(refused, Refused::Invalid(Invalid::Incomplete), "{sub}");
         }
     }
 }

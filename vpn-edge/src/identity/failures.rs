@@ -26,16 +26,13 @@ struct Count {
 }
 
 impl Failures {
-    /// How long this address has to wait, if it failed too often.
-    pub fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.get(&source(address))?;
-        let left = WINDOW.checked_sub(now.saturating_duration_since(count.since))?;
-        (count.failures >= ALLOWED && !left.is_zero()).then_some(left)
-    }
-
-    /// Counts one more failure.
-    pub fn add(&self, address: IpAddr, now: Instant) {
+    /// Counts one more failure, unless this address has had all that it is
+    /// allowed.
+    ///
+    /// # Errors
+    ///
+    /// How long the address has to wait.
+    pub fn add(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = source(address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let over = |count: &Count| now.saturating_duration_since(count.since) >= WINDOW;
@@ -56,9 +53,21 @@ impl Failures {
         if over(count) {
             *count = fresh;
         }
-        count.failures = count.failures.saturating_add(1);
+        if count.failures >= ALLOWED {
+            return Err(WINDOW.saturating_sub(now.saturating_duration_since(count.since)));
+        }
+        count.failures += 1;
         if count.failures == ALLOWED {
             tracing::warn!(%address, "too many failed sign-ins: no more for a minute");
+        }
+        Ok(())
+    }
+
+    /// Takes one back that was counted before its outcome was known, and was none.
+    pub fn take_back(&self, address: IpAddr) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&source(address)) {
+            count.failures = count.failures.saturating_sub(1);
         }
     }
 }
@@ -89,18 +98,30 @@ mod tests {
         let start = Instant::now();
         let client = address("192.0.2.1");
         for _ in 0..ALLOWED {
-            assert_eq!(failures.wait(client, start), None);
-            failures.add(client, start);
+            assert_eq!(failures.add(client, start), Ok(()));
         }
-        assert_eq!(failures.wait(client, start), Some(WINDOW));
-        assert_eq!(
-            failures.wait(address("::ffff:192.0.2.1"), start),
-            Some(WINDOW)
-        );
-        assert_eq!(failures.wait(address("192.0.2.2"), start), None);
-        assert_eq!(failures.wait(client, start + WINDOW), None);
-        failures.add(client, start + WINDOW);
-        assert_eq!(failures.wait(client, start + WINDOW), None);
+        let later = start + WINDOW / 4;
+        assert_eq!(failures.add(client, later), Err(WINDOW * 3 / 4));
+        let mapped = address("::ffff:192.0.2.1");
+        assert_eq!(failures.add(mapped, start), Err(WINDOW));
+        assert_eq!(failures.add(address("192.0.2.2"), start), Ok(()));
+        assert_eq!(failures.add(client, start + WINDOW), Ok(()));
+    }
+
+    #[test]
+    fn what_is_taken_back_can_be_used_again() {
+        let failures = Failures::default();
+        let now = Instant::now();
+        let client = address("192.0.2.1");
+        failures.take_back(client);
+        for _ in 0..3 * ALLOWED {
+            assert_eq!(failures.add(client, now), Ok(()));
+            failures.take_back(client);
+        }
+        for _ in 0..ALLOWED {
+            assert_eq!(failures.add(client, now), Ok(()));
+        }
+        assert_eq!(failures.add(client, now), Err(WINDOW));
     }
 
     #[test]
@@ -108,10 +129,11 @@ mod tests {
         let failures = Failures::default();
         let now = Instant::now();
         for last in 0..ALLOWED {
-            failures.add(address(&format!("2001:db8::{last:x}")), now);
+            let client = address(&format!("2001:db8::{last:x}"));
+            assert_eq!(failures.add(client, now), Ok(()));
         }
-        assert!(failures.wait(address("2001:db8::ffff:1"), now).is_some());
-        assert!(failures.wait(address("2001:db8:0:1::1"), now).is_none());
+        assert!(failures.add(address("2001:db8::ffff:1"), now).is_err());
+        assert!(failures.add(address("2001:db8:0:1::1"), now).is_ok());
     }
 
     #[test]
@@ -120,7 +142,8 @@ mod tests {
         let start = Instant::now();
         for number in 0..3 * REMEMBERED as u32 {
             let now = start + Duration::from_micros(number.into());
-            failures.add(std::net::Ipv4Addr::from_bits(number).into(), now);
+            let client = std::net::Ipv4Addr::from_bits(number).into();
+            assert_eq!(failures.add(client, now), Ok(()));
         }
         let counts = failures.counts.lock().unwrap();
         assert_eq!(counts.len(), REMEMBERED);

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How old keys may get.
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
-    /// Older ones are fetched again, while they go on being used.
+    /// Older ones are fetched again, whether anybody calls or not.
     pub fresh: Duration,
     /// The issuer is asked at most this often, whatever tokens come.
     pub retry: Duration,
@@ -89,7 +89,7 @@ pub struct Issuer {
     known: Mutex<Option<Arc<Known>>>,
     /// When it was last asked. Held while it is, so that one request is under
     /// way at most.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl Issuer {
@@ -118,7 +118,7 @@ impl Issuer {
             http: http.build().context("cannot set up HTTP")?,
             ages,
             known: Mutex::default(),
-            asked: tokio::sync::Mutex::default(),
+            asked: Arc::default(),
         })
     }
 
@@ -131,21 +131,31 @@ impl Issuer {
         &self.http
     }
 
-    /// What is known, asking where nothing is. What is old is asked for again
-    /// behind the caller's back.
+    /// Asks now, and again whenever what is known has got old, until this is
+    /// dropped. Nobody need call: a key that was withdrawn would else be good for
+    /// whoever is first after a quiet day.
+    pub fn keep_fresh(self: &Arc<Self>) {
+        let issuer = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(issuer) = issuer.upgrade() {
+                issuer.refresh().await;
+                let left = issuer.usable().map_or(Duration::ZERO, |known| {
+                    issuer.ages.fresh.saturating_sub(known.at.elapsed())
+                });
+                let wait = left.max(issuer.ages.retry);
+                drop(issuer);
+                tokio::time::sleep(wait).await;
+            }
+        });
+    }
+
+    /// What is known, asking where nothing is.
     ///
     /// # Errors
     ///
     /// That nothing is known, or only what is too old.
     pub async fn known(self: &Arc<Self>) -> Result<Arc<Known>, Refused> {
         if let Some(known) = self.usable() {
-            // Whoever holds the lock is asking.
-            if known.at.elapsed() > self.ages.fresh
-                && self.asked.try_lock().is_ok_and(|asked| self.is_due(*asked))
-            {
-                let issuer = self.clone();
-                tokio::spawn(async move { issuer.refresh().await });
-            }
             return Ok(known);
         }
         self.refresh().await;
@@ -159,13 +169,23 @@ impl Issuer {
     }
 
     /// Asks the issuer, unless that was done a moment ago.
-    pub async fn refresh(&self) {
-        let mut asked = self.asked.lock().await;
-        if !self.is_due(*asked) {
+    pub async fn refresh(self: &Arc<Self>) {
+        let mut asked = self.asked.clone().lock_owned().await;
+        if asked.is_some_and(|at| at.elapsed() < self.ages.retry) {
             return;
         }
-        // Also when this is given up half-way.
-        *asked = Some(Instant::now());
+        let issuer = self.clone();
+        // A client that hangs up ends its request, and must not end this: nobody
+        // would ask again for a while.
+        let asking = tokio::spawn(async move {
+            issuer.learn().await;
+            *asked = Some(Instant::now());
+        });
+        // That it panicked is said already.
+        let _ = asking.await;
+    }
+
+    async fn learn(&self) {
         match self.ask().await {
             Ok(known) => {
                 let known = Some(Arc::new(known));
@@ -177,11 +197,6 @@ impl Issuer {
                 "the OpenID issuer's keys cannot be fetched; those known stay in use for a day"
             ),
         }
-        *asked = Some(Instant::now());
-    }
-
-    fn is_due(&self, asked: Option<Instant>) -> bool {
-        asked.is_none_or(|at| at.elapsed() >= self.ages.retry)
     }
 
     async fn ask(&self) -> Result<Known> {
@@ -206,8 +221,17 @@ impl Issuer {
         })
     }
 
+    /// A URL of the issuer's own telling.
+    ///
+    /// # Errors
+    ///
+    /// That it is not to be asked anything, see [`endpoint`].
+    pub fn endpoint(&self, url: &str) -> Result<Url> {
+        endpoint(&self.name, url)
+    }
+
     async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T> {
-        let url = secure(url)?;
+        let url = self.endpoint(url)?;
         let (status, body) = exchange(self.http.get(url.clone())).await?;
         ensure!(status == 200, "{url} answered {status}");
         serde_json::from_slice(&body).with_context(|| format!("{url} is not what it should be"))
@@ -249,4 +273,19 @@ pub fn secure(url: &str) -> Result<Url> {
         "http" if loopback => Ok(parsed),
         _ => bail!("{url:?} is not https"),
     }
+}
+
+/// As [`secure`], for what an issuer names: one that is elsewhere has no business
+/// with the services of this machine.
+///
+/// # Errors
+///
+/// That the URL is not HTTPS, unless the issuer is not either.
+pub fn endpoint(issuer: &str, url: &str) -> Result<Url> {
+    let parsed = secure(url)?;
+    ensure!(
+        parsed.scheme() == "https" || secure(issuer)?.scheme() == "http",
+        "{url:?} is not https, unlike the issuer"
+    );
+    Ok(parsed)
 }

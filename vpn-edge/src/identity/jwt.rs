@@ -23,7 +23,7 @@ pub fn looks_like_one(credential: &str) -> bool {
 }
 
 /// The claims of a token of `issuer` for one of `audiences`. Where its key is not
-/// known, the issuer is asked for new ones, if `ask`.
+/// known, the issuer is asked for new ones.
 ///
 /// # Errors
 ///
@@ -32,7 +32,6 @@ pub async fn verify(
     issuer: &Arc<Issuer>,
     audiences: &[String],
     token: &str,
-    ask: bool,
 ) -> Result<Claims, Refused> {
     if token.len() > MAX_TOKEN {
         return Err(Invalid::Malformed.into());
@@ -44,7 +43,7 @@ pub async fn verify(
     }
     let known = issuer.known().await?;
     match claims(&known, issuer.name(), audiences, token, &header) {
-        Err(Invalid::UnknownKey) if ask => {
+        Err(Invalid::UnknownKey) => {
             issuer.refresh().await;
             let known = issuer.known().await?;
             Ok(claims(&known, issuer.name(), audiences, token, &header)?)

@@ -42,7 +42,11 @@ use sign_in::Client;
 pub struct Identity {
     tokens: Tokens,
     oidc: Option<Oidc>,
+    /// Bad credentials.
     failures: Failures,
+    /// Codes that the issuer did not take. Apart, so that bad credentials keep
+    /// nobody behind the same address from signing in.
+    codes: Failures,
     /// Proxies whose word on a client's address is taken.
     trusted_proxies: Vec<IpNet>,
     /// Where browsers find this server, if that was said.
@@ -66,6 +70,7 @@ impl Identity {
             tokens,
             oidc: None,
             failures: Failures::default(),
+            codes: Failures::default(),
             trusted_proxies: Vec::new(),
             public: None,
         }
@@ -86,35 +91,26 @@ impl Identity {
     ///
     /// An address that failed too often still gets in with a good one: whoever
     /// else is behind it shall not be locked out, and neither a random token nor
-    /// a signature can be guessed. But bad ones from there are told nothing, and
-    /// have the issuer asked for nothing.
+    /// a signature can be guessed. But bad ones from there are told nothing.
     async fn verify(&self, credential: &str, from: IpAddr) -> Result<Caller, Refused> {
-        let wait = self.failures.wait(from, Instant::now());
         let outcome = match (self.tokens.caller(credential), &self.oidc) {
             (Some(caller), _) => Ok(caller),
-            (None, Some(oidc)) if jwt::looks_like_one(credential) => {
-                oidc.caller(credential, wait.is_none()).await
-            }
+            (None, Some(oidc)) if jwt::looks_like_one(credential) => oidc.caller(credential).await,
             (None, _) => Err(Invalid::UnknownToken.into()),
         };
-        match (outcome, wait) {
-            (Err(Refused::Invalid(_)), Some(wait)) => Err(Refused::TooMany(wait)),
-            (outcome, _) => self.counted(outcome, from),
+        match outcome {
+            Err(Refused::Invalid(invalid)) if !invalid.is_of_another_time() => {
+                let counted = self.failures.add(from, Instant::now());
+                Err(counted.map_or_else(Refused::TooMany, |()| invalid.into()))
+            }
+            outcome => outcome,
         }
-    }
-
-    /// Counts an outcome that is a failed sign-in.
-    fn counted<T>(&self, outcome: Result<T, Refused>, from: IpAddr) -> Result<T, Refused> {
-        if let Err(Refused::Invalid(_) | Refused::SignIn(_)) = outcome {
-            self.failures.add(from, Instant::now());
-        }
-        outcome
     }
 }
 
 impl Oidc {
-    async fn caller(&self, token: &str, ask: bool) -> Result<Caller, Refused> {
-        let claims = jwt::verify(&self.issuer, &self.audiences, token, ask).await?;
+    async fn caller(&self, token: &str) -> Result<Caller, Refused> {
+        let claims = jwt::verify(&self.issuer, &self.audiences, token).await?;
         self.mapping.caller(&claims)
     }
 }

@@ -28,10 +28,17 @@ pub enum Invalid {
     Issuer,
     #[error("the token is meant for another audience")]
     Audience,
-    #[error("the token lacks one of the claims exp, iss and aud")]
+    #[error("the token lacks one of the claims exp, iss, aud and sub")]
     Incomplete,
     #[error("the token does not belong to this sign-in")]
     Nonce,
+}
+
+impl Invalid {
+    /// Whether the issuer signed it for a time that is not now: nobody guessed it.
+    pub fn is_of_another_time(self) -> bool {
+        matches!(self, Invalid::Expired | Invalid::NotYet)
+    }
 }
 
 /// Why a request is not let in.
@@ -54,6 +61,9 @@ pub enum Refused {
     AdminOnly,
     #[error("the request comes from another site")]
     CrossSite,
+    /// With its name. One of them is not from here.
+    #[error("the cookie {0} was sent twice; clear the cookies of this site and its domain")]
+    CookieTwice(String),
     #[error("the OpenID issuer cannot be reached at the moment; try again")]
     IssuerUnreachable,
     #[error("no OpenID issuer is set up here; sign in with a token")]
@@ -73,7 +83,7 @@ impl Refused {
             }
             Refused::IssuerUnreachable => StatusCode::SERVICE_UNAVAILABLE,
             Refused::NoSignIn => StatusCode::NOT_FOUND,
-            Refused::SignIn(_) => StatusCode::BAD_REQUEST,
+            Refused::SignIn(_) | Refused::CookieTwice(_) => StatusCode::BAD_REQUEST,
         }
     }
 }

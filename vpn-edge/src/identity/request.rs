@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use reqwest::Url;
 
 use super::Identity;
 use super::caller::Caller;
+use super::issuer::secure;
 use super::refused::Refused;
 
-/// The cookie that has a browser's credential.
+/// The cookie that has a browser's credential; by HTTPS it has a prefix.
 pub const SESSION: &str = "vpn-edge-session";
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -36,7 +37,7 @@ impl Identity {
                 .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
                 .map(|(_, token)| token.trim()),
             None => {
-                let session = cookie(&parts.headers, SESSION);
+                let session = self.cookie(parts, SESSION)?;
                 if session.is_some() && !parts.method.is_safe() {
                     self.check_same_origin(parts)?;
                 }
@@ -45,6 +46,21 @@ impl Identity {
         };
         let credential = credential.ok_or(Refused::Missing)?;
         self.verify(credential, self.address(parts)).await
+    }
+
+    /// For a `GET` that leaves a trace: a browser adds the cookie to other pages'
+    /// links as well. Typed addresses and bookmarks are fine.
+    ///
+    /// # Errors
+    ///
+    /// That no page of this server sent the request, or that it does not say so.
+    pub fn check_own_link(&self, parts: &Parts) -> Result<(), Refused> {
+        let site = parts.headers.get(SEC_FETCH_SITE);
+        let typed = site.is_some_and(|site| site == "none");
+        if typed || parts.headers.contains_key(header::AUTHORIZATION) {
+            return Ok(());
+        }
+        self.check_same_origin(parts)
     }
 
     /// # Errors
@@ -65,12 +81,48 @@ impl Identity {
         if let Some(public) = &self.public {
             return Some(origin == public.origin());
         }
-        let host = parts.headers.get(header::HOST)?.to_str().ok()?;
-        // TLS may end before this server: its scheme is not known here.
+        let host = match parts.headers.get(header::HOST) {
+            Some(host) => host.to_str().ok()?,
+            None => parts.uri.authority()?.as_str(),
+        };
+        // TLS may end before this server: its scheme is not known here. But the
+        // cookie is kept by HTTPS alone, or on this very machine.
         let same = ["http", "https"].iter().any(|scheme| {
-            Url::parse(&format!("{scheme}://{host}")).is_ok_and(|own| own.origin() == origin)
+            secure(&format!("{scheme}://{host}")).is_ok_and(|own| own.origin() == origin)
         });
         Some(same)
+    }
+
+    /// What a cookie is called here. By HTTPS it has the prefix by which browsers
+    /// take it from this very host alone, and not from another of its domain
+    /// (RFC 6265bis, section 4.1.3.2).
+    pub(super) fn cookie_name(&self, name: &str) -> String {
+        let https = self.public.as_ref().map(Url::scheme) == Some("https");
+        format!("{}{name}", if https { "__Host-" } else { "" })
+    }
+
+    /// A cookie's value.
+    ///
+    /// # Errors
+    ///
+    /// That there are two of that name: which one is from here cannot be told.
+    pub(super) fn cookie<'a>(
+        &self,
+        parts: &'a Parts,
+        name: &str,
+    ) -> Result<Option<&'a str>, Refused> {
+        let name = self.cookie_name(name);
+        let values = parts.headers.get_all(header::COOKIE).iter();
+        let mut found = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .filter(|(found, _)| *found == name)
+            .map(|(_, value)| value);
+        match (found.next(), found.next()) {
+            (_, Some(_)) => Err(Refused::CookieTwice(name.clone())),
+            (one, None) => Ok(one),
+        }
     }
 
     /// The client's address: the peer's, or what a trusted proxy says of it.
@@ -79,31 +131,35 @@ impl Identity {
         let mut address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
         address = address.to_canonical();
         let said = parts.headers.get_all(FORWARDED_FOR).iter();
-        let said: Vec<&str> = said.filter_map(|value| value.to_str().ok()).collect();
+        let said: Vec<&[u8]> = said.map(HeaderValue::as_bytes).collect();
         // Each proxy appends whom it heard from: what is left of the first that
-        // is no proxy of ours is hearsay.
-        let mut said = said.iter().rev().flat_map(|value| value.rsplit(','));
+        // is no proxy of ours is hearsay, and need not even be text.
+        let mut said = said
+            .iter()
+            .rev()
+            .flat_map(|value| value.rsplit(|byte| *byte == b','));
         while self
             .trusted_proxies
             .iter()
             .any(|net| net.contains(&address))
         {
-            match said.next().map(|text| text.trim().parse::<IpAddr>()) {
-                Some(Ok(before)) => address = before.to_canonical(),
-                _ => break,
+            match said.next().and_then(forwarded) {
+                Some(before) => address = before,
+                None => break,
             }
         }
         address
     }
 }
 
-/// A cookie's value, the first of that name.
-pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let values = headers.get_all(header::COOKIE).iter();
-    let mut pairs = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='));
-    let (_, value) = pairs.find(|(found, _)| *found == name)?;
-    Some(value)
+/// An address as proxies write it: bare, in brackets, or with a port.
+fn forwarded(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return Some(socket.ip().to_canonical());
+    }
+    let inner = text.strip_prefix('[');
+    let bare = inner.and_then(|text| text.strip_suffix(']'));
+    let address: IpAddr = bare.unwrap_or(text).parse().ok()?;
+    Some(address.to_canonical())
 }

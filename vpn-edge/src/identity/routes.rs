@@ -20,7 +20,7 @@ use axum::routing::{get, post};
 
 use super::Identity;
 use super::refused::Refused;
-use super::request::{SESSION, cookie};
+use super::request::SESSION;
 use super::sign_in::{Attempt, error_code, local_path};
 
 /// The cookie that has a sign-in under way.
@@ -62,7 +62,7 @@ async fn callback(State(identity): State<Arc<Identity>>, request: Request) -> Re
     let (parts, _) = request.into_parts();
     let mut response = answer(identity.finish(&parts).await);
     // Whatever came of it, this attempt is over.
-    set_cookie(&mut response, &attempt_cookie("", 0));
+    set_cookie(&mut response, &identity.attempt_cookie("", 0));
     response
 }
 
@@ -71,7 +71,7 @@ async fn logout(State(identity): State<Arc<Identity>>, request: Request) -> Resp
     if let Err(refused) = identity.check_same_origin(&parts) {
         return refused.into_response();
     }
-    let gone = format!("{}; Max-Age=0", session_cookie(""));
+    let gone = format!("{}; Max-Age=0", identity.session_cookie(""));
     answer(Ok(Onward::new("/", &gone)))
 }
 
@@ -99,8 +99,8 @@ impl Identity {
             Refused::SignIn("this server has no random numbers".to_owned())
         })?;
         let known = oidc.issuer.known().await?;
-        let url = client.authorization_url(&known.metadata, &attempt)?;
-        let cookie = attempt_cookie(&attempt.to_cookie(), ATTEMPT_AGE);
+        let url = client.authorization_url(&oidc.issuer, &known.metadata, &attempt)?;
+        let cookie = self.attempt_cookie(&attempt.to_cookie(), ATTEMPT_AGE);
         Ok(Onward::new(url.as_str(), &cookie))
     }
 
@@ -113,22 +113,38 @@ impl Identity {
         }
         self.verify(token, self.address(parts)).await?;
         let back = field(body, "return").unwrap_or_default();
-        signed_in(token, local_path(&back).unwrap_or("/"))
+        self.signed_in(token, local_path(&back).unwrap_or("/"))
     }
 
     /// Unlike a credential, a code costs the issuer a request: from an address
-    /// that failed too often none is taken.
+    /// that failed too often none is taken. Counted before it is asked, so that
+    /// neither many at once nor those who hang up get around the limit; but only
+    /// what fits a sign-in begun here, as any page can send a browser to this one.
     async fn finish(&self, parts: &Parts) -> Result<Onward, Refused> {
+        let (attempt, code) = self.answered(parts)?;
         let from = self.address(parts);
-        if let Some(wait) = self.failures.wait(from, Instant::now()) {
-            return Err(Refused::TooMany(wait));
+        self.codes
+            .add(from, Instant::now())
+            .map_err(Refused::TooMany)?;
+        let outcome = self.redeem(&attempt, &code).await;
+        if !matches!(outcome, Err(Refused::SignIn(_) | Refused::Invalid(_))) {
+            self.codes.take_back(from);
         }
-        self.counted(self.redeem(parts).await, from)
+        outcome
     }
 
-    async fn redeem(&self, parts: &Parts) -> Result<Onward, Refused> {
+    async fn redeem(&self, attempt: &Attempt, code: &str) -> Result<Onward, Refused> {
         let (oidc, client) = self.client()?;
-        let attempt = cookie(&parts.headers, ATTEMPT)
+        let (token, claims) = client.id_token(&oidc.issuer, code, attempt).await?;
+        oidc.mapping.caller(&claims)?;
+        self.signed_in(&token, &attempt.back)
+    }
+
+    /// The sign-in that an answer of the issuer's belongs to, and its code.
+    fn answered(&self, parts: &Parts) -> Result<(Attempt, String), Refused> {
+        let (oidc, _) = self.client()?;
+        let attempt = self
+            .cookie(parts, ATTEMPT)?
             .and_then(Attempt::from_cookie)
             .ok_or_else(|| wrong("it took too long, or cookies are off; start again"))?;
         let query = query(parts);
@@ -144,29 +160,29 @@ impl Identity {
             return Err(wrong(&format!("the issuer says {}", error_code(&error))));
         }
         let code = field(query, "code").ok_or_else(|| wrong("the issuer gave no code"))?;
-        let (token, claims) = client.id_token(&oidc.issuer, &code, &attempt).await?;
-        oidc.mapping.caller(&claims)?;
-        signed_in(&token, &attempt.back)
+        Ok((attempt, code))
     }
-}
 
-fn signed_in(credential: &str, back: &str) -> Result<Onward, Refused> {
-    let cookie = session_cookie(credential);
-    if cookie.len() > MAX_COOKIE {
-        return Err(wrong(
-            "the token is too large for a cookie; have the issuer put fewer claims in it",
-        ));
+    fn signed_in(&self, credential: &str, back: &str) -> Result<Onward, Refused> {
+        let cookie = self.session_cookie(credential);
+        if cookie.len() > MAX_COOKIE {
+            return Err(wrong(
+                "the token is too large for a cookie; have the issuer put fewer claims in it",
+            ));
+        }
+        Ok(Onward::new(back, &cookie))
     }
-    Ok(Onward::new(back, &cookie))
-}
 
-/// No age: the credential has its own, and the browser forgets it when it ends.
-fn session_cookie(credential: &str) -> String {
-    format!("{SESSION}={credential}; Path=/; HttpOnly; Secure; SameSite=Lax")
-}
+    /// No age: the credential has its own, and the browser forgets it when it ends.
+    fn session_cookie(&self, credential: &str) -> String {
+        let name = self.cookie_name(SESSION);
+        format!("{name}={credential}; Path=/; HttpOnly; Secure; SameSite=Lax")
+    }
 
-fn attempt_cookie(value: &str, age: u32) -> String {
-    format!("{ATTEMPT}={value}; Path=/auth; Max-Age={age}; HttpOnly; Secure; SameSite=Lax")
+    fn attempt_cookie(&self, value: &str, age: u32) -> String {
+        let name = self.cookie_name(ATTEMPT);
+        format!("{name}={value}; Path=/; Max-Age={age}; HttpOnly; Secure; SameSite=Lax")
+    }
 }
 
 fn answer(outcome: Result<Onward, Refused>) -> Response {

@@ -8,6 +8,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{RequestBuilder, Url};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::issuer::{self, Issuer, Metadata};
@@ -16,6 +17,9 @@ use super::refused::{Invalid, Refused};
 
 /// Bytes that a path to return to may have.
 const MAX_PATH: usize = 512;
+
+/// Codes that the issuer is asked about at the same time; more wait.
+pub const EXCHANGES: usize = 8;
 
 /// What this server is to its issuer.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Client {
     pub scopes: String,
     /// Where the issuer sends browsers back to.
     pub redirect: Url,
+    /// Of [`EXCHANGES`].
+    pub exchanges: Semaphore,
 }
 
 /// A client's secret, which no debug output shows.
@@ -98,12 +104,13 @@ impl Client {
     /// That the issuer has no such place.
     pub fn authorization_url(
         &self,
+        issuer: &Issuer,
         metadata: &Metadata,
         attempt: &Attempt,
     ) -> Result<Url, Refused> {
         let endpoint = metadata.authorization_endpoint.as_deref();
         let mut url = endpoint
-            .and_then(|url| issuer::secure(url).ok())
+            .and_then(|url| issuer.endpoint(url).ok())
             .ok_or_else(|| wrong("the issuer has no authorization endpoint"))?;
         let challenge = digest(&SHA256, attempt.verifier.as_bytes());
         url.query_pairs_mut()
@@ -131,7 +138,7 @@ impl Client {
     ) -> Result<(Zeroizing<String>, Claims), Refused> {
         let token = self.exchange(issuer, code, attempt).await?;
         let audience = std::slice::from_ref(&self.id);
-        let claims = jwt::verify(issuer, audience, &token, true).await?;
+        let claims = jwt::verify(issuer, audience, &token).await?;
         if claims.get("nonce").and_then(|nonce| nonce.as_str()) != Some(&attempt.nonce) {
             return Err(Invalid::Nonce.into());
         }
@@ -157,8 +164,10 @@ impl Client {
         let metadata = &known.metadata;
         let endpoint = metadata.token_endpoint.as_deref();
         let endpoint = endpoint
-            .and_then(|url| issuer::secure(url).ok())
+            .and_then(|url| issuer.endpoint(url).ok())
             .ok_or_else(|| wrong("the issuer has no token endpoint"))?;
+        let permit = self.exchanges.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
         let request = self.code_request(issuer.http().post(endpoint), metadata, code, attempt);
         let (status, body) = issuer::exchange(request).await.map_err(|error| {
             tracing::warn!(%error, "the OpenID issuer does not answer at its token endpoint");

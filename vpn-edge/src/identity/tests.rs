@@ -38,6 +38,10 @@ struct Said {
     metadata: Mutex<Value>,
     keys: Mutex<String>,
     down: AtomicBool,
+    /// Whoever asks for keys or with a code waits while this is locked.
+    gate: tokio::sync::RwLock<()>,
+    /// How often anything was asked for.
+    tried: AtomicUsize,
     /// Where to send whoever asks for the keys.
     moved: Mutex<Option<String>>,
     /// How often the keys were asked for.
@@ -45,6 +49,10 @@ struct Said {
     /// What the token endpoint gives, and the last form it got.
     id_token: Mutex<String>,
     form: Mutex<String>,
+    /// How many codes it got, and how many at the same time, now and at most.
+    codes: AtomicUsize,
+    busy: AtomicUsize,
+    busiest: AtomicUsize,
 }
 
 impl TestIssuer {
@@ -75,6 +83,14 @@ impl TestIssuer {
         self.said.asked.load(Ordering::SeqCst)
     }
 
+    fn tried(&self) -> usize {
+        self.said.tried.load(Ordering::SeqCst)
+    }
+
+    fn codes(&self) -> usize {
+        self.said.codes.load(Ordering::SeqCst)
+    }
+
     fn down(&self, down: bool) {
         self.said.down.store(down, Ordering::SeqCst);
     }
@@ -88,6 +104,7 @@ impl TestIssuer {
             "exp": now() + 300,
             "sub": "1",
             "email": "ada@acme.example",
+            "email_verified": true,
             "organisation": "acme",
         });
         for (name, value) in changes.as_object().unwrap() {
@@ -99,16 +116,28 @@ impl TestIssuer {
     }
 }
 
+/// A code that the issuer thinks about, until it answers or is hung up on.
+struct Thinking<'a>(&'a Said);
+
+impl Drop for Thinking<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 async fn issuer_says(State(said): State<Arc<Said>>, request: Request) -> Response {
+    said.tried.fetch_add(1, Ordering::SeqCst);
     if said.down.load(Ordering::SeqCst) {
         return StatusCode::BAD_GATEWAY.into_response();
     }
-    match request.uri().path() {
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
         "/.well-known/openid-configuration" => {
             said.metadata.lock().unwrap().to_string().into_response()
         }
         "/keys" => {
             said.asked.fetch_add(1, Ordering::SeqCst);
+            drop(said.gate.read().await);
             match said.moved.lock().unwrap().clone() {
                 Some(url) => (StatusCode::FOUND, [("location", url)]).into_response(),
                 None => said.keys.lock().unwrap().clone().into_response(),
@@ -118,6 +147,11 @@ async fn issuer_says(State(said): State<Arc<Said>>, request: Request) -> Respons
         "/token" => {
             let body = axum::body::to_bytes(request.into_body(), 65536).await;
             *said.form.lock().unwrap() = String::from_utf8(body.unwrap().to_vec()).unwrap();
+            let busy = said.busy.fetch_add(1, Ordering::SeqCst) + 1;
+            said.busiest.fetch_max(busy, Ordering::SeqCst);
+            said.codes.fetch_add(1, Ordering::SeqCst);
+            let _thinking = Thinking(&said);
+            drop(said.gate.read().await);
             let token = said.id_token.lock().unwrap().clone();
             json!({ "id_token": token, "access_token": "x" })
                 .to_string()
@@ -176,6 +210,17 @@ fn now() -> u64 {
     since.unwrap().as_secs()
 }
 
+/// Waits for what is to come about; how long it takes does not matter.
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    waited.expect("it never came about");
+}
+
 /// Asks at each occasion, and keeps keys for long.
 const EAGER: Ages = Ages {
     fresh: Duration::from_secs(3600),
@@ -194,17 +239,21 @@ struct Server {
     url: String,
     admin: Zeroizing<String>,
     http: reqwest::Client,
+    identity: Arc<Identity>,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
     async fn start(issuer: &TestIssuer, ages: Ages) -> Server {
+        Server::start_at(issuer, ages, None).await
+    }
+
+    /// Where browsers are told to find it.
+    async fn start_at(issuer: &TestIssuer, ages: Ages, public: Option<&str>) -> Server {
         // An error says that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         keys::use_ring();
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("tokens");
-        let admin = Tokens::add(&file, &Role::Admin).unwrap();
+        let (dir, identity, admin) = identity();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let client = Client {
@@ -212,6 +261,7 @@ impl Server {
             secret: None,
             scopes: "openid email".to_owned(),
             redirect: Url::parse(&format!("{url}/auth/callback")).unwrap(),
+            exchanges: tokio::sync::Semaphore::new(super::sign_in::EXCHANGES),
         };
         let identity = Arc::new(Identity {
             oidc: Some(Oidc {
@@ -224,23 +274,30 @@ impl Server {
                 client: Some(client),
             }),
             trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
-            ..Identity::new(Tokens::load(&file).unwrap())
+            public: public.map(|url| url.parse().unwrap()),
+            ..identity
         });
         let app: Router = Router::new()
             .route("/whoami", any(whoami))
             .with_state(identity.clone())
-            .merge(router(identity));
+            .merge(router(identity.clone()));
         let service = app.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, service).await });
         let http = reqwest::Client::builder()
+            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .tls_certs_only([]);
         Server {
             url,
             admin,
             http: http.build().unwrap(),
+            identity,
             _dir: dir,
         }
+    }
+
+    fn issuer(&self) -> &Arc<Issuer> {
+        &self.identity.oidc.as_ref().unwrap().issuer
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -255,6 +312,15 @@ impl Server {
     async fn ask(&self, token: &str) -> (u16, String) {
         answer(self.whoami(token)).await
     }
+}
+
+/// Of a token file alone, with its folder and its one token.
+fn identity() -> (tempfile::TempDir, Identity, Zeroizing<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokens");
+    let admin = Tokens::add(&file, &Role::Admin).unwrap();
+    let identity = Identity::new(Tokens::load(&file).unwrap());
+    (dir, identity, admin)
 }
 
 async fn whoami(
@@ -279,7 +345,7 @@ async fn answer(request: RequestBuilder) -> (u16, String) {
 }
 
 fn acme() -> (u16, String) {
-    (200, "acme ada@acme.example".to_owned())
+    (200, "acme oidc:1 ada@acme.example".to_owned())
 }
 
 fn refused(refused: impl Into<Refused>) -> (u16, String) {

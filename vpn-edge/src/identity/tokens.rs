@@ -238,7 +238,7 @@ fn parse(text: &str) -> Result<HashMap<Hash, Caller>, (usize, String)> {
             }
         };
         // Enough of the hash to find the line by, and nothing of the token.
-        let subject = format!("token {}", &words[0][..8]);
+        let subject = format!("token:{}", &words[0][..8]);
         if callers.insert(hash, Caller { role, subject }).is_some() {
             return Err(wrong(
                 "this hash is in the file twice; remove one of the lines",
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(role(&tokens, ""), None);
         let text = std::fs::read_to_string(&path).unwrap();
         let caller = tokens.caller(&admin).unwrap();
-        assert_eq!(caller.subject, format!("token {}", &text[..8]));
+        assert_eq!(caller.subject, format!("token:{}", &text[..8]));
         assert!(!text.contains(admin.as_str()) && !text.contains(acme.as_str()));
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

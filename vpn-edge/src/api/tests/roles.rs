@@ -110,6 +110,33 @@ async fn anothers_tenant_differs_from_none_in_no_byte() {
 }
 
 #[tokio::test]
+async fn a_browser_downloads_a_configuration_from_this_servers_pages_alone() {
+    let server = Server::start().await;
+    let path = format!("{}/vpn/config", server.enabled().await);
+    let table = [
+        (Some("same-origin"), 200),
+        // Typed, or a bookmark.
+        (Some("none"), 200),
+        (Some("same-site"), 403),
+        (Some("cross-site"), 403),
+        (None, 403),
+    ];
+    for (site, expected) in table {
+        let by = |credential: reqwest::RequestBuilder| match site {
+            Some(site) => credential.header("Sec-Fetch-Site", site),
+            None => credential,
+        };
+        let url = format!("{}{path}", server.url);
+        let cookie = format!("{}={}", crate::identity::SESSION, server.acme.as_str());
+        let browser = server.client.get(url).header("Cookie", cookie);
+        assert_eq!(answer(by(browser)).await.0, expected, "{site:?}");
+        // No page sends a bearer token by itself.
+        let program = server.request(&server.acme, Method::GET, &path);
+        assert_eq!(answer(by(program)).await.0, 200, "{site:?}");
+    }
+}
+
+#[tokio::test]
 async fn members_do_not_create_change_or_delete_tenants() {
     let server = Server::start().await;
     let tenant = server.tenant("acme", "business", true).await;

@@ -73,6 +73,21 @@ async fn what_may_change_something_must_come_from_this_servers_pages() {
         (vec![("Origin", "http://evil.example")], false),
         (vec![("Origin", "http://127.0.0.1")], false),
         (vec![("Origin", "null")], false),
+        (
+            vec![
+                ("Host", "vpn.example.com"),
+                ("Origin", "https://vpn.example.com"),
+            ],
+            true,
+        ),
+        // Whoever is on the way can be that page.
+        (
+            vec![
+                ("Host", "vpn.example.com"),
+                ("Origin", "http://vpn.example.com"),
+            ],
+            false,
+        ),
         // A browser that says both is to mean both.
         (
             vec![("Sec-Fetch-Site", "cross-site"), ("Origin", own)],
@@ -113,6 +128,75 @@ async fn what_may_change_something_must_come_from_this_servers_pages() {
         answer(bearer.header("Origin", "http://evil.example")).await,
         acme()
     );
+}
+
+#[test]
+fn an_origin_is_that_of_the_address_or_else_of_what_was_asked() {
+    let (_dir, mut identity, _) = identity();
+    let check = |identity: &Identity, uri: &str, origin: &str| {
+        let request = axum::http::Request::builder().uri(uri);
+        let request = request.header("Origin", origin).body(());
+        let (parts, ()) = request.unwrap().into_parts();
+        identity.check_same_origin(&parts).is_ok()
+    };
+    let (here, there) = ("https://vpn.example.com", "https://b.example.com");
+    let asked = format!("{here}/x");
+    assert!(check(&identity, &asked, here));
+    assert!(!check(&identity, &asked, there));
+    assert!(!check(&identity, "/x", here));
+    identity.public = Some(there.parse().unwrap());
+    assert!(check(&identity, &asked, there));
+    assert!(check(&identity, "/x", there));
+    assert!(!check(&identity, &asked, here));
+}
+
+#[tokio::test]
+async fn by_https_the_cookies_are_this_hosts_alone() {
+    let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
+    let public = Some("https://vpn.example.com");
+    let server = Server::start_at(&issuer, PATIENT, public).await;
+    let name = format!("__Host-{SESSION}");
+    let response = server.paste(&server.admin, "/").await;
+    let (value, attributes) = cookie_of(&response, &name).unwrap();
+    assert_eq!(attributes, "Path=/; HttpOnly; Secure; SameSite=Lax");
+    let whoami = |name: &str| {
+        let request = server.request(Method::GET, "/whoami");
+        request.header("Cookie", format!("{name}={value}"))
+    };
+    assert_eq!(answer(whoami(&name)).await.0, 200);
+    // This one another host of example.com can set.
+    assert_eq!(answer(whoami(SESSION)).await, refused(Refused::Missing));
+
+    let login = server.request(Method::GET, "/auth/login");
+    let login = login.send().await.unwrap();
+    let (_, attributes) = cookie_of(&login, "__Host-vpn-edge-sign-in").unwrap();
+    assert_eq!(
+        attributes,
+        "Path=/; Max-Age=600; HttpOnly; Secure; SameSite=Lax"
+    );
+    let logout = server.request(Method::POST, "/auth/logout");
+    let logout = logout.header("Sec-Fetch-Site", "same-origin");
+    let logout = logout.send().await.unwrap();
+    assert!(cookie_of(&logout, &name).unwrap().0.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_that_comes_twice_is_nobodys() {
+    let (server, jwt) = start().await;
+    let own = format!("{SESSION}={jwt}");
+    let planted = format!("{SESSION}={}", server.admin.as_str());
+    for cookies in [
+        vec![format!("{own}; {planted}")],
+        vec![format!("{planted}; a=b; {own}")],
+        vec![own.clone(), planted.clone()],
+    ] {
+        let mut request = server.request(Method::GET, "/whoami");
+        for cookie in cookies {
+            request = request.header("Cookie", cookie);
+        }
+        let expected = Refused::CookieTwice(SESSION.to_owned());
+        assert_eq!(answer(request).await, refused(expected));
+    }
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ async fn begin(server: &Server, back: &str) -> Begun {
     let (value, attributes) = cookie_of(&response, "vpn-edge-sign-in").unwrap();
     assert_eq!(
         attributes,
-        "Path=/auth; Max-Age=600; HttpOnly; Secure; SameSite=Lax"
+        "Path=/; Max-Age=600; HttpOnly; Secure; SameSite=Lax"
     );
     Begun {
         asked: url.query_pairs().into_owned().collect(),
@@ -136,8 +136,12 @@ async fn what_does_not_belong_to_the_sign_in_ends_it() {
     let (one, other) = (begin(&server, "/").await, begin(&server, "/").await);
     let query = format!("code=c&state={}", one.asked["state"]);
     assert_eq!(finish(&server, &other, &query).await.status(), 400);
-    let bare = server.request(Method::GET, &format!("/auth/callback?{query}"));
-    assert_eq!(answer(bare).await.0, 400);
+    let bare = || server.request(Method::GET, &format!("/auth/callback?{query}"));
+    assert_eq!(answer(bare()).await.0, 400);
+    // With both: who knows which of them was planted.
+    let both = bare().header("Cookie", format!("{}; {}", one.cookie, other.cookie));
+    let expected = Refused::CookieTwice("vpn-edge-sign-in".to_owned());
+    assert_eq!(answer(both).await, refused(expected));
 }
 
 #[tokio::test]
@@ -158,4 +162,123 @@ async fn no_sign_in_leads_anywhere_else() {
         let response = finish(&server, &begun, &query).await;
         assert_eq!(response.headers()["location"], "/", "{back}");
     }
+}
+
+/// A sign-in whose code the issuer has nothing for, ready to be sent.
+async fn with_bad_code(server: &Server, from: &str) -> RequestBuilder {
+    let begun = begin(server, "/").await;
+    let path = format!("/auth/callback?code=c&state={}", begun.asked["state"]);
+    let request = server.request(Method::GET, &path);
+    let request = request.header("X-Forwarded-For", from);
+    request.header("Cookie", &begun.cookie)
+}
+
+/// Signs in as that address: the status.
+async fn sign_in(server: &Server, issuer: &TestIssuer, key: &Signer, from: &str) -> u16 {
+    let begun = begin(server, "/").await;
+    let claims = json!({"aud": "dashboard", "nonce": begun.asked["nonce"]});
+    *issuer.said.id_token.lock().unwrap() = key.sign(&issuer.claims(claims));
+    let path = format!("/auth/callback?code=c&state={}", begun.asked["state"]);
+    let request = server.request(Method::GET, &path);
+    let request = request.header("X-Forwarded-For", from);
+    let outcome = answer(request.header("Cookie", &begun.cookie)).await;
+    issuer.said.id_token.lock().unwrap().clear();
+    outcome.0
+}
+
+#[tokio::test]
+async fn bad_codes_are_limited_and_what_is_no_code_keeps_nobody_out() {
+    let key = Signer::new("1");
+    let issuer = TestIssuer::start(&[&key]).await;
+    let server = Server::start(&issuer, PATIENT).await;
+    let address = "192.0.2.1";
+    for _ in 0..=failures::ALLOWED {
+        // As a picture in any page could be, and a bad token.
+        let stray = server.request(Method::GET, "/auth/callback?code=x&state=y");
+        let stray = stray.header("X-Forwarded-For", address);
+        assert_eq!(answer(stray).await.0, 400);
+        let wrong = server.whoami("vpe_wrong");
+        answer(wrong.header("X-Forwarded-For", address)).await;
+    }
+    for _ in 0..=failures::ALLOWED {
+        assert_eq!(sign_in(&server, &issuer, &key, address).await, 303);
+    }
+    let asked = issuer.codes();
+    for _ in 0..failures::ALLOWED {
+        let request = with_bad_code(&server, address).await;
+        assert_eq!(answer(request).await, refused(Invalid::Malformed));
+    }
+    assert_eq!(sign_in(&server, &issuer, &key, address).await, 429);
+    assert_eq!(issuer.codes(), asked + failures::ALLOWED as usize);
+    assert_eq!(sign_in(&server, &issuer, &key, "192.0.2.2").await, 303);
+}
+
+#[tokio::test]
+async fn codes_that_come_together_are_counted_as_well() {
+    let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
+    let server = Server::start(&issuer, PATIENT).await;
+    let (allowed, more) = (failures::ALLOWED as usize, 20);
+    let mut requests = Vec::new();
+    for _ in 0..allowed + more {
+        requests.push(with_bad_code(&server, "192.0.2.1").await);
+    }
+    let gate = issuer.said.gate.write().await;
+    let sent: Vec<_> = requests
+        .into_iter()
+        .map(|request| tokio::spawn(answer(request)))
+        .collect();
+    // Those are told at once, while the issuer thinks about the others.
+    until(|| sent.iter().filter(|sent| sent.is_finished()).count() >= more).await;
+    drop(gate);
+    let mut statuses = Vec::new();
+    for sent in sent {
+        statuses.push(sent.await.unwrap().0);
+    }
+    statuses.sort_unstable();
+    let expected = [vec![401u16; allowed], vec![429; more]].concat();
+    assert_eq!(statuses, expected);
+    assert_eq!(issuer.codes(), allowed);
+}
+
+#[tokio::test]
+async fn codes_of_those_who_hang_up_are_counted_as_well() {
+    let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
+    let server = Server::start(&issuer, PATIENT).await;
+    for number in 1..=failures::ALLOWED as usize {
+        let request = with_bad_code(&server, "192.0.2.1").await;
+        let gate = issuer.said.gate.write().await;
+        tokio::select! {
+            _ = request.send() => panic!("the issuer has not answered yet"),
+            () = until(|| issuer.codes() == number) => {}
+        }
+        // The server has noticed, and has hung up on the issuer.
+        until(|| issuer.said.busy.load(Ordering::SeqCst) == 0).await;
+        drop(gate);
+    }
+    let request = with_bad_code(&server, "192.0.2.1").await;
+    assert_eq!(answer(request).await.0, 429);
+}
+
+#[tokio::test]
+async fn the_issuer_is_asked_about_few_codes_at_the_same_time() {
+    let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
+    let server = Server::start(&issuer, PATIENT).await;
+    let at_once = super::super::sign_in::EXCHANGES;
+    let mut requests = Vec::new();
+    for number in 0..3 * at_once {
+        requests.push(with_bad_code(&server, &format!("192.0.2.{number}")).await);
+    }
+    let gate = issuer.said.gate.write().await;
+    let sent: Vec<_> = requests
+        .into_iter()
+        .map(|request| tokio::spawn(answer(request)))
+        .collect();
+    until(|| issuer.said.busy.load(Ordering::SeqCst) >= at_once).await;
+    // Were there more, they would come now.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(gate);
+    for sent in sent {
+        assert_eq!(sent.await.unwrap(), refused(Invalid::Malformed));
+    }
+    assert_eq!(issuer.said.busiest.load(Ordering::SeqCst), at_once);
 }

@@ -11,20 +11,20 @@ async fn a_good_token_names_its_caller() {
     let issuer = TestIssuer::start(&[&key]).await;
     let server = Server::start(&issuer, PATIENT).await;
     let table = [
-        (json!({}), "acme ada@acme.example"),
+        (json!({}), "acme oidc:1 ada@acme.example"),
         (
             json!({"aud": ["other", "dashboard"]}),
-            "acme ada@acme.example",
+            "acme oidc:1 ada@acme.example",
         ),
-        (json!({"nbf": now() - 60, "email": null}), "acme 1"),
+        (json!({"nbf": now() - 60, "email": null}), "acme oidc:1"),
         (
             json!({"groups": ["vpn-admins"], "organisation": null}),
-            "admin ada@acme.example",
+            "admin oidc:1 ada@acme.example",
         ),
         // Clocks differ.
         (
             json!({"exp": now() - 5, "nbf": now() + 5}),
-            "acme ada@acme.example",
+            "acme oidc:1 ada@acme.example",
         ),
     ];
     for (changes, expected) in table {
@@ -35,7 +35,7 @@ async fn a_good_token_names_its_caller() {
     let token = key.sign_as(&json!({"alg": "ES256"}), &issuer.claims(json!({})));
     assert_eq!(server.ask(&token).await, acme());
     let (status, text) = server.ask(&server.admin).await;
-    assert!(status == 200 && text.starts_with("admin token "), "{text}");
+    assert!(status == 200 && text.starts_with("admin token:"), "{text}");
 }
 
 #[tokio::test]
@@ -174,6 +174,11 @@ async fn a_bad_token_is_refused_with_its_reason_and_nothing_of_itself() {
         (
             "no expiry",
             changed(json!({"exp": null})),
+            Invalid::Incomplete,
+        ),
+        (
+            "no subject",
+            changed(json!({"sub": null})),
             Invalid::Incomplete,
         ),
         (
