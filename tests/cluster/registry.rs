@@ -23,6 +23,7 @@ use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, State, Tenant,
 use vpn_edge::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
 use vpn_edge::registry::kube::Settings;
 use vpn_edge::registry::{Change, KubeRegistry, Registry, UpdateError};
+use vpn_edge::wireguard::{PrivateKey, PublicKey};
 
 /// A cluster that knows VpnTenants.
 struct Scene {
@@ -182,7 +183,15 @@ async fn disable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateErro
 }
 
 async fn regenerate(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let keys = Keys::generate().expect("the system has random bytes");
+    regenerate_for(registry, id, None).await
+}
+
+async fn regenerate_for(
+    registry: &KubeRegistry,
+    id: Uuid,
+    given: Option<PublicKey>,
+) -> Result<Tenant, UpdateError> {
+    let keys = Keys::generate_for(given).expect("the system has random bytes");
     let change: Change =
         Box::new(move |tenant, _| tenant.regenerate(keys.clone(), Timestamp::now()));
     registry.update(id, change).await
@@ -200,6 +209,12 @@ async fn serve(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError>
         Ok(())
     });
     registry.update(id, change).await
+}
+
+/// The public key of a client who keeps the private one.
+fn own_key() -> PublicKey {
+    let key = PrivateKey::generate().expect("the system has random bytes");
+    key.public()
 }
 
 fn port(tenant: &Tenant) -> Option<u16> {

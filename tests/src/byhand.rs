@@ -73,7 +73,7 @@ impl ByHand {
     /// None, unless the constants here are wrong.
     pub fn configuration(&self, host: &str) -> Result<String> {
         let config = ClientConfig {
-            private_key: self.keys.client.clone(),
+            key: self.keys.client.clone(),
             addresses: vec![TUNNEL[1].parse()?],
             dns: DNS.parse()?,
             server_public_key: self.keys.server.public(),

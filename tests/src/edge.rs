@@ -208,12 +208,12 @@ impl Edge {
         serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
     }
 
-    /// A new tenant with VPN enabled, and its configuration.
+    /// A new tenant that is ready for a VPN; its id.
     ///
     /// # Errors
     ///
-    /// When a step fails, with what it said.
-    pub fn enabled(&self, side: &Side) -> Result<Tenant> {
+    /// When the API refuses it.
+    pub fn create(&self, side: &Side) -> Result<String> {
         let created = self.tenant(&[
             "create",
             "--organisation",
@@ -224,7 +224,16 @@ impl Edge {
             "--network",
             side.network,
         ])?;
-        let id = created["id"].as_str().context("no id")?.to_owned();
+        Ok(created["id"].as_str().context("no id")?.to_owned())
+    }
+
+    /// A new tenant with VPN enabled, and its configuration.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails, with what it said.
+    pub fn enabled(&self, side: &Side) -> Result<Tenant> {
+        let id = self.create(side)?;
         let status = self.tenant(&["enable", &id])?;
         let port = status["port"].as_u64().context("no port")?;
         Ok(Tenant {

@@ -236,3 +236,83 @@ fn what_is_seen_of_a_gateway_is_nobodys_wish() -> Result<()> {
     scene.status("t-1", |status| status.phase == Some(State::Disabled))?;
     Ok(())
 }
+
+#[test]
+fn a_client_brings_its_own_key_by_yaml_and_by_the_api() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let follower = scene.follow(&registry);
+    let run = &scene.cluster;
+    let id = Uuid::from_u128(1);
+    let [first, second] = [(); 2].map(|()| own_key());
+    let tenants: Api<VpnTenant> = Api::namespaced(scene.client(), "t-1");
+    let wanted = || -> Result<Option<String>> {
+        let tenant = run.run(tenants.get(TENANT))?;
+        Ok(tenant.spec.vpn.client_public_key)
+    };
+    let kept = || -> Result<[Option<String>; 2]> {
+        let secret = scene.secret("t-1")?.context("a secret")?;
+        Ok(["clientPublicKey", "clientPrivateKey"].map(|name| text(&secret, name)))
+    };
+    let vpn = |key: &str| format!("enabled: true, clientPublicKey: {key:?}");
+
+    scene.apply(&yaml(1, "t-1", &vpn(&first.to_string())))?;
+    let status = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    ensure!(
+        status.client_public_key == Some(first.to_string()),
+        "{status:?}"
+    );
+    ensure!(kept()? == [Some(first.to_string()), None]);
+    run.run(serve(&registry, id))?;
+    scene.status("t-1", |status| is(status, "Ready", "Serving"))?;
+
+    // Another key means new keys at both ends, once.
+    scene.apply(&yaml(1, "t-1", &vpn(&second.to_string())))?;
+    let changed = scene.status("t-1", |status| {
+        status.client_public_key == Some(second.to_string())
+    })?;
+    ensure!(changed.generation == status.generation + 1, "{changed:?}");
+    ensure!(changed.port == status.port);
+    ensure!(changed.server_public_key != status.server_public_key);
+    ensure!(kept()? == [Some(second.to_string()), None]);
+    run.run(serve(&registry, id))?;
+
+    // By the API: the spec says it too, so that the follower leaves it be.
+    for given in [Some(first), None, Some(second)] {
+        let before = run.run(registry.get(id))?.context("there")?;
+        let after = run.run(regenerate_for(&registry, id, given))?;
+        ensure!(
+            after.vpn.generation == before.vpn.generation + 1,
+            "{after:?}"
+        );
+        let keys = &after.vpn.allocation.as_ref().context("keys")?.keys;
+        ensure!(keys.client.given() == given, "{after:?}");
+        ensure!(wanted()? == given.map(|key| key.to_string()));
+        let [public, private] = kept()?;
+        ensure!(public == given.map(|key| key.to_string()), "{public:?}");
+        ensure!(private.is_none() == given.is_some());
+        let served = run.run(serve(&registry, id))?;
+        ensure!(served.vpn.generation == after.vpn.generation);
+        scene.status("t-1", |status| {
+            status.phase == Some(State::Enabled)
+                && status.client_public_key == Some(keys.client.public().to_string())
+        })?;
+    }
+
+    // A disabled tenant's next keys are as its spec says, and an enable's say.
+    run.run(disable(&registry, id))?;
+    scene.status("t-1", |status| status.phase == Some(State::Disabled))?;
+    let made = run.run(enable(&registry, id))?;
+    let keys = &made.vpn.allocation.as_ref().context("keys")?.keys;
+    ensure!(keys.client.given().is_none() && wanted()?.is_none());
+    drop(follower);
+
+    let zero = format!("{}=", "A".repeat(43));
+    for (bad, says) in [(zero.as_str(), "all zero"), ("nonsense", "should match")] {
+        let refused = scene.apply(&yaml(1, "t-1", &vpn(bad)));
+        let refused = refused.err().context("it was taken")?.to_string();
+        ensure!(refused.contains(says), "{refused}");
+    }
+    Ok(())
+}

@@ -40,6 +40,17 @@ pub struct PatchTenant {
     pub networks: Option<Vec<IpNet>>,
 }
 
+/// `POST /v1/tenants/{id}/vpn/enable` and `…/regenerate`, where it may be left
+/// out.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKeys {
+    /// The client's, whose private key nobody else has then. Keys of both ends
+    /// are made when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+}
+
 /// A tenant.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TenantBody {
@@ -79,6 +90,8 @@ pub struct VpnStatus {
     pub client_address6: Option<Ipv6Addr>,
     pub server_public_key: Option<PublicKey>,
     pub client_public_key: Option<PublicKey>,
+    /// The client gave its public key; else its keys were made here.
+    pub client_key_given: Option<bool>,
     /// When the keys were made, to the second.
     pub created_at: Option<Timestamp>,
     pub generation: u64,

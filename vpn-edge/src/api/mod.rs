@@ -30,7 +30,7 @@ use crate::identity::{self, Identity};
 use crate::registry::Registry;
 
 pub use body::{
-    CreateTenant, ErrorBody, PatchTenant, TenantBody, TenantList, TenantVpn, VpnStatus,
+    CreateTenant, ErrorBody, NewKeys, PatchTenant, TenantBody, TenantList, TenantVpn, VpnStatus,
 };
 use error::ApiError;
 

@@ -1,9 +1,10 @@
 //! What the handlers take out of a request.
 
-use axum::Json;
 use std::fmt;
 use std::marker::PhantomData;
 
+use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use serde::de::value::MapAccessDeserializer;
@@ -64,6 +65,21 @@ pub async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> 
         Ok(Json(Object(value))) => Ok(value),
         Err(rejection) => Err(ApiError::status(rejection.status(), rejection.body_text())),
     }
+}
+
+/// The same where there may be no body at all.
+pub async fn json_or_nothing<T: DeserializeOwned + Default>(
+    request: Request,
+) -> Result<T, ApiError> {
+    let (parts, body) = request.into_parts();
+    let whole = Request::from_parts(parts.clone(), body);
+    let bytes = Bytes::from_request(whole, &())
+        .await
+        .map_err(|rejection| ApiError::status(rejection.status(), rejection.body_text()))?;
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    json(Request::from_parts(parts, Body::from(bytes))).await
 }
 
 /// A `T` from a JSON object alone: derived structs take an array as well, field

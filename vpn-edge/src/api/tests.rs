@@ -1,5 +1,6 @@
 //! The API over real HTTP on the loopback interface.
 
+mod own_keys;
 mod requests;
 mod roles;
 mod vpn;

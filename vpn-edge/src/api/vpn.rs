@@ -3,22 +3,22 @@
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 
 use super::Api;
-use super::body::VpnStatus;
+use super::body::{NewKeys, VpnStatus};
 use super::error::ApiError;
-use super::request::{Downloader, TenantId};
+use super::request::{Downloader, TenantId, json_or_nothing};
 use super::tenants::find;
 use crate::domain::Tenant;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
 use crate::identity::Caller;
 use crate::registry::Change;
-use crate::wireguard::{ClientConfig, Keys};
+use crate::wireguard::{ClientConfig, KeyError, Keys, PublicKey};
 
 type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
 
@@ -27,10 +27,17 @@ pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): Tenant
     answer(&api, StatusCode::OK, &tenant)
 }
 
-pub async fn enable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+pub async fn enable(
+    State(api): State<Api>,
+    caller: Caller,
+    TenantId(id): TenantId,
+    request: Request,
+) -> Status {
+    find(&api, &caller, id).await?;
+    let given = given(request).await?;
     let change: Change = Box::new(move |tenant, pool| {
         caller.check_sees(tenant)?;
-        tenant.enable(pool, Keys::generate(), Timestamp::now())
+        tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
     });
     let tenant = api.registry.update(id, change).await?;
     answer(&api, StatusCode::ACCEPTED, &tenant)
@@ -46,9 +53,16 @@ pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): Tenan
     answer(&api, StatusCode::OK, &tenant)
 }
 
-pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
+pub async fn regenerate(
+    State(api): State<Api>,
+    caller: Caller,
+    TenantId(id): TenantId,
+    request: Request,
+) -> Status {
+    find(&api, &caller, id).await?;
+    let given = given(request).await?;
     // Without new keys the old ones stay in force, and the caller has to know.
-    let keys = Keys::generate().map_err(ApiError::internal)?;
+    let keys = Keys::generate_for(given).map_err(ApiError::internal)?;
     let change: Change = Box::new(move |tenant, _| {
         caller.check_sees(tenant)?;
         tenant.regenerate(keys.clone(), Timestamp::now())
@@ -56,6 +70,17 @@ pub async fn regenerate(State(api): State<Api>, caller: Caller, TenantId(id): Te
     let tenant = api.registry.update(id, change).await?;
     api.revoked(id, Some(&tenant)).await;
     answer(&api, StatusCode::ACCEPTED, &tenant)
+}
+
+/// The public key that the client gives, if it does.
+async fn given(request: Request) -> Result<Option<PublicKey>, ApiError> {
+    let NewKeys { public_key } = json_or_nothing(request).await?;
+    let refused = |error: KeyError| {
+        let message = format!("public_key is not valid: {error}");
+        ApiError::status(StatusCode::BAD_REQUEST, message)
+    };
+    let key = public_key.map(|text| text.parse()).transpose();
+    key.map_err(refused)
 }
 
 pub async fn config(
@@ -81,7 +106,7 @@ pub async fn config(
         }
     }
     let text = ClientConfig {
-        private_key: allocation.keys.client.clone(),
+        key: allocation.keys.client.clone(),
         addresses,
         dns: api.settings.dns,
         server_public_key: allocation.keys.server.public(),
@@ -129,6 +154,7 @@ fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
         client_address6: None,
         server_public_key: None,
         client_public_key: None,
+        client_key_given: None,
         created_at: None,
         generation: vpn.generation,
         since: whole_second(vpn.since),
@@ -144,6 +170,7 @@ fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
         body.client_address6 = body.subnet6.map(client_address6);
         body.server_public_key = Some(allocation.keys.server.public());
         body.client_public_key = Some(allocation.keys.client.public());
+        body.client_key_given = Some(allocation.keys.client.given().is_some());
         body.created_at = Some(whole_second(allocation.created_at));
     }
     Ok((status, Json(body)))

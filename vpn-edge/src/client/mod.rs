@@ -19,9 +19,10 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::api::{CreateTenant, PatchTenant, TenantBody, TenantList, VpnStatus};
+use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, VpnStatus};
 use crate::domain::{Plan, State};
 use crate::identity::{self, Tokens};
+use crate::wireguard::PublicKey;
 use request::Client;
 
 /// How long `enable` and `regenerate` wait for the outcome.
@@ -126,6 +127,10 @@ enum TenantCommand {
     /// Enable the VPN.
     Enable {
         id: Uuid,
+        /// The client's own key, as `wg pubkey` prints it; its private key stays
+        /// with the client [default: keys are made].
+        #[arg(long)]
+        public_key: Option<PublicKey>,
         /// Do not wait until the VPN is enabled or has failed.
         #[arg(long)]
         no_wait: bool,
@@ -135,6 +140,10 @@ enum TenantCommand {
     /// Replace the keys: the configuration in use stops working at once.
     Regenerate {
         id: Uuid,
+        /// The client's own key, as `wg pubkey` prints it; its private key stays
+        /// with the client [default: keys are made].
+        #[arg(long)]
+        public_key: Option<PublicKey>,
         /// Do not wait until the VPN is enabled or has failed.
         #[arg(long)]
         no_wait: bool,
@@ -260,15 +269,26 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
             client.send(Method::DELETE, &path(id), None::<&()>).await?;
             Ok(())
         }
-        TenantCommand::Enable { id, no_wait } => {
-            let body = act(&client, id, "enable", !no_wait).await?;
+        TenantCommand::Enable {
+            id,
+            public_key,
+            no_wait,
+        } => {
+            let body = make_keys(&client, id, "enable", public_key, !no_wait).await?;
             finish(body, |body| status(body, out))
         }
-        TenantCommand::Regenerate { id, no_wait } => {
-            let body = act(&client, id, "regenerate", !no_wait).await?;
+        TenantCommand::Regenerate {
+            id,
+            public_key,
+            no_wait,
+        } => {
+            let body = make_keys(&client, id, "regenerate", public_key, !no_wait).await?;
             finish(body, |body| status(body, out))
         }
-        TenantCommand::Disable { id } => status(act(&client, id, "disable", false).await?, out),
+        TenantCommand::Disable { id } => {
+            let path = format!("{}/disable", vpn(id));
+            status(client.json(Method::POST, &path, None::<&()>).await?, out)
+        }
         TenantCommand::Status { id } => status(client.get(&vpn(id)).await?, out),
         TenantCommand::Config { id, out: file } => {
             let text = client.text(&format!("{}/config", vpn(id))).await?;
@@ -306,9 +326,17 @@ fn vpn(id: Uuid) -> String {
 }
 
 /// Asks for `action` and, if `wait`, stays until it came to something.
-async fn act(client: &Client, id: Uuid, action: &str, wait: bool) -> Result<VpnStatus> {
-    let url = format!("{}/{action}", vpn(id));
-    let mut body: VpnStatus = client.json(Method::POST, &url, None::<&()>).await?;
+async fn make_keys(
+    client: &Client,
+    id: Uuid,
+    action: &str,
+    public_key: Option<PublicKey>,
+    wait: bool,
+) -> Result<VpnStatus> {
+    let path = format!("{}/{action}", vpn(id));
+    let public_key = public_key.map(|key| key.to_string());
+    let keys = NewKeys { public_key };
+    let mut body: VpnStatus = client.json(Method::POST, &path, Some(&keys)).await?;
     let deadline = Instant::now() + WAIT_DEADLINE;
     while wait && body.state == State::Enabling {
         if Instant::now() > deadline {

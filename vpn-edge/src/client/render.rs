@@ -56,6 +56,12 @@ pub fn status(status: &VpnStatus) -> String {
         status.client_address.map(|address| address.to_string()),
         status.client_address6.map(|address| address.to_string()),
     );
+    let client_key = status
+        .client_public_key
+        .map(|key| match status.client_key_given {
+            Some(true) => format!("{key} (given)"),
+            _ => key.to_string(),
+        });
     let mut table = plain();
     table.add_rows([
         ["state", status.state.as_str()],
@@ -65,7 +71,7 @@ pub fn status(status: &VpnStatus) -> String {
         ["subnet", &shown(subnet)],
         ["client address", &shown(client_address)],
         ["server public key", &shown(status.server_public_key)],
-        ["client public key", &shown(status.client_public_key)],
+        ["client public key", &shown(client_key)],
         ["keys made", &shown(status.created_at)],
         ["generation", &status.generation.to_string()],
     ]);

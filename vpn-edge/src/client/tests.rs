@@ -162,6 +162,21 @@ async fn without_waiting_the_state_is_enabling() {
 }
 
 #[tokio::test]
+async fn a_client_can_bring_its_own_key() {
+    let server = Server::start().await;
+    create(&server).await;
+    let acme = &server.acme;
+    let key = crate::wireguard::PrivateKey::generate().unwrap().public();
+    let enable = format!("enable {ID} --no-wait --public-key");
+    let status = tenant(&server, acme, &format!("{enable} {key}")).await;
+    let shown = format!("client public key  {key} (given)\n");
+    assert!(status.as_ref().unwrap().contains(&shown), "{status:?}");
+    let refused = tenant(&server, acme, &format!("{enable} nonsense")).await;
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("44 characters of base64"), "{refused}");
+}
+
+#[tokio::test]
 async fn the_configuration_goes_to_a_file_of_its_owner_alone() {
     let server = Server::start().await;
     create(&server).await;

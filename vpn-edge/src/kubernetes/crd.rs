@@ -109,6 +109,14 @@ pub struct WantedVpn {
     #[x_kube(validation = Rule::new("self >= oldSelf")
         .message("keyGeneration only grows"))]
     pub key_generation: i64,
+    /// The client's own key, as `wg pubkey` prints it; its private key stays
+    /// with the client. Another one, or none where there was one, makes new
+    /// keys and ends all sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
+    #[x_kube(validation = Rule::new("self != 'AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA='")
+        .message("clientPublicKey is all zero: `wg genkey | wg pubkey` prints a good one"))]
+    pub client_public_key: Option<String>,
 }
 
 /// How a gateway's pod is to run.

@@ -3,6 +3,8 @@
 //! Guarantees: one process at a time has the file open; a change is stored
 //! whole or not at all; keys that were removed are in no file afterwards.
 
+mod schema;
+
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -22,48 +24,11 @@ use zeroize::Zeroizing;
 
 use super::{Change, Registry, RegistryError, UpdateError};
 use crate::domain::{Allocation, PortPool, PortRange, Ports as _, State, Tenant, Vpn};
-use crate::wireguard::{Keys, PrivateKey};
-
-/// The schema, one step a version; `user_version` counts the steps taken.
-const MIGRATIONS: [&str; 1] = ["
-    CREATE TABLE tenant (
-        id TEXT PRIMARY KEY NOT NULL CHECK (length(id) = 36),
-        organisation TEXT NOT NULL CHECK (organisation <> ''),
-        plan TEXT NOT NULL
-            CHECK (plan IN ('developer', 'team', 'business', 'enterprise_cloud')),
-        ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
-        namespace TEXT NOT NULL UNIQUE,
-        networks TEXT NOT NULL CHECK (json_valid(networks)),
-        state TEXT NOT NULL
-            CHECK (state IN ('unavailable', 'disabled', 'enabling', 'enabled', 'failed')),
-        generation INTEGER NOT NULL CHECK (generation >= 0),
-        since TEXT NOT NULL,
-        failure TEXT CHECK ((failure IS NOT NULL) = (state = 'failed')),
-        port INTEGER UNIQUE CHECK (port BETWEEN 1024 AND 65535),
-        server_key BLOB CHECK (length(server_key) = 32),
-        client_key BLOB CHECK (length(client_key) = 32),
-        created_at TEXT,
-        version INTEGER NOT NULL CHECK (version > 0),
-        CHECK ((port IS NULL) = (server_key IS NULL)),
-        CHECK ((port IS NULL) = (client_key IS NULL)),
-        CHECK ((port IS NULL) = (created_at IS NULL)),
-        CHECK (port IS NOT NULL OR state NOT IN ('enabling', 'enabled')),
-        CHECK (port IS NULL OR state NOT IN ('unavailable', 'disabled'))
-    ) STRICT;
-    -- Ports that were held once, in the order of their release.
-    CREATE TABLE released (
-        turn INTEGER PRIMARY KEY,
-        port INTEGER NOT NULL UNIQUE
-    ) STRICT;
-    -- The last generation of deleted tenants.
-    CREATE TABLE deleted (
-        id TEXT PRIMARY KEY NOT NULL,
-        generation INTEGER NOT NULL
-    ) STRICT;
-"];
+use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
 
 const COLUMNS: &str = "id, organisation, plan, ready, namespace, networks, state, generation, \
-                       since, failure, port, server_key, client_key, created_at, version";
+                       since, failure, port, server_key, client_key, client_public_key, \
+                       created_at, version";
 
 /// Not `INSERT OR REPLACE`, which would drop another tenant that holds the port.
 const ASSIGNMENTS: &str = "
@@ -71,7 +36,7 @@ const ASSIGNMENTS: &str = "
     namespace = excluded.namespace, networks = excluded.networks, state = excluded.state,
     generation = excluded.generation, since = excluded.since, failure = excluded.failure,
     port = excluded.port, server_key = excluded.server_key, client_key = excluded.client_key,
-    created_at = excluded.created_at, version = excluded.version";
+    client_public_key = excluded.client_public_key, created_at = excluded.created_at, version = excluded.version";
 
 /// Tenants in a SQLite file.
 pub struct SqliteRegistry {
@@ -210,7 +175,7 @@ impl Store {
                  PRAGMA foreign_keys = ON;",
             )
             .map_err(sql)?;
-        migrate(&mut connection).map_err(failed)?;
+        schema::migrate(&mut connection).map_err(failed)?;
         let tenants = list(&connection).map_err(sql)?;
         let held = tenants
             .iter()
@@ -364,37 +329,6 @@ fn private_file(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
-fn migrate(connection: &mut Connection) -> Result<(), String> {
-    let sql = |error: rusqlite::Error| error.to_string();
-    let number = |connection: &Connection, query: &str| {
-        connection
-            .query_row(query, [], |row| row.get::<_, i64>(0))
-            .map_err(sql)
-    };
-    let known = MIGRATIONS.len() as i64;
-    let version = number(connection, "PRAGMA user_version")?;
-    if version > known {
-        return Err(format!(
-            "it has schema {version} and this vpn-edge knows schemas up to {known}; use the newer vpn-edge"
-        ));
-    }
-    if version == 0 && number(connection, "SELECT count(*) FROM sqlite_schema")? > 0 {
-        return Err("it is a database of another program; name another file".to_owned());
-    }
-    for (step, migration) in (1..)
-        .zip(MIGRATIONS)
-        .skip_while(|(step, _)| *step <= version)
-    {
-        let transaction = begin(connection).map_err(sql)?;
-        transaction.execute_batch(migration).map_err(sql)?;
-        transaction
-            .pragma_update(None, "user_version", step)
-            .map_err(sql)?;
-        transaction.commit().map_err(sql)?;
-    }
-    Ok(())
-}
-
 fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate)
 }
@@ -416,12 +350,17 @@ fn get(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Tenant>> {
 fn put(transaction: &Transaction<'_>, tenant: &Tenant) -> rusqlite::Result<()> {
     let vpn = &tenant.vpn;
     let allocation = vpn.allocation.as_ref();
+    let (made, given) = match allocation.map(|a| &a.keys.client) {
+        Some(ClientKey::Made(key)) => (Some(key), None),
+        Some(ClientKey::Given(key)) => (None, Some(key)),
+        None => (None, None),
+    };
     let networks = serde_json::to_string(&tenant.networks)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     transaction
         .prepare_cached(&format!(
             "INSERT INTO tenant ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
              ON CONFLICT (id) DO UPDATE SET {ASSIGNMENTS}"
         ))?
         .execute((
@@ -437,7 +376,8 @@ fn put(transaction: &Transaction<'_>, tenant: &Tenant) -> rusqlite::Result<()> {
             &vpn.failure,
             allocation.map(|a| a.port),
             allocation.map(|a| a.keys.server.as_bytes()),
-            allocation.map(|a| a.keys.client.as_bytes()),
+            made.map(PrivateKey::as_bytes),
+            given.map(PublicKey::as_bytes),
             allocation.map(|a| a.created_at.to_string()),
             tenant.version.cast_signed(),
         ))?;
@@ -468,9 +408,12 @@ fn tenant(row: &Row<'_>) -> rusqlite::Result<Tenant> {
             port,
             keys: Keys {
                 server: private_key(row, 11)?,
-                client: private_key(row, 12)?,
+                client: match row.get::<_, Option<[u8; 32]>>(13)? {
+                    Some(given) => ClientKey::Given(PublicKey::from_bytes(given)),
+                    None => ClientKey::Made(private_key(row, 12)?),
+                },
             },
-            created_at: parsed(row, 13)?,
+            created_at: parsed(row, 14)?,
         }),
         None => None,
     };
@@ -491,7 +434,7 @@ fn tenant(row: &Row<'_>) -> rusqlite::Result<Tenant> {
             failure: row.get(9)?,
             allocation,
         },
-        version: unsigned(row, 14)?,
+        version: unsigned(row, 15)?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::keys::{PrivateKey, PublicKey};
+use super::keys::{ClientKey, PublicKey};
 
 /// Seconds between a client's keepalives: what keeps NATs on the way open.
 const PERSISTENT_KEEPALIVE: u16 = 25;
@@ -13,7 +13,7 @@ const PERSISTENT_KEEPALIVE: u16 = 25;
 /// What a client needs to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    pub private_key: PrivateKey,
+    pub key: ClientKey,
     /// The client's addresses in the tunnel with the tunnel's prefix lengths.
     pub addresses: Vec<IpNet>,
     pub dns: IpAddr,
@@ -25,16 +25,23 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// A `wg-quick(8)` file.
+    /// A `wg-quick(8)` file. Where the client gave its key, it has a line to
+    /// fill in, and `wg-quick` refuses it until that is done.
     pub fn render(&self) -> Zeroizing<String> {
-        let private_key = self.private_key.to_base64();
+        let private_key = match &self.key {
+            ClientKey::Made(key) => Zeroizing::new(format!("PrivateKey = {}", &*key.to_base64())),
+            ClientKey::Given(key) => Zeroizing::new(format!(
+                "# Fill in the private key of the public key {key}.\n\
+                 PrivateKey = <your private key>"
+            )),
+        };
         let list = |networks: &[IpNet]| -> String {
             let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
             texts.join(", ")
         };
         Zeroizing::new(format!(
             "[Interface]\n\
-             PrivateKey = {}\n\
+             {}\n\
              Address = {}\n\
              DNS = {}\n\
              \n\
@@ -55,6 +62,7 @@ impl ClientConfig {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::PrivateKey;
     use super::*;
 
     fn config() -> ClientConfig {
@@ -68,7 +76,7 @@ mod tests {
                 "10.0.0.0/8".parse().unwrap(),
             ],
             endpoint: "vpn.cloud.kovra.dev:31001".to_owned(),
-            private_key: key,
+            key: ClientKey::Made(key),
         }
     }
 
@@ -88,6 +96,23 @@ mod tests {
              PersistentKeepalive = 25\n"
         );
     }
+
+    #[test]
+    fn who_gave_a_key_has_a_line_to_fill_in() {
+        let made = config();
+        let mut given = made.clone();
+        given.key = ClientKey::Given(made.key.public());
+        assert_eq!(
+            given.render().as_str(),
+            made.render().replace(
+                "PrivateKey = dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=",
+                "# Fill in the private key of the public key \
+                 hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=.\n\
+                 PrivateKey = <your private key>"
+            )
+        );
+    }
+
     #[test]
     fn addresses_of_both_versions_share_a_line() {
         let mut both = config();

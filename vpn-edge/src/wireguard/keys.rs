@@ -17,6 +17,10 @@ pub enum KeyError {
         "a WireGuard key is 44 characters of base64 for 32 bytes; `wg genkey` and `wg pubkey` print such keys"
     )]
     Encoding,
+    #[error(
+        "this public key is one of the few that give every session the same secret; `wg genkey | wg pubkey` prints a good one"
+    )]
+    Weak,
 }
 
 /// A private key. Zeroed when dropped; `Debug` does not show it.
@@ -65,7 +69,8 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A public key, base64 in text and JSON.
+/// A public key, base64 in text and JSON. What comes in as text is no point of
+/// a low order, with which anybody could talk to a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicKey([u8; 32]);
 
@@ -95,9 +100,15 @@ impl FromStr for PublicKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<PublicKey, KeyError> {
-        let mut key = PublicKey([0; 32]);
-        decode(text, &mut key.0)?;
-        Ok(key)
+        let mut key = [0; 32];
+        decode(text, &mut key)?;
+        // With such a point every scalar's secret is zero (RFC 7748, section 6.1).
+        let any = StaticSecret::from([1; 32]);
+        let secret = any.diffie_hellman(&x25519_dalek::PublicKey::from(key));
+        if !secret.was_contributory() {
+            return Err(KeyError::Weak);
+        }
+        Ok(PublicKey(key))
     }
 }
 
@@ -114,18 +125,53 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// The two private keys of one tunnel: the gateway's and its one client's.
+/// The key of a tunnel's one client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientKey {
+    /// Made here, for the client to download.
+    Made(PrivateKey),
+    /// Given by the client, who keeps the private key to itself.
+    Given(PublicKey),
+}
+
+impl ClientKey {
+    pub fn public(&self) -> PublicKey {
+        match self {
+            ClientKey::Made(key) => key.public(),
+            ClientKey::Given(key) => *key,
+        }
+    }
+
+    /// The public key, if the client gave it.
+    pub fn given(&self) -> Option<PublicKey> {
+        match self {
+            ClientKey::Made(_) => None,
+            ClientKey::Given(key) => Some(*key),
+        }
+    }
+}
+
+/// The keys of one tunnel: the gateway's and its one client's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     pub server: PrivateKey,
-    pub client: PrivateKey,
+    pub client: ClientKey,
 }
 
 impl Keys {
+    /// New keys of both ends.
     pub fn generate() -> Result<Keys, KeyError> {
+        Keys::generate_for(None)
+    }
+
+    /// New keys for a client that may have given its own.
+    pub fn generate_for(given: Option<PublicKey>) -> Result<Keys, KeyError> {
         Ok(Keys {
             server: PrivateKey::generate()?,
-            client: PrivateKey::generate()?,
+            client: match given {
+                Some(key) => ClientKey::Given(key),
+                None => ClientKey::Made(PrivateKey::generate()?),
+            },
         })
     }
 }
@@ -159,11 +205,42 @@ mod tests {
 
     #[test]
     fn generated_keys_differ_and_are_clamped() {
-        let keys = Keys::generate().unwrap();
-        assert_ne!(keys.server, keys.client);
-        for key in [&keys.server, &keys.client] {
+        let keys = [(); 2].map(|()| PrivateKey::generate().unwrap());
+        assert_ne!(keys[0], keys[1]);
+        for key in keys {
             assert_eq!(key.as_bytes()[0] & 7, 0);
             assert_eq!(key.as_bytes()[31] & 0xc0, 0x40);
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_given_has_no_private_half_here() {
+        let given: PublicKey = PUBLIC.parse().unwrap();
+        let keys = Keys::generate_for(Some(given)).unwrap();
+        assert_eq!(keys.client, ClientKey::Given(given));
+        assert_eq!(
+            (keys.client.public(), keys.client.given()),
+            (given, Some(given))
+        );
+        let made = Keys::generate().unwrap().client;
+        assert_eq!(made.given(), None);
+        assert_ne!(made.public(), Keys::generate().unwrap().client.public());
+    }
+
+    #[test]
+    fn points_of_a_low_order_are_no_public_keys() {
+        let (mut one, mut above) = ([0; 32], [0xff; 32]);
+        one[0] = 1;
+        // The prime 2^255 - 19 itself is another zero.
+        (above[0], above[31]) = (0xed, 0x7f);
+        let eighth = "4Ot6fDtBuK4WVuP68Z/EatoJjeucMrH9hmIFFl9JuAA=".to_owned();
+        let texts = [[0; 32], one, above].map(|key| STANDARD.encode(key));
+        for text in texts.into_iter().chain([eighth]) {
+            let refused = text.parse::<PublicKey>();
+            assert!(
+                matches!(refused, Err(KeyError::Weak)),
+                "{text}: {refused:?}"
+            );
         }
     }
 

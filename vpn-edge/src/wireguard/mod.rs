@@ -4,4 +4,4 @@ pub mod config;
 pub mod keys;
 
 pub use config::ClientConfig;
-pub use keys::{KeyError, Keys, PrivateKey, PublicKey};
+pub use keys::{ClientKey, KeyError, Keys, PrivateKey, PublicKey};

@@ -1,7 +1,7 @@
 //! The VPN's states and refusals, to the byte.
 
 use super::*;
-use crate::wireguard::PrivateKey;
+use crate::wireguard::{ClientKey, PrivateKey};
 
 const UPGRADE: &str = r#"{"error":"vpn_not_available","upgrade_required":true}"#;
 
@@ -159,7 +159,7 @@ async fn the_status_has_the_same_shape_in_every_state() {
         json!({
             "state": "disabled", "endpoint": null, "port": null, "subnet": null,
             "client_address": null, "server_public_key": null, "client_public_key": null,
-            "created_at": null, "generation": 0, "since": null, "failure": null,
+            "client_key_given": null, "created_at": null, "generation": 0, "since": null, "failure": null,
         })
     );
 
@@ -182,7 +182,7 @@ async fn the_status_has_the_same_shape_in_every_state() {
             "state": "enabling", "endpoint": "vpn.example.org:30000", "port": 30000,
             "subnet": "10.55.59.0/24", "client_address": "10.55.59.2",
             "server_public_key": null, "client_public_key": null,
-            "created_at": null, "generation": 1, "since": null, "failure": null,
+            "client_key_given": false, "created_at": null, "generation": 1, "since": null, "failure": null,
         })
     );
 
@@ -199,7 +199,7 @@ async fn the_status_has_the_same_shape_in_every_state() {
         json!({
             "state": "disabled", "endpoint": null, "port": null, "subnet": null,
             "client_address": null, "server_public_key": null, "client_public_key": null,
-            "created_at": null, "generation": 1, "since": null, "failure": null,
+            "client_key_given": null, "created_at": null, "generation": 1, "since": null, "failure": null,
         })
     );
 }
@@ -322,6 +322,9 @@ async fn private_keys_are_in_the_configuration_alone() {
     let tenant = server.enabled().await;
     let stored = server.registry.list().await.unwrap().remove(0);
     let keys = &stored.vpn.allocation.as_ref().unwrap().keys;
+    let ClientKey::Made(client) = &keys.client else {
+        panic!("nobody gave a key")
+    };
     let patch = json!({ "ready": true });
     let (_, patched) = server
         .send(&server.admin, Method::PATCH, &tenant, patch)
@@ -332,12 +335,12 @@ async fn private_keys_are_in_the_configuration_alone() {
     }
     for text in answers {
         assert!(!text.contains(keys.server.to_base64().as_str()), "{text}");
-        assert!(!text.contains(keys.client.to_base64().as_str()), "{text}");
+        assert!(!text.contains(client.to_base64().as_str()), "{text}");
     }
     let (_, config) = server
         .get(&server.acme, &format!("{tenant}/vpn/config"))
         .await;
-    assert!(config.contains(keys.client.to_base64().as_str()));
+    assert!(config.contains(client.to_base64().as_str()));
     assert!(!config.contains(keys.server.to_base64().as_str()));
 }
 

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::PortPool;
-use crate::wireguard::keys::PrivateKey;
+use crate::wireguard::{ClientKey, PrivateKey};
 
 const START: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -14,7 +14,7 @@ fn after(seconds: i64) -> Timestamp {
 fn keys(seed: u8) -> Keys {
     Keys {
         server: PrivateKey::from_bytes([seed; 32]),
-        client: PrivateKey::from_bytes([seed.wrapping_add(100); 32]),
+        client: ClientKey::Made(PrivateKey::from_bytes([seed.wrapping_add(100); 32])),
     }
 }
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::domain::tenant::{check_networks, check_organisation};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
 use crate::kubernetes::{KEYS, VpnTenant, label};
-use crate::wireguard::PrivateKey;
+use crate::wireguard::{ClientKey, KeyError, PrivateKey, PublicKey};
 
 /// Type of the keys Secret, which can never change.
 pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
@@ -97,12 +97,16 @@ fn kept(secret: &Secret) -> Option<Kept> {
     let data = secret.data.as_ref()?;
     let text = |name: &str| std::str::from_utf8(&data.get(name)?.0).ok();
     let key = |name: &str| PrivateKey::from_base64(text(name)?).ok();
+    let client = match text("clientPublicKey") {
+        Some(given) => ClientKey::Given(given.parse().ok()?),
+        None => ClientKey::Made(key("clientPrivateKey")?),
+    };
     Some(Kept {
         allocation: Allocation {
             port: text("port")?.parse().ok().filter(|port| *port >= 1024)?,
             keys: Keys {
                 server: key("serverPrivateKey")?,
-                client: key("clientPrivateKey")?,
+                client,
             },
             created_at: text("createdAt")?.parse().ok()?,
         },
@@ -118,13 +122,17 @@ pub fn secret(tenant: &VpnTenant, kept: &Kept, version: Option<String>) -> Secre
         keys,
         created_at,
     } = &kept.allocation;
+    let client = match &keys.client {
+        ClientKey::Made(key) => ("clientPrivateKey", key.to_base64().to_string()),
+        ClientKey::Given(key) => ("clientPublicKey", key.to_string()),
+    };
     let data = [
         ("port", port.to_string()),
         ("generation", kept.generation.to_string()),
         ("keyGeneration", kept.key_generation.to_string()),
         ("createdAt", created_at.to_string()),
         ("serverPrivateKey", keys.server.to_base64().to_string()),
-        ("clientPrivateKey", keys.client.to_base64().to_string()),
+        client,
     ];
     let bytes = |(name, value): (&str, String)| (name.to_owned(), ByteString(value.into_bytes()));
     Secret {
@@ -207,6 +215,17 @@ impl View {
         self.service.as_ref()?.ports.first().copied()
     }
 
+    /// The public key that the spec gives for the client.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in words for its author.
+    pub fn given(&self) -> Result<Option<PublicKey>, String> {
+        let text = self.resource.spec.vpn.client_public_key.as_deref();
+        let key = text.map(str::parse).transpose();
+        key.map_err(|error: KeyError| format!("spec.vpn.clientPublicKey: {error}"))
+    }
+
     /// # Errors
     ///
     /// What makes the spec none of a tenant, in words for its author.
@@ -223,6 +242,7 @@ impl View {
         });
         let networks: Vec<IpNet> = networks.collect::<Result<_, _>>()?;
         check_networks(&networks).map_err(|error| error.to_string())?;
+        self.given()?;
         let keys = self.keys.as_ref().map_or("", |keys| &keys.version);
         Ok(Tenant {
             id,

@@ -24,6 +24,7 @@ use super::write::{Miss, prompt};
 use crate::domain::{Keys, State, Tenant};
 use crate::kubernetes::{FINALIZER, GATEWAY};
 use crate::registry::{Change, RegistryError, UpdateError};
+use crate::wireguard::PublicKey;
 
 /// All tenants are looked at this often, news or not.
 const ROUND: Duration = Duration::from_secs(30);
@@ -89,11 +90,13 @@ fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Option<
             .is_some_and(|claimed| now.duration_since(claimed) > CLAIM)
             .then_some(Wish::FreePort);
     };
+    let other_keys = spec.vpn.key_generation > kept.key_generation
+        || view.given() != Ok(kept.allocation.keys.client.given());
     match tenant.vpn.state {
         _ if !spec.plan.has_vpn() => Some(Wish::EndPlan),
         State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
-        State::Enabled if spec.vpn.key_generation > kept.key_generation => Some(Wish::Regenerate),
-        State::Failed if spec.vpn.key_generation > kept.key_generation => Some(Wish::Enable),
+        State::Enabled if other_keys => Some(Wish::Regenerate),
+        State::Failed if other_keys => Some(Wish::Enable),
         _ if lost => Some(Wish::Reallocate),
         _ => (!guarded).then_some(Wish::Guard),
     }
@@ -300,9 +303,11 @@ impl Inner {
         now: Timestamp,
     ) -> Result<(Came, Hindrance), Miss> {
         let wish = next(view, standing, lost, now);
+        // A tenant's is valid.
+        let given = view.given().ok().flatten();
         Ok(match (wish, standing) {
-            (Some(wish), Standing::Tenant(tenant)) if change(wish, now).is_some() => {
-                match self.change(tenant, wish, now).await? {
+            (Some(wish), Standing::Tenant(tenant)) if change(wish, given, now).is_some() => {
+                match self.change(tenant, wish, given, now).await? {
                     Hindrance::Nothing => (Came::Settled, Hindrance::Nothing),
                     hindered => (Came::Hindered, hindered),
                 }
@@ -312,8 +317,14 @@ impl Inner {
         })
     }
 
-    async fn change(&self, tenant: &Tenant, wish: Wish, now: Timestamp) -> Result<Hindrance, Miss> {
-        let Some(change) = change(wish, now) else {
+    async fn change(
+        &self,
+        tenant: &Tenant,
+        wish: Wish,
+        given: Option<PublicKey>,
+        now: Timestamp,
+    ) -> Result<Hindrance, Miss> {
+        let Some(change) = change(wish, given, now) else {
             return Ok(Hindrance::Nothing);
         };
         match self.update(tenant.id, change, false).await {
@@ -368,21 +379,24 @@ impl Inner {
     }
 }
 
-/// What a wish is as a change of a tenant, if it is one.
-fn change(wish: Wish, now: Timestamp) -> Option<Change> {
+/// What a wish is as a change of a tenant, whose client may have given a key, if
+/// it is one.
+fn change(wish: Wish, given: Option<PublicKey>, now: Timestamp) -> Option<Change> {
     Some(match wish {
         Wish::EndPlan => Box::new(move |tenant, pool| {
             tenant.set_plan(tenant.plan, pool, now);
             Ok(())
         }),
-        Wish::Enable => Box::new(move |tenant, pool| tenant.enable(pool, Keys::generate(), now)),
+        Wish::Enable => {
+            Box::new(move |tenant, pool| tenant.enable(pool, Keys::generate_for(given), now))
+        }
         Wish::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
         Wish::Regenerate => {
-            let keys = Keys::generate().ok()?;
+            let keys = Keys::generate_for(given).ok()?;
             Box::new(move |tenant, _| tenant.regenerate(keys.clone(), now))
         }
         Wish::Reallocate => {
-            let keys = Keys::generate().ok()?;
+            let keys = Keys::generate_for(given).ok()?;
             Box::new(move |tenant, pool| tenant.reallocate(pool, keys.clone(), now))
         }
         Wish::DropKeys | Wish::FreePort | Wish::Guard | Wish::Release => return None,

@@ -114,8 +114,20 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
             after.vpn.generation != before.vpn.generation && before.vpn.state != State::Enabled;
         let enabled = !matches!(after.vpn.state, State::Unavailable | State::Disabled);
         let wished = began || holds(after) != holds(before);
+        let mut vpn = Map::new();
         if wished && enabled != view.resource.spec.vpn.enabled {
-            set("vpn", json!({ "enabled": enabled }));
+            vpn.insert("enabled".to_owned(), json!(enabled));
+        }
+        if let Some(allocation) = &after.vpn.allocation
+            && after.vpn.generation != before.vpn.generation
+        {
+            let given = allocation.keys.client.given().map(|key| key.to_string());
+            if given != view.resource.spec.vpn.client_public_key {
+                vpn.insert("clientPublicKey".to_owned(), json!(given));
+            }
+        }
+        if !vpn.is_empty() {
+            set("vpn", Value::Object(vpn));
         }
     }
     let mut patch = json!({ "metadata": { "resourceVersion": view.resource.resource_version() } });

@@ -304,7 +304,10 @@ async fn removed_keys_are_in_no_file() {
             2 => drop(registry.update(tenant.id, downgrade()).await.unwrap()),
             _ => assert!(registry.delete(tenant.id).await.unwrap()),
         }
-        for key in [&keys[n].server, &keys[n].client] {
+        let ClientKey::Made(client) = &keys[n].client else {
+            panic!("nobody gave a key")
+        };
+        for key in [&keys[n].server, client] {
             assert!(!on_disk(dir.path(), key.as_bytes()), "tenant {n}");
         }
     }
@@ -376,7 +379,7 @@ fn a_newer_schema_is_refused() {
         open_error(&path),
         format!(
             "cannot open the registry: {}: it has schema 99 and this vpn-edge knows \
-             schemas up to 1; use the newer vpn-edge",
+             schemas up to 2; use the newer vpn-edge",
             path.display()
         )
     );
@@ -408,16 +411,73 @@ fn the_database_itself_refuses_what_must_not_be() {
     let insert = |id: u128, state: &str, port: Option<u16>| {
         let key = port.map(|_| [1u8; 32]);
         by_hand.execute(
-            &format!("INSERT INTO tenant ({COLUMNS}) VALUES (?1, 'acme', 'business', 1, ?1, '[]', ?2, 1, 't', NULL, ?3, ?4, ?4, ?5, 1)"),
+            &format!("INSERT INTO tenant ({COLUMNS}) VALUES (?1, 'acme', 'business', 1, ?1, '[]', ?2, 1, 't', NULL, ?3, ?4, ?4, NULL, ?5, 1)"),
             (Uuid::from_u128(id).to_string(), state, port, key, port.map(|_| "t")),
         )
     };
     insert(1, "enabled", Some(30000)).unwrap();
     insert(2, "enabled", Some(30000)).expect_err("a port held twice");
     insert(3, "disabled", Some(30001)).expect_err("keys while disabled");
+    by_hand
+        .execute("UPDATE tenant SET client_key = NULL", [])
+        .expect_err("neither a key that was made nor one that was given");
+    by_hand
+        .execute("UPDATE tenant SET client_public_key = client_key", [])
+        .expect_err("both");
     insert(4, "enabled", None).expect_err("enabled without a port");
     insert(5, "paused", None).expect_err("an unknown state");
     insert(6, "disabled", None).unwrap();
+}
+
+#[tokio::test]
+async fn a_key_that_was_given_is_kept_and_no_private_one_beside_it() {
+    let (_dir, path) = scratch();
+    let given = PrivateKey::generate().unwrap().public();
+    let stored = {
+        let registry = open(&path);
+        let id = create(&registry, 1).await;
+        let change: Change = Box::new(move |tenant, pool| {
+            tenant.enable(pool, Keys::generate_for(Some(given)), now())
+        });
+        registry.update(id, change).await.unwrap()
+    };
+    assert_eq!(open(&path).get(stored.id).await.unwrap(), Some(stored));
+    let private: Option<Vec<u8>> = Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT client_key FROM tenant", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(private, None);
+}
+
+#[tokio::test]
+async fn what_the_first_schema_held_is_kept() {
+    let (_dir, path) = scratch();
+    let id = Uuid::from_u128(1);
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    old.execute(
+        "INSERT INTO tenant VALUES (?1, 'acme', 'business', 1, 'acme-1', '[\"10.1.0.0/16\"]',
+         'enabled', 7, ?2, NULL, 30003, ?3, ?4, ?2, 9)",
+        (id.to_string(), "2026-11-21T12:00:00Z", [1u8; 32], [2u8; 32]),
+    )
+    .unwrap();
+    old.execute_batch("INSERT INTO released (port) VALUES (30001)")
+        .unwrap();
+    drop(old);
+    let registry = open(&path);
+    let tenant = registry.get(id).await.unwrap().unwrap();
+    let allocation = tenant.vpn.allocation.clone().unwrap();
+    assert_eq!(
+        (tenant.vpn.state, tenant.vpn.generation),
+        (State::Enabled, 7)
+    );
+    assert_eq!((tenant.version, allocation.port), (9, 30003));
+    assert_eq!(allocation.keys.server, PrivateKey::from_bytes([1; 32]));
+    let client = ClientKey::Made(PrivateKey::from_bytes([2; 32]));
+    assert_eq!(allocation.keys.client, client);
+    let next = enabled(&registry, 2).await;
+    assert_eq!(port(&next), 30000, "neither held nor released lately");
 }
 
 #[tokio::test]

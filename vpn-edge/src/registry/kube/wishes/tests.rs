@@ -56,6 +56,10 @@ fn with(mut view: View, then: impl FnOnce(&mut VpnTenant)) -> View {
 fn each_difference_of_spec_and_state_has_its_step() {
     let off = |tenant: &mut VpnTenant| tenant.spec.vpn.enabled = false;
     let rotate = |tenant: &mut VpnTenant| tenant.spec.vpn.key_generation = 1;
+    let own_key = |tenant: &mut VpnTenant| {
+        let key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".to_owned();
+        tenant.spec.vpn.client_public_key = Some(key);
+    };
     let team = |tenant: &mut VpnTenant| tenant.spec.plan = Plan::Team;
     let table = [
         (known(State::Enabled), None),
@@ -80,6 +84,9 @@ fn each_difference_of_spec_and_state_has_its_step() {
         (with(known(State::Enabled), rotate), Some(Wish::Regenerate)),
         (with(known(State::Failed), rotate), Some(Wish::Enable)),
         (with(known(State::Enabling), rotate), None),
+        (with(known(State::Enabled), own_key), Some(Wish::Regenerate)),
+        (with(known(State::Failed), own_key), Some(Wish::Enable)),
+        (with(known(State::Enabling), own_key), None),
         (
             with(known(State::Enabled), |tenant| {
                 tenant.metadata.finalizers = None
@@ -142,6 +149,7 @@ fn keys_are_read_as_they_were_written() {
         "keyGeneration",
         "createdAt",
         "serverPrivateKey",
+        "clientPrivateKey",
     ] {
         let mut secret = testing::stored(&view.resource, &kept, 9);
         secret.data.as_mut().unwrap().remove(lacks);
@@ -150,6 +158,38 @@ fn keys_are_read_as_they_were_written() {
     let mut secret = testing::stored(&view.resource, &kept, 9);
     secret.type_ = Some("Opaque".to_owned());
     assert_eq!(keys_secret(&secret).kept, None);
+}
+
+#[test]
+fn a_given_key_is_kept_without_a_private_one_and_served_once() {
+    let mut view = known(State::Enabled);
+    let given = Keys::generate().unwrap().client.public();
+    let mut kept = testing::kept(30_001, GENERATION);
+    kept.allocation.keys = Keys::generate_for(Some(given)).unwrap();
+    let secret = testing::stored(&view.resource, &kept, 9);
+    assert!(
+        !secret
+            .data
+            .as_ref()
+            .unwrap()
+            .contains_key("clientPrivateKey")
+    );
+    view.keys = Some(keys_secret(&secret));
+    assert_eq!(view.kept(), Some(&kept));
+    assert_eq!(wish(&view), Some(Wish::Regenerate), "the spec gives none");
+    change(&mut view, |resource| {
+        resource.spec.vpn.client_public_key = Some(given.to_string());
+    });
+    assert_eq!(wish(&view), None);
+    change(&mut view, |resource| {
+        let zero = format!("{}=", "A".repeat(43));
+        resource.spec.vpn.client_public_key = Some(zero);
+    });
+    let refused = view.tenant().unwrap_err();
+    assert!(
+        refused.starts_with("spec.vpn.clientPublicKey: "),
+        "{refused}"
+    );
 }
 
 #[test]
