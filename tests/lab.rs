@@ -1,7 +1,11 @@
 //! The whole system end to end, in the lab: real WireGuard at both ends.
 
+#[path = "lab/own_key.rs"]
+mod own_key;
+#[path = "lab/secrets.rs"]
+mod secrets;
+
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -124,36 +128,6 @@ fn regenerating_kills_the_old_configuration_and_keeps_port_and_address() -> Resu
     // Brought up anew, the old one gets no further.
     let old = Client::up(&topology.client_a, &tenant.configuration)?;
     old.await_cut(A.server)
-}
-
-#[test]
-fn a_client_that_keeps_its_private_key_to_itself_connects() -> Result<()> {
-    let (topology, edge) = start()?;
-    let laptop = &topology.client_a;
-    let own = laptop.folder.join("own.key");
-    let new_key = || -> Result<String> {
-        let own = own.display();
-        laptop.sh(&format!("umask 077; wg genkey > {own}; wg pubkey < {own}"))
-    };
-    let tenant = edge.create(&A)?;
-    edge.tenant(&["enable", &tenant, "--public-key", &new_key()?])?;
-    let configuration = edge.configuration(&tenant)?;
-    let refused = Client::up(laptop, &configuration).err();
-    let refused = refused.context("wg took no key")?.to_string();
-    ensure!(
-        refused.contains("Key is not the correct length"),
-        "{refused}"
-    );
-    let fill_in = |configuration: &str| -> Result<String> {
-        Ok(configuration.replace("<your private key>", fs::read_to_string(&own)?.trim()))
-    };
-    let first = fill_in(&configuration)?;
-    Client::up(laptop, &first)?.await_reach(A.server)?;
-
-    edge.tenant(&["regenerate", &tenant, "--public-key", &new_key()?])?;
-    Client::up(laptop, &first)?.await_cut(A.server)?;
-    let second = fill_in(&edge.configuration(&tenant)?)?;
-    Client::up(laptop, &second)?.await_reach(A.server)
 }
 
 #[test]

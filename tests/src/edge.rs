@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,7 @@ pub struct Edge {
     program: PathBuf,
     token: String,
     arguments: BTreeMap<String, String>,
+    environment: Vec<(String, String)>,
     daemon: Option<Process>,
 }
 
@@ -41,6 +42,20 @@ impl Edge {
     ///
     /// When it does not come up, with what it said.
     pub fn on(node: &Node, uplink: &str, more: &[(&str, &str)]) -> Result<Self> {
+        Self::with(node, uplink, more, &[])
+    }
+
+    /// The same with variables in the daemon's environment.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come up, with what it said.
+    pub fn with(
+        node: &Node,
+        uplink: &str,
+        more: &[(&str, &str)],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let node = node.clone();
         let program = program("vpn-edge")?;
         let tokens = node.folder.join("tokens");
@@ -64,6 +79,10 @@ impl Edge {
                 .chain(more)
                 .map(|&(name, value)| (name.into(), value.into()))
                 .collect(),
+            environment: environment
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into()))
+                .collect(),
             daemon: None,
         };
         edge.restart()?;
@@ -77,8 +96,15 @@ impl Edge {
     ///
     /// When it does not come up, with what it said.
     pub fn restart(&mut self) -> Result<()> {
-        let mut command = self.node.command(&self.program);
-        command.arg("standalone").args(flat(&self.arguments));
+        // Entering the node leads to its root: a core would go there.
+        let mut command = self.node.command("env");
+        command
+            .arg("--chdir")
+            .arg(&self.node.folder)
+            .arg(&self.program)
+            .arg("standalone")
+            .args(flat(&self.arguments))
+            .envs(self.environment.iter().cloned());
         let mut daemon = self.node.start("daemon", command)?;
         let start = Instant::now();
         while self.tenant(&["list"]).is_err() {
@@ -148,6 +174,22 @@ impl Edge {
         daemon.signal(Signal::SIGKILL)?;
         daemon.wait()?;
         Ok(())
+    }
+
+    /// Aborts the daemon, with leave to dump its memory.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn abort(&mut self) -> Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        let allowed = Command::new("prlimit")
+            .args(["--core=unlimited:unlimited", "--pid"])
+            .arg(daemon.pid().to_string())
+            .status()?;
+        ensure!(allowed.success(), "prlimit: {allowed}");
+        daemon.signal(Signal::SIGABRT)?;
+        Ok(daemon.wait()?)
     }
 
     /// Ends the daemon as an operator would.

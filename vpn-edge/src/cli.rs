@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{agent, client, controller, gateway, inspect, kubernetes, standalone, teardown};
+use crate::{agent, client, controller, gateway, inspect, key, kubernetes, standalone, teardown};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ enum Command {
     Tenant(client::TenantArgs),
     /// Manage the API's tokens.
     Token(client::TokenArgs),
+    /// Manage the key that the database's private keys are encrypted under.
+    Key(key::KeyArgs),
 }
 
 impl Cli {
@@ -67,6 +69,7 @@ impl Cli {
             Command::Top(args) => inspect::top::run(&args),
             Command::Tenant(args) => client::run(args).await,
             Command::Token(args) => client::run_token(args),
+            Command::Key(args) => key::run(args),
         }
     }
 }

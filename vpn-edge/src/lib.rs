@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod gateways;
 pub mod identity;
 pub mod inspect;
+pub mod key;
 pub mod kubernetes;
 pub mod link;
 pub mod listen;

@@ -5,6 +5,11 @@ use vpn_edge::{cli::Cli, telemetry};
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Whatever has keys in memory leaves no core, whoever collects cores.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        eprintln!("error: cannot keep keys out of core dumps: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     telemetry::init();
     rustls::crypto::ring::default_provider()

@@ -19,14 +19,14 @@ use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::identity::IdentityArgs;
+use crate::key::DatabaseArgs;
 use crate::listen::listen;
 use crate::registry::SqliteRegistry;
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {
-    /// SQLite file that holds tenants and keys; made if missing.
-    #[arg(long, default_value = "/var/lib/vpn-edge/vpn-edge.db")]
-    database: PathBuf,
+    #[command(flatten)]
+    database: DatabaseArgs,
     #[command(flatten)]
     identity: IdentityArgs,
     /// Address and port of the HTTP API.
@@ -102,7 +102,10 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let identity = args.identity.load()?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
-    let registry = Arc::new(SqliteRegistry::open(&args.database, args.ports)?);
+    let database = &args.database;
+    let registry =
+        SqliteRegistry::open_with(&database.database, args.ports, &database.key_source()?)?;
+    let registry = Arc::new(registry);
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
 

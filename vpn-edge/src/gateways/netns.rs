@@ -30,6 +30,7 @@ use uuid::Uuid;
 use super::{Gateway, GatewaySpec, Gateways, Location, tunnel};
 use crate::domain::GatewayState;
 use crate::gateway::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Phase, nat, subscribe};
+use crate::registry::sqlite::KEY_VARIABLE;
 use crate::{link, netlink};
 
 /// How long a gateway has to listen after it was started, and to end after it
@@ -517,7 +518,9 @@ fn spawn(place: &Place) -> Result<Child> {
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        .kill_on_drop(false);
+        .kill_on_drop(false)
+        // What private keys of all tenants are encrypted under is not for it.
+        .env_remove(KEY_VARIABLE);
     // SAFETY: only system calls between fork and exec.
     unsafe {
         command.pre_exec(move || {

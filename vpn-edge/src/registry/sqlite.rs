@@ -1,42 +1,34 @@
 //! The registry of one machine: a SQLite file.
 //!
 //! Guarantees: one process at a time has the file open; a change is stored
-//! whole or not at all; keys that were removed are in no file afterwards.
+//! whole or not at all; private keys are in its files encrypted alone, and those
+//! that were removed not even so.
 
+mod key_file;
+mod row;
 mod schema;
+mod seal;
+mod unlock;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
-use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
+use self::row::{get, list, put, unsigned};
+use self::seal::KeyRing;
 use super::{Change, Registry, RegistryError, UpdateError};
-use crate::domain::{Allocation, PortPool, PortRange, Ports as _, State, Tenant, Vpn};
-use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
+use crate::domain::{PortPool, PortRange, Ports as _, Tenant};
 
-const COLUMNS: &str = "id, organisation, plan, ready, namespace, networks, state, generation, \
-                       since, failure, port, server_key, client_key, client_public_key, \
-                       created_at, version";
-
-/// Not `INSERT OR REPLACE`, which would drop another tenant that holds the port.
-const ASSIGNMENTS: &str = "
-    organisation = excluded.organisation, plan = excluded.plan, ready = excluded.ready,
-    namespace = excluded.namespace, networks = excluded.networks, state = excluded.state,
-    generation = excluded.generation, since = excluded.since, failure = excluded.failure,
-    port = excluded.port, server_key = excluded.server_key, client_key = excluded.client_key,
-    client_public_key = excluded.client_public_key, created_at = excluded.created_at, version = excluded.version";
+pub use self::key_file::{KEY_VARIABLE, KeySource};
 
 /// Tenants in a SQLite file.
 pub struct SqliteRegistry {
@@ -46,6 +38,7 @@ pub struct SqliteRegistry {
 
 struct Store {
     connection: Connection,
+    ring: KeyRing,
     /// Rebuilt from the rows at open; right from then on, since nobody else
     /// writes the file.
     pool: PortPool,
@@ -57,8 +50,18 @@ struct Store {
 
 impl SqliteRegistry {
     /// Opens the registry in the file `path`, which is created when missing;
-    /// tenants get ports of `range`. Fails when another process has it open.
+    /// tenants get ports of `range`, and private keys are encrypted under a key
+    /// from the file beside it. Fails when another process has it open.
     pub fn open(path: &Path, range: PortRange) -> Result<SqliteRegistry, RegistryError> {
+        SqliteRegistry::open_with(path, range, &KeySource::beside(path))
+    }
+
+    /// The same with a key from somewhere else.
+    pub fn open_with(
+        path: &Path,
+        range: PortRange,
+        source: &KeySource,
+    ) -> Result<SqliteRegistry, RegistryError> {
         if let Some(folder) = path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
             made.map_err(|error| {
@@ -66,9 +69,32 @@ impl SqliteRegistry {
             })?;
         }
         Ok(SqliteRegistry {
-            store: Arc::new(Mutex::new(Store::open(path, range)?)),
+            store: Arc::new(Mutex::new(Store::open(path, range, source)?)),
             changes: Arc::new(watch::Sender::new(0)),
         })
+    }
+
+    /// Encrypts the private keys in the file `path` under a new key, and puts it
+    /// into the file of `source` in place of the old one. Whenever it is
+    /// interrupted, nothing is lost, and the next open ends it.
+    ///
+    /// # Errors
+    ///
+    /// When another process has the registry open, a file cannot be read or
+    /// written, or `source` is no file.
+    pub fn rotate_key(path: &Path, source: &KeySource) -> Result<(), RegistryError> {
+        let failed = |reason| RegistryError::Open(format!("{}: {reason}", path.display()));
+        if !path.exists() {
+            return Err(failed("there is none; name it with --database".to_owned()));
+        }
+        let (lock, mut connection) = connect(path).map_err(failed)?;
+        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
+        unlock::begin_rotation(source, &ring).map_err(failed)?;
+        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
+        scrub(&connection).map_err(failed)?;
+        unlock::end_rotation(source, &ring).map_err(failed)?;
+        drop((connection, lock));
+        Ok(())
     }
 
     /// Runs `work`, which blocks, on the store. It ends even when the caller
@@ -100,12 +126,14 @@ impl SqliteRegistry {
 #[async_trait]
 impl Registry for SqliteRegistry {
     async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
-        let tenants = self.run(|store| list(&store.connection)).await??;
+        let tenants = self
+            .run(|store| list(&store.connection, &store.ring))
+            .await??;
         Ok(tenants.into_iter().map(Arc::new).collect())
     }
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError> {
-        self.run(move |store| Ok(get(&store.connection, id)?))
+        self.run(move |store| Ok(get(&store.connection, &store.ring, id)?))
             .await?
     }
 
@@ -156,27 +184,12 @@ impl Registry for SqliteRegistry {
 }
 
 impl Store {
-    fn open(path: &Path, range: PortRange) -> Result<Store, RegistryError> {
+    fn open(path: &Path, range: PortRange, source: &KeySource) -> Result<Store, RegistryError> {
         let failed = |reason: String| RegistryError::Open(format!("{}: {reason}", path.display()));
-        let lock = lock(path).map_err(failed)?;
-        // SQLite gives its other files the mode of this one.
-        let mode = Permissions::from_mode(0o600);
-        private_file(path)
-            .and_then(|file| file.set_permissions(mode))
-            .map_err(|error| failed(error.to_string()))?;
         let sql = |error: rusqlite::Error| failed(error.to_string());
-        let mut connection = Connection::open(path).map_err(sql)?;
-        connection
-            .execute_batch(
-                "PRAGMA locking_mode = EXCLUSIVE;
-                 PRAGMA journal_mode = WAL;
-                 PRAGMA secure_delete = ON;
-                 PRAGMA temp_store = MEMORY;
-                 PRAGMA foreign_keys = ON;",
-            )
-            .map_err(sql)?;
-        schema::migrate(&mut connection).map_err(failed)?;
-        let tenants = list(&connection).map_err(sql)?;
+        let (lock, mut connection) = connect(path).map_err(failed)?;
+        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
+        let tenants = list(&connection, &ring).map_err(sql)?;
         let held = tenants
             .iter()
             .filter_map(|tenant| Some((tenant.vpn.allocation.as_ref()?.port, tenant.id)));
@@ -185,18 +198,21 @@ impl Store {
             PortPool::new(range, held, released).map_err(|error| failed(error.to_string()))?;
         let mut store = Store {
             connection,
+            ring,
             pool,
             // The last process may have ended before it was done with it.
             scrub_due: true,
             _lock: lock,
         };
         store.scrub();
+        // A rotation may have been interrupted.
+        unlock::end_rotation(source, &store.ring).map_err(failed)?;
         Ok(store)
     }
 
     fn create(&mut self, mut tenant: Tenant) -> Result<Tenant, RegistryError> {
         let transaction = begin(&mut self.connection)?;
-        if get(&transaction, tenant.id)?.is_some() {
+        if get(&transaction, &self.ring, tenant.id)?.is_some() {
             return Err(RegistryError::AlreadyExists(format!("id {}", tenant.id)));
         }
         let namespace_taken = transaction
@@ -224,7 +240,7 @@ impl Store {
         tenant.vpn.generation = last_generation.unwrap_or(tenant.vpn.generation);
         tenant.version = 1;
         transaction.execute("DELETE FROM deleted WHERE id = ?1", [&id])?;
-        put(&transaction, &tenant)?;
+        put(&transaction, &self.ring, &tenant)?;
         transaction.commit()?;
         Ok(tenant)
     }
@@ -232,7 +248,7 @@ impl Store {
     /// The tenant, and whether it changed.
     fn update(&mut self, id: Uuid, mut change: Change) -> Result<(Tenant, bool), UpdateError> {
         let transaction = begin(&mut self.connection)?;
-        let before = get(&transaction, id)?.ok_or(UpdateError::NotFound)?;
+        let before = get(&transaction, &self.ring, id)?.ok_or(UpdateError::NotFound)?;
         let mut tenant = before.clone();
         let mut pool = self.pool.clone();
         change(&mut tenant, &mut pool)?;
@@ -240,7 +256,7 @@ impl Store {
             return Ok((before, false));
         }
         tenant.version = before.version + 1;
-        put(&transaction, &tenant)?;
+        put(&transaction, &self.ring, &tenant)?;
         if !pool.released().eq(self.pool.released()) {
             put_released(&transaction, &pool)?;
         }
@@ -256,7 +272,7 @@ impl Store {
 
     fn delete(&mut self, id: Uuid) -> Result<bool, RegistryError> {
         let transaction = begin(&mut self.connection)?;
-        let Some(tenant) = get(&transaction, id)? else {
+        let Some(tenant) = get(&transaction, &self.ring, id)? else {
             return Ok(false);
         };
         let id = tenant.id.to_string();
@@ -283,23 +299,54 @@ impl Store {
         if !self.scrub_due {
             return;
         }
-        // Secure deletion zeroes freed cells, but a cell that moved to another
-        // page can leave a copy behind: only a rewrite of the file is sure.
-        let vacuum = self.connection.execute_batch("VACUUM");
-        let truncated = vacuum.and_then(|()| {
-            self.connection
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-                    row.get::<_, bool>(0)
-                })
-        });
-        match truncated {
-            Ok(false) => self.scrub_due = false,
-            Ok(true) => tracing::error!("removed keys may still be in the registry's log: busy"),
-            Err(error) => {
-                tracing::error!(%error, "removed keys may still be in the registry's files");
-            }
+        match scrub(&self.connection) {
+            Ok(()) => self.scrub_due = false,
+            Err(error) => tracing::error!("{error}"),
         }
     }
+}
+
+/// Rewrites the files, so that nothing of what was removed is left in them.
+fn scrub(connection: &Connection) -> Result<(), String> {
+    let left = |error| format!("removed keys may still be in the registry's files: {error}");
+    // Secure deletion zeroes freed cells, but a cell that moved to another page
+    // can leave a copy behind: only a rewrite of the file is sure.
+    let busy = connection
+        .execute_batch("VACUUM")
+        .and_then(|()| {
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, bool>(0)
+            })
+        })
+        .map_err(|error| left(error.to_string()))?;
+    if busy {
+        return Err(left("its log is busy".to_owned()));
+    }
+    Ok(())
+}
+
+/// Opens the database of this path alone, its tables as they are now.
+fn connect(path: &Path) -> Result<(File, Connection), String> {
+    let lock = lock(path)?;
+    // SQLite gives its other files the mode of this one.
+    let mode = Permissions::from_mode(0o600);
+    private_file(path)
+        .and_then(|file| file.set_permissions(mode))
+        .map_err(|error| error.to_string())?;
+    let sql = |error: rusqlite::Error| error.to_string();
+    let mut connection = Connection::open(path).map_err(sql)?;
+    connection
+        .execute_batch(
+            "PRAGMA locking_mode = EXCLUSIVE;
+             PRAGMA journal_mode = WAL;
+             PRAGMA synchronous = FULL;
+             PRAGMA secure_delete = ON;
+             PRAGMA temp_store = MEMORY;
+             PRAGMA foreign_keys = ON;",
+        )
+        .map_err(sql)?;
+    schema::migrate(&mut connection)?;
+    Ok((lock, connection))
 }
 
 /// An exclusive lock for as long as the file is open.
@@ -333,57 +380,6 @@ fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate)
 }
 
-fn list(connection: &Connection) -> rusqlite::Result<Vec<Tenant>> {
-    connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM tenant ORDER BY id"))?
-        .query_map([], tenant)?
-        .collect()
-}
-
-fn get(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Tenant>> {
-    connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM tenant WHERE id = ?1"))?
-        .query_row([id.to_string()], tenant)
-        .optional()
-}
-
-fn put(transaction: &Transaction<'_>, tenant: &Tenant) -> rusqlite::Result<()> {
-    let vpn = &tenant.vpn;
-    let allocation = vpn.allocation.as_ref();
-    let (made, given) = match allocation.map(|a| &a.keys.client) {
-        Some(ClientKey::Made(key)) => (Some(key), None),
-        Some(ClientKey::Given(key)) => (None, Some(key)),
-        None => (None, None),
-    };
-    let networks = serde_json::to_string(&tenant.networks)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    transaction
-        .prepare_cached(&format!(
-            "INSERT INTO tenant ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-             ON CONFLICT (id) DO UPDATE SET {ASSIGNMENTS}"
-        ))?
-        .execute((
-            tenant.id.to_string(),
-            &tenant.organisation,
-            tenant.plan.as_str(),
-            tenant.ready,
-            &tenant.namespace,
-            networks,
-            vpn.state.as_str(),
-            vpn.generation.cast_signed(),
-            vpn.since.to_string(),
-            &vpn.failure,
-            allocation.map(|a| a.port),
-            allocation.map(|a| a.keys.server.as_bytes()),
-            made.map(PrivateKey::as_bytes),
-            given.map(PublicKey::as_bytes),
-            allocation.map(|a| a.created_at.to_string()),
-            tenant.version.cast_signed(),
-        ))?;
-    Ok(())
-}
-
 fn released(connection: &Connection) -> rusqlite::Result<Vec<u16>> {
     connection
         .prepare("SELECT port FROM released ORDER BY turn")?
@@ -398,68 +394,6 @@ fn put_released(transaction: &Transaction<'_>, pool: &PortPool) -> rusqlite::Res
         insert.execute([port])?;
     }
     Ok(())
-}
-
-fn tenant(row: &Row<'_>) -> rusqlite::Result<Tenant> {
-    let networks: String = row.get(5)?;
-    let state: String = row.get(6)?;
-    let allocation = match row.get(10)? {
-        Some(port) => Some(Allocation {
-            port,
-            keys: Keys {
-                server: private_key(row, 11)?,
-                client: match row.get::<_, Option<[u8; 32]>>(13)? {
-                    Some(given) => ClientKey::Given(PublicKey::from_bytes(given)),
-                    None => ClientKey::Made(private_key(row, 12)?),
-                },
-            },
-            created_at: parsed(row, 14)?,
-        }),
-        None => None,
-    };
-    Ok(Tenant {
-        id: parsed(row, 0)?,
-        organisation: row.get(1)?,
-        plan: parsed(row, 2)?,
-        ready: row.get(3)?,
-        namespace: row.get(4)?,
-        networks: serde_json::from_str(&networks).map_err(|error| unreadable(5, error))?,
-        vpn: Vpn {
-            state: State::ALL
-                .into_iter()
-                .find(|known| known.as_str() == state)
-                .ok_or_else(|| unreadable(6, format!("unknown state {state}")))?,
-            generation: unsigned(row, 7)?,
-            since: parsed::<Timestamp>(row, 8)?,
-            failure: row.get(9)?,
-            allocation,
-        },
-        version: unsigned(row, 15)?,
-    })
-}
-
-fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
-where
-    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
-{
-    let text: String = row.get(column)?;
-    text.parse().map_err(|error| unreadable(column, error))
-}
-
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    row.get(column).map(i64::cast_unsigned)
-}
-
-fn private_key(row: &Row<'_>, column: usize) -> rusqlite::Result<PrivateKey> {
-    let bytes = Zeroizing::new(row.get::<_, [u8; 32]>(column)?);
-    Ok(PrivateKey::from_bytes(*bytes))
-}
-
-fn unreadable(
-    column: usize,
-    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
 }
 
 impl From<rusqlite::Error> for RegistryError {

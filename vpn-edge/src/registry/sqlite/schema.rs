@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::begin;
 
-/// The schema, one step a version; `user_version` counts the steps taken.
+/// The tables, one step a version; `user_version` counts the steps taken.
 pub const MIGRATIONS: [&str; 2] = [
     "
     CREATE TABLE tenant (
@@ -79,7 +79,11 @@ pub const MIGRATIONS: [&str; 2] = [
 ",
 ];
 
-/// Brings the schema up to this program's.
+/// The version at which private keys are encrypted, which takes keys and is done
+/// in [`super::unlock`].
+pub const SEALED: i64 = MIGRATIONS.len() as i64 + 1;
+
+/// Brings the tables up to this program's.
 ///
 /// # Errors
 ///
@@ -91,11 +95,10 @@ pub fn migrate(connection: &mut Connection) -> Result<(), String> {
             .query_row(query, [], |row| row.get::<_, i64>(0))
             .map_err(sql)
     };
-    let known = MIGRATIONS.len() as i64;
     let version = number(connection, "PRAGMA user_version")?;
-    if version > known {
+    if version > SEALED {
         return Err(format!(
-            "it has schema {version} and this vpn-edge knows schemas up to {known}; use the newer vpn-edge"
+            "it has schema {version} and this vpn-edge knows schemas up to {SEALED}; use the newer vpn-edge"
         ));
     }
     if version == 0 && number(connection, "SELECT count(*) FROM sqlite_schema")? > 0 {

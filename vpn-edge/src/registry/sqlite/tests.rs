@@ -2,10 +2,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
+use jiff::Timestamp;
 use tempfile::TempDir;
 
+use super::row::COLUMNS;
 use super::*;
-use crate::domain::{GatewayState, Observed, Plan, VpnError};
+use crate::domain::{GatewayState, Observed, Plan, State, VpnError};
+use crate::wireguard::{ClientKey, Keys, PrivateKey};
 
 fn range(text: &str) -> PortRange {
     text.parse().unwrap()
@@ -252,6 +255,15 @@ async fn a_tenant_that_comes_back_goes_on_with_its_generation() {
     assert_ne!(port(&new), port(&old), "the old port is reused last");
 }
 
+/// A tenant's private keys as they are stored.
+fn sealed(registry: &SqliteRegistry, id: Uuid) -> [Vec<u8>; 2] {
+    let store = registry.store.lock().unwrap();
+    let select = "SELECT server_key, client_key FROM tenant WHERE id = ?1";
+    let row = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?]);
+    let found = store.connection.query_row(select, [id.to_string()], row);
+    found.unwrap()
+}
+
 #[tokio::test]
 async fn removed_keys_are_in_no_file() {
     const REMOVED: usize = 60;
@@ -277,13 +289,16 @@ async fn removed_keys_are_in_no_file() {
             .await
             .unwrap();
     }
-    let keys: Vec<Keys> = tenants
-        .iter()
-        .map(|tenant| tenant.vpn.allocation.as_ref().unwrap().keys.clone())
-        .collect();
-    for keys in &keys {
-        assert!(on_disk(dir.path(), keys.server.as_bytes()));
+    for tenant in &tenants {
+        let keys = &tenant.vpn.allocation.as_ref().unwrap().keys;
+        let ClientKey::Made(client) = &keys.client else {
+            panic!("nobody gave a key")
+        };
+        for key in [&keys.server, client] {
+            assert!(!on_disk(dir.path(), key.as_bytes()), "never in the clear");
+        }
     }
+    let first: Vec<_> = tenants.iter().map(|t| sealed(&registry, t.id)).collect();
     let regenerate: fn() -> Change =
         || Box::new(|tenant, _| tenant.regenerate(Keys::generate().unwrap(), now()));
     let downgrade: fn() -> Change = || {
@@ -298,20 +313,20 @@ async fn removed_keys_are_in_no_file() {
             .await
             .unwrap();
         registry.update(tenant.id, serve()).await.unwrap();
+        let last = sealed(&registry, tenant.id);
+        assert!(last.iter().all(|sealed| on_disk(dir.path(), sealed)));
         match n % 4 {
             0 => drop(registry.update(tenant.id, disable()).await.unwrap()),
             1 => drop(registry.update(tenant.id, regenerate()).await.unwrap()),
             2 => drop(registry.update(tenant.id, downgrade()).await.unwrap()),
             _ => assert!(registry.delete(tenant.id).await.unwrap()),
         }
-        let ClientKey::Made(client) = &keys[n].client else {
-            panic!("nobody gave a key")
-        };
-        for key in [&keys[n].server, client] {
-            assert!(!on_disk(dir.path(), key.as_bytes()), "tenant {n}");
+        for sealed in first[n].iter().chain(&last) {
+            assert!(!on_disk(dir.path(), sealed), "tenant {n}");
         }
     }
-    assert!(on_disk(dir.path(), keys[REMOVED].server.as_bytes()));
+    let kept = sealed(&registry, tenants[REMOVED].id);
+    assert!(on_disk(dir.path(), &kept[0]));
 }
 
 #[tokio::test]
@@ -364,7 +379,12 @@ async fn only_the_owner_may_read_the_files() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["registry.db", "registry.db-wal", "registry.db.lock"]
+        [
+            "registry.db",
+            "registry.db-wal",
+            "registry.db.key",
+            "registry.db.lock"
+        ]
     );
 }
 
@@ -379,7 +399,7 @@ fn a_newer_schema_is_refused() {
         open_error(&path),
         format!(
             "cannot open the registry: {}: it has schema 99 and this vpn-edge knows \
-             schemas up to 2; use the newer vpn-edge",
+             schemas up to 3; use the newer vpn-edge",
             path.display()
         )
     );
@@ -451,7 +471,7 @@ async fn a_key_that_was_given_is_kept_and_no_private_one_beside_it() {
 
 #[tokio::test]
 async fn what_the_first_schema_held_is_kept() {
-    let (_dir, path) = scratch();
+    let (dir, path) = scratch();
     let id = Uuid::from_u128(1);
     let old = Connection::open(&path).unwrap();
     old.execute_batch(schema::MIGRATIONS[0]).unwrap();
@@ -465,7 +485,9 @@ async fn what_the_first_schema_held_is_kept() {
     old.execute_batch("INSERT INTO released (port) VALUES (30001)")
         .unwrap();
     drop(old);
+    assert!(on_disk(dir.path(), &[1; 32]));
     let registry = open(&path);
+    assert!(!on_disk(dir.path(), &[1; 32]) && !on_disk(dir.path(), &[2; 32]));
     let tenant = registry.get(id).await.unwrap().unwrap();
     let allocation = tenant.vpn.allocation.clone().unwrap();
     assert_eq!(

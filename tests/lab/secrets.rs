@@ -1,0 +1,196 @@
+//! A whole life at the most talkative log level, and then a search of all that
+//! it wrote for the keys that it made.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lab::client::Client;
+use lab::edge::Edge;
+use lab::node::Node;
+use lab::topology::{A, Topology, Uplink};
+use serde_json::Value;
+
+/// A key in every form that something might write it in.
+fn forms(key: &str) -> Result<Vec<Vec<u8>>> {
+    let raw = STANDARD.decode(key)?;
+    let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+    let numbers: Vec<String> = raw.iter().map(u8::to_string).collect();
+    let texts = [
+        key.trim_end_matches('=').to_owned(),
+        hex.to_uppercase(),
+        hex,
+        numbers.join(", "),
+        numbers.join(","),
+    ];
+    let texts = texts.into_iter().map(String::into_bytes);
+    Ok(texts.chain([raw]).collect())
+}
+
+fn has(bytes: &[u8], key: &str) -> Result<bool> {
+    let found = |form: &Vec<u8>| bytes.windows(form.len()).any(|window| window == form);
+    Ok(forms(key)?.iter().any(found))
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            files.extend(self::files(&path)?);
+        } else if kind.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+struct Life {
+    edge: Edge,
+    /// Every private key that was made.
+    keys: Vec<String>,
+    turns: u32,
+}
+
+impl Life {
+    fn node(&self) -> &Node {
+        &self.edge.node
+    }
+
+    /// Takes note of the keys of a gateway and its client.
+    fn look(&mut self, port: u16, configuration: &str) -> Result<()> {
+        let config = format!("cat /run/vpn-edge/gateways/{port}/config.json");
+        let config: Value = serde_json::from_str(&self.node().sh(&config)?)?;
+        let server = config["private_key"].as_str().context("no key")?;
+        let line = super::line(configuration, "PrivateKey");
+        let client = line.strip_prefix("PrivateKey = ").context("no key")?;
+        for key in [server, client] {
+            ensure!(!self.keys.iter().any(|known| known == key), "an old key");
+            self.keys.push(key.to_owned());
+        }
+        self.keep(port)
+    }
+
+    /// Keeps what goes with a gateway, and with processes.
+    fn keep(&mut self, port: u16) -> Result<()> {
+        self.turns += 1;
+        self.node().sh(&format!(
+            "cp /run/vpn-edge/gateways/{port}/log {own}/gateway-{turn}.log
+             for pid in $(pgrep -f vpn-edge); do
+                 cat /proc/$pid/cmdline /proc/$pid/environ || true
+             done > {own}/processes-{turn}",
+            own = self.node().folder.display(),
+            turn = self.turns,
+        ))?;
+        Ok(())
+    }
+
+    /// All that is in files under /run.
+    fn runtime(&self) -> Result<Vec<u8>> {
+        let mut find = self.node().command("find");
+        find.args(["/run", "-type", "f", "-exec", "cat", "{}", "+"]);
+        Ok(self.node().output(find)?.stdout)
+    }
+}
+
+#[test]
+fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    let environment = [("RUST_LOG", "trace"), ("RUST_BACKTRACE", "full")];
+    let edge = Edge::with(&topology.edge, "eth0", &[], &environment)?;
+    let mut life = Life {
+        edge,
+        keys: Vec::new(),
+        turns: 0,
+    };
+    let own = life.node().folder.clone();
+    let laptop = &topology.client_a;
+
+    // What a process that may dump its memory leaves here.
+    let mut dumper = life.node().command("sh");
+    let folder = own.display();
+    let dump = format!("cd {folder}; ulimit -c unlimited; kill -ABRT $$");
+    dumper.args(["-c", &dump]);
+    let dumped = life.node().output(dumper)?;
+    ensure!(dumped.status.core_dumped(), "{:?}", dumped.status);
+    let cores = || cores(&own);
+    for core in cores()? {
+        fs::remove_file(core)?;
+    }
+
+    let tenant = life.edge.enabled(&A)?;
+    Client::up(laptop, &tenant.configuration)?.await_reach(A.server)?;
+    life.look(tenant.port, &tenant.configuration)?;
+    ensure!(has(&life.runtime()?, &life.keys[0])?, "nothing is found");
+    let mut download = life.node().command(life.edge.program());
+    download
+        .args(["tenant", "config", &tenant.id])
+        .envs(environment)
+        .env("VPN_EDGE_TOKEN", life.edge.token());
+    let downloaded = life.node().output(download)?;
+    ensure!(has(&downloaded.stdout, &life.keys[1])?, "{downloaded:?}");
+    fs::write(own.join("client.log"), downloaded.stderr)?;
+
+    life.edge.tenant(&["regenerate", &tenant.id])?;
+    let second = life.edge.configuration(&tenant.id)?;
+    Client::up(laptop, &second)?.await_reach(A.server)?;
+    life.look(tenant.port, &second)?;
+
+    // Both abort, with leave to dump all of their memory.
+    let gateway = life.node().sh("pgrep -f '[v]pn-edge gateway'")?;
+    life.node().sh(&format!(
+        "prlimit --pid {gateway} --core=unlimited:unlimited; kill -ABRT {gateway}"
+    ))?;
+    let ended = life.edge.abort()?;
+    ensure!(
+        ended.signal() == Some(6) && !ended.core_dumped(),
+        "{ended:?}"
+    );
+
+    // Under a new key all goes on, with the same configuration.
+    let database = own.join("vpn-edge.db").display().to_string();
+    let sealing = |own: &Path| -> Result<String> {
+        let text = fs::read_to_string(own.join("vpn-edge.db.key"))?;
+        Ok(text.lines().last().context("no key")?.to_owned())
+    };
+    life.keys.push(sealing(&own)?);
+    life.edge
+        .vpn_edge(&["key", "rotate", "--database", &database])?;
+    life.keys.push(sealing(&own)?);
+    life.edge.restart()?;
+    Client::up(laptop, &second)?.await_reach(A.server)?;
+    life.edge.await_state(&tenant.id, "enabled")?;
+    ensure!(life.edge.configuration(&tenant.id)? == second);
+    life.keep(tenant.port)?;
+    life.edge.tenant(&["disable", &tenant.id])?;
+    let gateway = format!("! test -e /run/vpn-edge/gateways/{}", tenant.port);
+    life.node().await_sh(&gateway)?;
+    life.edge.stop()?;
+
+    ensure!(life.keys.len() == 6);
+    ensure!(life.keys[4] != life.keys[5], "the same key");
+    fs::write(own.join("runtime"), life.runtime()?)?;
+    ensure!(cores()?.is_empty(), "{:?}", cores()?);
+    for file in files(&own)? {
+        let bytes = fs::read(&file)?;
+        for (number, key) in life.keys.iter().enumerate() {
+            let its_own = file.ends_with("vpn-edge.db.key") && number == 5;
+            let found = has(&bytes, key)?;
+            ensure!(found == its_own, "key {number} in {}", file.display());
+        }
+    }
+    Ok(())
+}
+
+fn cores(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = files(folder)?;
+    let core = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("core")
+    };
+    files.retain(core);
+    Ok(files)
+}

@@ -1,0 +1,236 @@
+//! Private keys as the database has them: encrypted, each for its place.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use blake2::{Blake2s256, Digest as _};
+use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::wireguard::PrivateKey;
+
+const ID: usize = 8;
+const NONCE: usize = 24;
+const KEY: usize = 32;
+const TAG: usize = 16;
+
+/// Bytes of a sealed private key: the sealing key's id, the nonce, the
+/// ciphertext and its tag.
+pub const SEALED: usize = ID + NONCE + KEY + TAG;
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(getrandom::Error),
+    #[error("it is encrypted under key {0}, which is not at hand")]
+    UnknownKey(KeyId),
+    #[error("it was changed, or is another tenant's")]
+    Forged,
+}
+
+/// Says which key it is, and nothing else of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyId([u8; ID]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A key that private keys are encrypted under.
+#[derive(Clone)]
+pub struct SealingKey(Zeroizing<[u8; KEY]>);
+
+impl SealingKey {
+    pub fn generate() -> Result<SealingKey, SealError> {
+        let mut key = Zeroizing::new([0; KEY]);
+        getrandom::fill(key.as_mut_slice()).map_err(SealError::Random)?;
+        Ok(SealingKey(key))
+    }
+
+    /// None for what is not base64 of 32 bytes.
+    pub fn from_base64(text: &str) -> Option<SealingKey> {
+        let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
+        let mut key = Zeroizing::new([0; KEY]);
+        if bytes.len() != KEY {
+            return None;
+        }
+        key.copy_from_slice(&bytes);
+        Some(SealingKey(key))
+    }
+
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(self.0.as_slice()))
+    }
+
+    pub fn id(&self) -> KeyId {
+        let hash = Blake2s256::new()
+            .chain_update(b"vpn-edge sealing key")
+            .chain_update(self.0.as_slice())
+            .finalize();
+        let mut id = [0; ID];
+        id.copy_from_slice(&hash[..ID]);
+        KeyId(id)
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new(self.0.as_slice().into())
+    }
+}
+
+/// What a private key is: a ciphertext opens in its own place alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub tenant: Uuid,
+    pub generation: u64,
+    /// Of the table.
+    pub column: &'static str,
+}
+
+impl Place {
+    /// Different for each: only the last part's length varies.
+    fn associated_data(&self) -> Vec<u8> {
+        let generation = self.generation.to_be_bytes();
+        let parts: [&[u8]; 3] = [self.tenant.as_bytes(), &generation, self.column.as_bytes()];
+        parts.concat()
+    }
+}
+
+/// The sealing keys at hand: the first one seals, each of them opens. Never
+/// empty.
+#[derive(Clone)]
+pub struct KeyRing(Vec<SealingKey>);
+
+impl KeyRing {
+    /// None without any key.
+    pub fn new(keys: Vec<SealingKey>) -> Option<KeyRing> {
+        (!keys.is_empty()).then_some(KeyRing(keys))
+    }
+
+    pub fn keys(&self) -> &[SealingKey] {
+        &self.0
+    }
+
+    pub fn first(&self) -> &SealingKey {
+        &self.0[0]
+    }
+
+    pub fn seal(&self, key: &PrivateKey, place: Place) -> Result<[u8; SEALED], SealError> {
+        let mut sealed = [0; SEALED];
+        let (id, rest) = sealed.split_at_mut(ID);
+        let (nonce, rest) = rest.split_at_mut(NONCE);
+        let (text, tag) = rest.split_at_mut(KEY);
+        id.copy_from_slice(&self.first().id().0);
+        getrandom::fill(nonce).map_err(SealError::Random)?;
+        text.copy_from_slice(key.as_bytes());
+        let made = self
+            .first()
+            .cipher()
+            .encrypt_in_place_detached(XNonce::from_slice(nonce), &place.associated_data(), text)
+            .expect("32 bytes are not too long");
+        tag.copy_from_slice(&made);
+        Ok(sealed)
+    }
+
+    pub fn open(&self, sealed: &[u8; SEALED], place: Place) -> Result<PrivateKey, SealError> {
+        let (nonce, rest) = sealed[ID..].split_at(NONCE);
+        let (text, tag) = rest.split_at(KEY);
+        let id = sealed_under(sealed);
+        let mut keys = self.0.iter();
+        let key = keys.find(|key| key.id() == id);
+        let key = key.ok_or(SealError::UnknownKey(id))?;
+        let mut bytes = Zeroizing::new([0; KEY]);
+        bytes.copy_from_slice(text);
+        key.cipher()
+            .decrypt_in_place_detached(
+                XNonce::from_slice(nonce),
+                &place.associated_data(),
+                bytes.as_mut_slice(),
+                Tag::from_slice(tag),
+            )
+            .map_err(|_| SealError::Forged)?;
+        Ok(PrivateKey::from_bytes(*bytes))
+    }
+}
+
+/// Which key it takes to open this.
+pub fn sealed_under(sealed: &[u8; SEALED]) -> KeyId {
+    let mut id = [0; ID];
+    id.copy_from_slice(&sealed[..ID]);
+    KeyId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring(keys: &[&SealingKey]) -> KeyRing {
+        KeyRing::new(keys.iter().copied().cloned().collect()).unwrap()
+    }
+
+    const PLACE: Place = Place {
+        tenant: Uuid::from_u128(7),
+        generation: 3,
+        column: "server_key",
+    };
+
+    #[test]
+    fn what_is_sealed_opens_in_its_place_alone() {
+        let sealing = SealingKey::generate().unwrap();
+        let ring = ring(&[&sealing]);
+        let key = PrivateKey::generate().unwrap();
+        let sealed = ring.seal(&key, PLACE).unwrap();
+        assert_eq!(ring.open(&sealed, PLACE), Ok(key.clone()));
+        assert_ne!(ring.seal(&key, PLACE).unwrap(), sealed, "a nonce once");
+        let others = [
+            Place {
+                tenant: Uuid::from_u128(8),
+                ..PLACE
+            },
+            Place {
+                generation: 4,
+                ..PLACE
+            },
+            Place {
+                column: "client_key",
+                ..PLACE
+            },
+        ];
+        for place in others {
+            assert_eq!(
+                ring.open(&sealed, place),
+                Err(SealError::Forged),
+                "{place:?}"
+            );
+        }
+        for at in ID..SEALED {
+            let mut changed = sealed;
+            changed[at] ^= 1;
+            assert_eq!(ring.open(&changed, PLACE), Err(SealError::Forged), "{at}");
+        }
+    }
+
+    #[test]
+    fn the_first_key_seals_and_all_of_them_open() {
+        let [old, new] = [(); 2].map(|()| SealingKey::generate().unwrap());
+        let key = PrivateKey::generate().unwrap();
+        let sealed = ring(&[&old]).seal(&key, PLACE).unwrap();
+        assert_eq!(sealed_under(&sealed), old.id());
+        let both = ring(&[&new, &old]);
+        assert_eq!(both.open(&sealed, PLACE), Ok(key.clone()));
+        let error = ring(&[&new]).open(&sealed, PLACE).unwrap_err();
+        assert_eq!(error, SealError::UnknownKey(old.id()));
+        let again = both.seal(&key, PLACE).unwrap();
+        assert_eq!(ring(&[&new]).open(&again, PLACE), Ok(key));
+    }
+}
