@@ -141,7 +141,12 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         cluster_ranges: args.cluster_ranges,
         tunnel_ipv6: args.tunnel_ipv6,
     };
-    let router = api::router(registry.clone(), settings, identity, edge.agent.steered());
+    let backends = api::Backends {
+        registry: registry.clone(),
+        identity,
+        steered: edge.agent.steered(),
+    };
+    let router = api::router(backends, settings);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
     tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");

@@ -2,13 +2,13 @@
 //!
 //! Every answer that is not a success has the JSON body `{"error": "…"}`.
 
+mod actions;
 mod body;
 mod error;
 mod request;
 mod tenants;
 mod vpn;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,9 @@ use axum::routing::{get, post};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tower_http::trace::TraceLayer;
-use uuid::Uuid;
 
 use crate::agent::Steered;
-use crate::domain::{Pools, Tenant};
+use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
 
@@ -39,9 +38,6 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// How long a request may take, its body's arrival included.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long an answer waits for the edge to act on it.
-const REVOCATION: Duration = Duration::from_secs(1);
 
 /// What the clients' configurations say beside the tenant's own.
 #[derive(Clone, Debug)]
@@ -57,8 +53,18 @@ pub struct Settings {
     pub tunnel_ipv6: bool,
 }
 
+/// What the API works on.
 #[derive(Clone)]
-struct Api {
+pub struct Backends {
+    pub registry: Arc<dyn Registry>,
+    pub identity: Arc<Identity>,
+    /// What the edge says that it steers by.
+    pub steered: watch::Receiver<Steered>,
+}
+
+/// What callers may do: see `actions`.
+#[derive(Clone)]
+pub(crate) struct Api {
     registry: Arc<dyn Registry>,
     settings: Arc<Settings>,
     identity: Arc<Identity>,
@@ -66,52 +72,25 @@ struct Api {
 }
 
 impl Api {
-    /// Waits until the edge steers no packet by keys that the tenant no longer
-    /// has: what was revoked is out of force when the caller hears of it.
-    ///
-    /// An edge that does not get to it is not waited for: it will.
-    async fn revoked(&self, id: Uuid, tenant: Option<&Tenant>) {
-        let kept = tenant
-            .filter(|tenant| tenant.vpn.allocation.is_some())
-            .map(|tenant| (id, tenant.vpn.generation));
-        let mut steered = self.steered.clone();
-        let closed = steered.wait_for(|steered| {
-            let mut open = steered.iter().flat_map(BTreeMap::values);
-            !open.any(|open| open.0 == id && Some(*open) != kept)
-        });
-        if tokio::time::timeout(REVOCATION, closed).await.is_err() {
-            tracing::error!(tenant = %id, "the edge has not closed the port yet");
+    fn new(backends: Backends, settings: Settings) -> Api {
+        Api {
+            registry: backends.registry,
+            settings: Arc::new(settings),
+            identity: backends.identity,
+            steered: backends.steered,
         }
     }
 }
 
-/// The API's routes, under `/v1`, and `/auth`, over a registry, over who may
-/// call, and over what the edge says that it steers by.
+/// The API's routes, under `/v1`, and `/auth`.
 ///
 /// To be served with the peers' addresses, `ConnectInfo<SocketAddr>`: sign-ins
 /// that fail are counted by them.
-pub fn router(
-    registry: Arc<dyn Registry>,
-    settings: Settings,
-    identity: Arc<Identity>,
-    steered: watch::Receiver<Steered>,
-) -> Router {
-    routes(registry, settings, identity, steered, REQUEST_DEADLINE)
+pub fn router(backends: Backends, settings: Settings) -> Router {
+    routes(Api::new(backends, settings), REQUEST_DEADLINE)
 }
 
-fn routes(
-    registry: Arc<dyn Registry>,
-    settings: Settings,
-    identity: Arc<Identity>,
-    steered: watch::Receiver<Steered>,
-    deadline: Duration,
-) -> Router {
-    let api = Api {
-        registry,
-        steered,
-        settings: Arc::new(settings),
-        identity: identity.clone(),
-    };
+fn routes(api: Api, deadline: Duration) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list).post(tenants::create))
         .route(
@@ -125,7 +104,7 @@ fn routes(
         .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
         .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
         .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
-        .merge(identity::router(identity))
+        .merge(identity::router(api.identity.clone()))
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -62,13 +62,12 @@ impl Server {
         let admin = Tokens::add(&file, &Role::Admin).unwrap();
         let identity = Arc::new(Identity::new(Tokens::load(&file).unwrap()));
         let steered = watch::Sender::default();
-        let app = routes(
-            registry.clone(),
-            settings,
+        let backends = Backends {
+            registry: registry.clone(),
             identity,
-            steered.subscribe(),
-            deadline,
-        );
+            steered: steered.subscribe(),
+        };
+        let app = routes(Api::new(backends, settings), deadline);
         let url = listen(app).await;
         Server {
             url,

@@ -220,8 +220,13 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         .await?,
     );
     let steered = steered::follow(registry.clone(), gateways.clone());
+    let backends = api::Backends {
+        registry: registry.clone(),
+        identity: callers,
+        steered: steered.clone(),
+    };
     let router = api::router(
-        registry.clone(),
+        backends,
         api::Settings {
             pools,
             dns: args.dns,
@@ -229,8 +234,6 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             cluster_ranges: args.cluster_ranges.clone(),
             tunnel_ipv6: args.tunnel_ipv6,
         },
-        callers,
-        steered.clone(),
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
     let health = health::router(candidate.leads(), registry.clone());

@@ -368,10 +368,12 @@ async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
         Tokens::load(&server.dir.path().join("tokens")).unwrap(),
     ));
     let url = listen(router(
-        Arc::new(Broken),
+        Backends {
+            registry: Arc::new(Broken),
+            identity,
+            steered: watch::channel(None).1,
+        },
         settings(),
-        identity,
-        watch::channel(None).1,
     ))
     .await;
     let tenant = format!("/v1/tenants/{}", Uuid::nil());

@@ -1,0 +1,262 @@
+//! What callers may do to tenants, whether they ask by API or by page.
+//!
+//! Another organisation's tenant is to nobody told from one that does not exist.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use jiff::Timestamp;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::Api;
+use super::body::{CreateTenant, PatchTenant, VpnStatus};
+use super::error::ApiError;
+use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
+use crate::domain::tenant::{check_networks, check_versions};
+use crate::domain::{Tenant, VpnError};
+use crate::identity::Caller;
+use crate::registry::Change;
+use crate::wireguard::{ClientConfig, Keys, PublicKey};
+
+/// How long an answer waits for the edge to act on it.
+const REVOCATION: Duration = Duration::from_secs(1);
+
+/// A client's `wg-quick` file.
+pub struct Configuration {
+    pub filename: String,
+    pub text: Zeroizing<String>,
+}
+
+impl Api {
+    /// The tenants that the caller sees, by id.
+    pub async fn seen(&self, caller: &Caller) -> Result<Vec<Arc<Tenant>>, ApiError> {
+        let mut tenants = self.registry.list().await?;
+        tenants.retain(|tenant| caller.check_sees(tenant).is_ok());
+        Ok(tenants)
+    }
+
+    /// The tenant, if it exists and the caller sees it.
+    pub async fn find(&self, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
+        let tenant = self.registry.get(id).await?;
+        let tenant = tenant.ok_or(VpnError::TenantNotFound)?;
+        caller.check_sees(&tenant)?;
+        Ok(tenant)
+    }
+
+    /// The same for what only an admin may do to it.
+    pub async fn find_as_admin(&self, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
+        let tenant = self.find(caller, id).await?;
+        caller.check_admin()?;
+        Ok(tenant)
+    }
+
+    pub async fn create(&self, caller: &Caller, new: CreateTenant) -> Result<Tenant, ApiError> {
+        caller.check_admin()?;
+        let id = new.id.unwrap_or_else(Uuid::new_v4);
+        let mut tenant = Tenant::new(id, new.organisation, new.plan, Timestamp::now())?;
+        if let Some(namespace) = new.namespace {
+            tenant.set_namespace(namespace)?;
+        }
+        check_versions(&new.networks, self.settings.tunnel_ipv6)?;
+        tenant.set_networks(new.networks)?;
+        tenant.set_ready(new.ready);
+        Ok(self.registry.create(tenant).await?)
+    }
+
+    pub async fn patch(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+        patch: PatchTenant,
+    ) -> Result<Tenant, ApiError> {
+        self.find_as_admin(caller, id).await?;
+        if let Some(networks) = &patch.networks {
+            check_versions(networks, self.settings.tunnel_ipv6)?;
+            check_networks(networks)?;
+        }
+        let change: Change = Box::new(move |tenant, pool| {
+            if let Some(plan) = patch.plan {
+                tenant.set_plan(plan, pool, Timestamp::now());
+            }
+            if let Some(ready) = patch.ready {
+                tenant.set_ready(ready);
+            }
+            if let Some(networks) = &patch.networks {
+                tenant.networks.clone_from(networks);
+            }
+            Ok(())
+        });
+        let tenant = self.registry.update(id, change).await?;
+        self.revoked(id, Some(&tenant)).await;
+        Ok(tenant)
+    }
+
+    pub async fn delete(&self, caller: &Caller, id: Uuid) -> Result<(), ApiError> {
+        self.find_as_admin(caller, id).await?;
+        if !self.registry.delete(id).await? {
+            return Err(VpnError::TenantNotFound.into());
+        }
+        self.revoked(id, None).await;
+        Ok(())
+    }
+
+    /// With the public key that the client gives, if it does; else with keys of
+    /// both ends made here.
+    pub async fn enable(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+        given: Option<PublicKey>,
+    ) -> Result<Tenant, ApiError> {
+        let caller = caller.clone();
+        let change: Change = Box::new(move |tenant, pool| {
+            caller.check_sees(tenant)?;
+            tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
+        });
+        Ok(self.registry.update(id, change).await?)
+    }
+
+    pub async fn disable(&self, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
+        let caller = caller.clone();
+        let change: Change = Box::new(move |tenant, pool| {
+            caller.check_sees(tenant)?;
+            tenant.disable(pool, Timestamp::now())
+        });
+        let tenant = self.registry.update(id, change).await?;
+        self.revoked(id, Some(&tenant)).await;
+        Ok(tenant)
+    }
+
+    /// Replaces the keys of both ends, or by the public key that the client gives.
+    pub async fn regenerate(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+        given: Option<PublicKey>,
+    ) -> Result<Tenant, ApiError> {
+        // Without new keys the old ones stay in force, and the caller has to know.
+        let keys = Keys::generate_for(given).map_err(ApiError::internal)?;
+        let caller = caller.clone();
+        let change: Change = Box::new(move |tenant, _| {
+            caller.check_sees(tenant)?;
+            tenant.regenerate(keys.clone(), Timestamp::now())
+        });
+        let tenant = self.registry.update(id, change).await?;
+        self.revoked(id, Some(&tenant)).await;
+        Ok(tenant)
+    }
+
+    /// What the client is to connect with.
+    pub async fn configuration(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+    ) -> Result<Configuration, ApiError> {
+        let tenant = self.find(caller, id).await?;
+        let allocation = tenant.configuration()?;
+        let subnet = self.subnet(&tenant)?;
+        let address = Ipv4Net::new(client_address(subnet), subnet.prefix_len());
+        let mut addresses = vec![IpNet::V4(address.map_err(ApiError::internal)?)];
+        let mut allowed_ips = self.settings.allowed_ips.clone();
+        if let Some(subnet6) = self.subnet6(&tenant) {
+            let address = Ipv6Net::new(client_address6(subnet6), subnet6.prefix_len());
+            addresses.push(address.map_err(ApiError::internal)?.into());
+            // The gateway itself: no range of the cluster's can be meant to have it.
+            if !allowed_ips
+                .iter()
+                .any(|net| net.contains(&IpNet::V6(subnet6)))
+            {
+                allowed_ips.push(subnet6.into());
+            }
+        }
+        let text = ClientConfig {
+            key: allocation.keys.client.clone(),
+            addresses,
+            dns: self.settings.dns,
+            server_public_key: allocation.keys.server.public(),
+            allowed_ips,
+            endpoint: self.settings.pools.endpoint(allocation.port),
+        }
+        .render();
+        Ok(Configuration {
+            filename: filename(&tenant),
+            text,
+        })
+    }
+
+    /// A tenant's VPN as it is shown.
+    pub fn status(&self, tenant: &Tenant) -> Result<VpnStatus, ApiError> {
+        let vpn = &tenant.vpn;
+        let mut body = VpnStatus {
+            state: vpn.state,
+            endpoint: None,
+            port: None,
+            subnet: None,
+            client_address: None,
+            subnet6: None,
+            client_address6: None,
+            server_public_key: None,
+            client_public_key: None,
+            client_key_given: None,
+            created_at: None,
+            generation: vpn.generation,
+            since: whole_second(vpn.since),
+            failure: vpn.failure.clone(),
+        };
+        if let Some(allocation) = &vpn.allocation {
+            let subnet = self.subnet(tenant)?;
+            body.endpoint = Some(self.settings.pools.endpoint(allocation.port));
+            body.port = Some(allocation.port);
+            body.subnet = Some(subnet);
+            body.client_address = Some(client_address(subnet));
+            body.subnet6 = self.subnet6(tenant);
+            body.client_address6 = body.subnet6.map(client_address6);
+            body.server_public_key = Some(allocation.keys.server.public());
+            body.client_public_key = Some(allocation.keys.client.public());
+            body.client_key_given = Some(allocation.keys.client.given().is_some());
+            body.created_at = Some(whole_second(allocation.created_at));
+        }
+        Ok(body)
+    }
+
+    fn subnet(&self, tenant: &Tenant) -> Result<Ipv4Net, ApiError> {
+        tunnel_subnet(tenant.id, &self.settings.cluster_ranges).map_err(ApiError::internal)
+    }
+
+    fn subnet6(&self, tenant: &Tenant) -> Option<Ipv6Net> {
+        let ipv6 = self.settings.tunnel_ipv6;
+        ipv6.then(|| tunnel_subnet6(tenant.id))
+    }
+
+    /// Waits until the edge steers no packet by keys that the tenant no longer
+    /// has: what was revoked is out of force when the caller hears of it.
+    ///
+    /// An edge that does not get to it is not waited for: it will.
+    async fn revoked(&self, id: Uuid, tenant: Option<&Tenant>) {
+        let kept = tenant
+            .filter(|tenant| tenant.vpn.allocation.is_some())
+            .map(|tenant| (id, tenant.vpn.generation));
+        let mut steered = self.steered.clone();
+        let closed = steered.wait_for(|steered| {
+            let mut open = steered.iter().flat_map(BTreeMap::values);
+            !open.any(|open| open.0 == id && Some(*open) != kept)
+        });
+        if tokio::time::timeout(REVOCATION, closed).await.is_err() {
+            tracing::error!(tenant = %id, "the edge has not closed the port yet");
+        }
+    }
+}
+
+/// `wg-quick` names the interface after the file, and the kernel takes 15
+/// characters (IFNAMSIZ less its end).
+fn filename(tenant: &Tenant) -> String {
+    let id = tenant.id.simple().to_string();
+    format!("vpn-{}.conf", &id[..8])
+}
+
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
