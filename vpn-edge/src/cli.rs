@@ -39,6 +39,8 @@ enum Command {
     Top(inspect::top::TopArgs),
     /// Manage tenants and their VPN.
     Tenant(client::TenantArgs),
+    /// Show who did what to which tenant.
+    Audit(client::AuditArgs),
     /// Manage the API's tokens.
     Token(client::TokenArgs),
     /// Manage the key that the database's private keys are encrypted under.
@@ -68,6 +70,7 @@ impl Cli {
             Command::Trace(args) => inspect::trace::run(&args),
             Command::Top(args) => inspect::top::run(&args),
             Command::Tenant(args) => client::run(args).await,
+            Command::Audit(args) => client::run_audit(args).await,
             Command::Token(args) => client::run_token(args),
             Command::Key(args) => key::run(args),
         }

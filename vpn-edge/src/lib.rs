@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod conntrack;

@@ -15,6 +15,7 @@ use vpn_edge_common::NODE_SLOT;
 
 use crate::agent::{Edge, EdgeArgs, Local};
 use crate::api;
+use crate::audit::SqliteLog;
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
@@ -106,6 +107,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let registry =
         SqliteRegistry::open_with(&database.database, args.ports, &database.key_source()?)?;
     let registry = Arc::new(registry);
+    let audit = SqliteLog::beside(&database.database, registry.clone())?;
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
 
@@ -144,6 +146,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let backends = api::Backends {
         registry: registry.clone(),
         identity,
+        audit: Arc::new(audit),
         steered: edge.agent.steered(),
     };
     let router = api::router(backends, settings);

@@ -1,6 +1,8 @@
 //! What callers may do to tenants, whether they ask by API or by page.
 //!
 //! Another organisation's tenant is to nobody told from one that does not exist.
+//! What is tried on a tenant that the caller sees is in the audit log: nobody can
+//! fill another's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use zeroize::Zeroizing;
 use super::Api;
 use super::body::{CreateTenant, PatchTenant, VpnStatus};
 use super::error::ApiError;
+use crate::audit::Action;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
@@ -46,13 +49,6 @@ impl Api {
         Ok(tenant)
     }
 
-    /// The same for what only an admin may do to it.
-    pub async fn find_as_admin(&self, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
-        let tenant = self.find(caller, id).await?;
-        caller.check_admin()?;
-        Ok(tenant)
-    }
-
     pub async fn create(&self, caller: &Caller, new: CreateTenant) -> Result<Tenant, ApiError> {
         caller.check_admin()?;
         let id = new.id.unwrap_or_else(Uuid::new_v4);
@@ -63,7 +59,11 @@ impl Api {
         check_versions(&new.networks, self.settings.tunnel_ipv6)?;
         tenant.set_networks(new.networks)?;
         tenant.set_ready(new.ready);
-        Ok(self.registry.create(tenant).await?)
+        let new = tenant.clone();
+        self.recorded(caller, &tenant, Action::Create, |api, _| async move {
+            Ok(api.registry.create(new).await?)
+        })
+        .await
     }
 
     pub async fn patch(
@@ -72,35 +72,43 @@ impl Api {
         id: Uuid,
         patch: PatchTenant,
     ) -> Result<Tenant, ApiError> {
-        self.find_as_admin(caller, id).await?;
-        if let Some(networks) = &patch.networks {
-            check_versions(networks, self.settings.tunnel_ipv6)?;
-            check_networks(networks)?;
-        }
-        let change: Change = Box::new(move |tenant, pool| {
-            if let Some(plan) = patch.plan {
-                tenant.set_plan(plan, pool, Timestamp::now());
-            }
-            if let Some(ready) = patch.ready {
-                tenant.set_ready(ready);
-            }
+        let tenant = self.find(caller, id).await?;
+        self.recorded(caller, &tenant, Action::Change, |api, caller| async move {
+            caller.check_admin()?;
             if let Some(networks) = &patch.networks {
-                tenant.networks.clone_from(networks);
+                check_versions(networks, api.settings.tunnel_ipv6)?;
+                check_networks(networks)?;
             }
-            Ok(())
-        });
-        let tenant = self.registry.update(id, change).await?;
-        self.revoked(id, Some(&tenant)).await;
-        Ok(tenant)
+            let change: Change = Box::new(move |tenant, pool| {
+                if let Some(plan) = patch.plan {
+                    tenant.set_plan(plan, pool, Timestamp::now());
+                }
+                if let Some(ready) = patch.ready {
+                    tenant.set_ready(ready);
+                }
+                if let Some(networks) = &patch.networks {
+                    tenant.networks.clone_from(networks);
+                }
+                Ok(())
+            });
+            let tenant = api.registry.update(id, change).await?;
+            api.revoked(id, Some(&tenant)).await;
+            Ok(tenant)
+        })
+        .await
     }
 
     pub async fn delete(&self, caller: &Caller, id: Uuid) -> Result<(), ApiError> {
-        self.find_as_admin(caller, id).await?;
-        if !self.registry.delete(id).await? {
-            return Err(VpnError::TenantNotFound.into());
-        }
-        self.revoked(id, None).await;
-        Ok(())
+        let tenant = self.find(caller, id).await?;
+        self.recorded(caller, &tenant, Action::Delete, |api, caller| async move {
+            caller.check_admin()?;
+            if !api.registry.delete(id).await? {
+                return Err(VpnError::TenantNotFound.into());
+            }
+            api.revoked(id, None).await;
+            Ok(())
+        })
+        .await
     }
 
     /// With the public key that the client gives, if it does; else with keys of
@@ -111,23 +119,39 @@ impl Api {
         id: Uuid,
         given: Option<PublicKey>,
     ) -> Result<Tenant, ApiError> {
-        let caller = caller.clone();
-        let change: Change = Box::new(move |tenant, pool| {
-            caller.check_sees(tenant)?;
-            tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
-        });
-        Ok(self.registry.update(id, change).await?)
+        let tenant = self.find(caller, id).await?;
+        self.recorded(
+            caller,
+            &tenant,
+            Action::Enable,
+            move |api, caller| async move {
+                let change: Change = Box::new(move |tenant, pool| {
+                    caller.check_sees(tenant)?;
+                    tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
+                });
+                Ok(api.registry.update(id, change).await?)
+            },
+        )
+        .await
     }
 
     pub async fn disable(&self, caller: &Caller, id: Uuid) -> Result<Tenant, ApiError> {
-        let caller = caller.clone();
-        let change: Change = Box::new(move |tenant, pool| {
-            caller.check_sees(tenant)?;
-            tenant.disable(pool, Timestamp::now())
-        });
-        let tenant = self.registry.update(id, change).await?;
-        self.revoked(id, Some(&tenant)).await;
-        Ok(tenant)
+        let tenant = self.find(caller, id).await?;
+        self.recorded(
+            caller,
+            &tenant,
+            Action::Disable,
+            move |api, caller| async move {
+                let change: Change = Box::new(move |tenant, pool| {
+                    caller.check_sees(tenant)?;
+                    tenant.disable(pool, Timestamp::now())
+                });
+                let tenant = api.registry.update(id, change).await?;
+                api.revoked(id, Some(&tenant)).await;
+                Ok(tenant)
+            },
+        )
+        .await
     }
 
     /// Replaces the keys of both ends, or by the public key that the client gives.
@@ -137,16 +161,24 @@ impl Api {
         id: Uuid,
         given: Option<PublicKey>,
     ) -> Result<Tenant, ApiError> {
-        // Without new keys the old ones stay in force, and the caller has to know.
-        let keys = Keys::generate_for(given).map_err(ApiError::internal)?;
-        let caller = caller.clone();
-        let change: Change = Box::new(move |tenant, _| {
-            caller.check_sees(tenant)?;
-            tenant.regenerate(keys.clone(), Timestamp::now())
-        });
-        let tenant = self.registry.update(id, change).await?;
-        self.revoked(id, Some(&tenant)).await;
-        Ok(tenant)
+        let tenant = self.find(caller, id).await?;
+        self.recorded(
+            caller,
+            &tenant,
+            Action::Regenerate,
+            move |api, caller| async move {
+                // Without new keys the old ones stay in force, and the caller has to know.
+                let keys = Keys::generate_for(given).map_err(ApiError::internal)?;
+                let change: Change = Box::new(move |tenant, _| {
+                    caller.check_sees(tenant)?;
+                    tenant.regenerate(keys.clone(), Timestamp::now())
+                });
+                let tenant = api.registry.update(id, change).await?;
+                api.revoked(id, Some(&tenant)).await;
+                Ok(tenant)
+            },
+        )
+        .await
     }
 
     /// What the client is to connect with.
@@ -156,12 +188,26 @@ impl Api {
         id: Uuid,
     ) -> Result<Configuration, ApiError> {
         let tenant = self.find(caller, id).await?;
+        self.recorded(
+            caller,
+            &tenant,
+            Action::Download,
+            |api, caller| async move {
+                // As it is once it is known who has it.
+                let tenant = api.find(&caller, id).await?;
+                api.client(&tenant)
+            },
+        )
+        .await
+    }
+
+    fn client(&self, tenant: &Tenant) -> Result<Configuration, ApiError> {
         let allocation = tenant.configuration()?;
-        let subnet = self.subnet(&tenant)?;
+        let subnet = self.subnet(tenant)?;
         let address = Ipv4Net::new(client_address(subnet), subnet.prefix_len());
         let mut addresses = vec![IpNet::V4(address.map_err(ApiError::internal)?)];
         let mut allowed_ips = self.settings.allowed_ips.clone();
-        if let Some(subnet6) = self.subnet6(&tenant) {
+        if let Some(subnet6) = self.subnet6(tenant) {
             let address = Ipv6Net::new(client_address6(subnet6), subnet6.prefix_len());
             addresses.push(address.map_err(ApiError::internal)?.into());
             // The gateway itself: no range of the cluster's can be meant to have it.
@@ -182,7 +228,7 @@ impl Api {
         }
         .render();
         Ok(Configuration {
-            filename: filename(&tenant),
+            filename: filename(tenant),
             text,
         })
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::audit::{Action, Outcome, Record};
 use crate::domain::{Plan, State, Tenant};
 use crate::wireguard::PublicKey;
 
@@ -101,6 +102,40 @@ pub struct VpnStatus {
     pub failure: Option<String>,
 }
 
+/// `GET /v1/audit`: what callers did, newest first.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditList {
+    pub records: Vec<AuditRecord>,
+    /// To ask for the older ones with, as `before`; null when there are none.
+    pub next: Option<Uuid>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    pub id: Uuid,
+    /// When it began, to the millisecond.
+    pub time: Timestamp,
+    pub tenant: Uuid,
+    /// The tenant's.
+    pub organisation: String,
+    /// Who: `oidc:SUB`, with the e-mail address if the issuer verified it, or
+    /// `token:HASH`.
+    pub caller: String,
+    /// The caller is an admin, else a member of the organisation.
+    pub admin: bool,
+    pub action: Action,
+    /// Null while it is under way, and for good if that could not be told.
+    pub outcome: Option<AuditOutcome>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditOutcome {
+    /// The HTTP status.
+    pub status: u16,
+    /// What a refusal said; null of a success.
+    pub error: Option<String>,
+}
+
 /// Any answer that is not a success.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -121,6 +156,22 @@ impl From<&Tenant> for TenantBody {
             vpn: TenantVpn {
                 state: tenant.vpn.state,
             },
+        }
+    }
+}
+
+impl From<Record> for AuditRecord {
+    fn from(record: Record) -> AuditRecord {
+        let outcome = |Outcome { status, error }| AuditOutcome { status, error };
+        AuditRecord {
+            id: record.id,
+            time: record.time,
+            tenant: record.tenant,
+            organisation: record.organisation,
+            caller: record.caller,
+            admin: record.admin,
+            action: record.action,
+            outcome: record.outcome.map(outcome),
         }
     }
 }

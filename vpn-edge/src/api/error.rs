@@ -29,27 +29,45 @@ impl ApiError {
         tracing::error!(%cause, "a request failed");
         ApiError::Internal
     }
+
+    pub fn code(&self) -> StatusCode {
+        match self {
+            ApiError::Vpn(error) => {
+                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            ApiError::Refused(refused) => refused.status(),
+            ApiError::Status(status, _) => *status,
+            ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// What the answer's `error` says.
+    pub fn words(&self) -> String {
+        match self {
+            ApiError::Vpn(error) => error.to_string(),
+            ApiError::Refused(refused) => refused.to_string(),
+            ApiError::Status(_, message) => message.clone(),
+            ApiError::Internal => "internal error".to_owned(),
+        }
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let plain = |status: StatusCode, error: &str| {
-            let body = ErrorBody {
-                error: error.to_owned(),
-                upgrade_required: false,
-            };
-            (status, Json(body)).into_response()
-        };
+        let (status, words) = (self.code(), self.words());
         match self {
             ApiError::Vpn(error) => {
-                let status = StatusCode::from_u16(error.status())
-                    .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 let json = [(header::CONTENT_TYPE, "application/json")];
                 (status, json, error.body()).into_response()
             }
             ApiError::Refused(refused) => refused.into_response(),
-            ApiError::Status(status, message) => plain(status, &message),
-            ApiError::Internal => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
+            ApiError::Status(..) | ApiError::Internal => {
+                let body = ErrorBody {
+                    error: words,
+                    upgrade_required: false,
+                };
+                (status, Json(body)).into_response()
+            }
         }
     }
 }

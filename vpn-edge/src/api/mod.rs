@@ -3,6 +3,7 @@
 //! Every answer that is not a success has the JSON body `{"error": "…"}`.
 
 mod actions;
+mod audit;
 mod body;
 mod error;
 mod request;
@@ -24,12 +25,14 @@ use tokio::sync::watch;
 use tower_http::trace::TraceLayer;
 
 use crate::agent::Steered;
+use crate::audit::Log;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
 
 pub use body::{
-    CreateTenant, ErrorBody, NewKeys, PatchTenant, TenantBody, TenantList, TenantVpn, VpnStatus,
+    AuditList, AuditOutcome, AuditRecord, CreateTenant, ErrorBody, NewKeys, PatchTenant,
+    TenantBody, TenantList, TenantVpn, VpnStatus,
 };
 use error::ApiError;
 
@@ -58,6 +61,7 @@ pub struct Settings {
 pub struct Backends {
     pub registry: Arc<dyn Registry>,
     pub identity: Arc<Identity>,
+    pub audit: Arc<dyn Log>,
     /// What the edge says that it steers by.
     pub steered: watch::Receiver<Steered>,
 }
@@ -68,6 +72,7 @@ pub(crate) struct Api {
     registry: Arc<dyn Registry>,
     settings: Arc<Settings>,
     identity: Arc<Identity>,
+    audit: Arc<dyn Log>,
     steered: watch::Receiver<Steered>,
 }
 
@@ -77,6 +82,7 @@ impl Api {
             registry: backends.registry,
             settings: Arc::new(settings),
             identity: backends.identity,
+            audit: backends.audit,
             steered: backends.steered,
         }
     }
@@ -104,6 +110,7 @@ fn routes(api: Api, deadline: Duration) -> Router {
         .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
         .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
         .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
+        .route("/v1/audit", get(audit::read))
         .merge(identity::router(api.identity.clone()))
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)

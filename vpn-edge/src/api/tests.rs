@@ -1,5 +1,6 @@
 //! The API over real HTTP on the loopback interface.
 
+mod audit;
 mod own_keys;
 mod requests;
 mod roles;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use self::audit::Switched;
 use super::*;
 use crate::domain::{GatewayState, Observed, Pools};
 use crate::identity::{Role, Tokens};
@@ -24,6 +26,7 @@ pub(crate) struct Server {
     pub admin: Zeroizing<String>,
     pub acme: Zeroizing<String>,
     pub rival: Zeroizing<String>,
+    audit: Arc<Switched>,
     /// What the edge would say.
     steered: watch::Sender<Steered>,
     client: reqwest::Client,
@@ -61,10 +64,12 @@ impl Server {
         let (acme, rival) = (member("acme"), member("rival"));
         let admin = Tokens::add(&file, &Role::Admin).unwrap();
         let identity = Arc::new(Identity::new(Tokens::load(&file).unwrap()));
+        let audit = Arc::new(Switched::new(&database, registry.clone()));
         let steered = watch::Sender::default();
         let backends = Backends {
             registry: registry.clone(),
             identity,
+            audit: audit.clone(),
             steered: steered.subscribe(),
         };
         let app = routes(Api::new(backends, settings), deadline);
@@ -75,6 +80,7 @@ impl Server {
             admin,
             acme,
             rival,
+            audit,
             steered,
             client: reqwest::Client::new(),
             dir,

@@ -1,5 +1,7 @@
-//! The API's client on the command line: `vpn-edge tenant` and `vpn-edge token`.
+//! The API's client on the command line: `vpn-edge tenant`, `vpn-edge audit` and
+//! `vpn-edge token`.
 
+mod audit;
 mod render;
 mod request;
 
@@ -23,15 +25,16 @@ use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, Vpn
 use crate::domain::{Plan, State};
 use crate::identity::{self, Tokens};
 use crate::wireguard::PublicKey;
+pub use audit::{AuditArgs, run as run_audit};
 use request::Client;
 
 /// How long `enable` and `regenerate` wait for the outcome.
 const WAIT_DEADLINE: Duration = Duration::from_secs(60);
 const WAIT_STEP: Duration = Duration::from_millis(250);
 
-/// `vpn-edge tenant`.
+/// The API, and how its answers are shown.
 #[derive(Debug, Args)]
-pub struct TenantArgs {
+struct ServerArgs {
     /// Where the API is.
     #[arg(
         long,
@@ -54,6 +57,20 @@ pub struct TenantArgs {
     token_file: Option<PathBuf>,
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+impl ServerArgs {
+    fn client(&self) -> Result<Client> {
+        let token = token(self.token.clone(), self.token_file.as_deref())?;
+        Client::new(&self.server, token)
+    }
+}
+
+/// `vpn-edge tenant`.
+#[derive(Debug, Args)]
+pub struct TenantArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     #[command(subcommand)]
     command: TenantCommand,
 }
@@ -211,12 +228,13 @@ fn execute_token(args: TokenArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
-    let client = Client::new(&args.server, token(args.token, args.token_file.as_deref())?)?;
-    let tenant = |body: TenantBody, out: &mut dyn Write| match args.output {
+    let client = args.server.client()?;
+    let output = args.server.output;
+    let tenant = |body: TenantBody, out: &mut dyn Write| match output {
         Output::Table => Ok(write!(out, "{}", render::tenant(&body))?),
         Output::Json => print_json(out, &body),
     };
-    let status = |body: VpnStatus, out: &mut dyn Write| match args.output {
+    let status = |body: VpnStatus, out: &mut dyn Write| match output {
         Output::Table => Ok(write!(out, "{}", render::status(&body))?),
         Output::Json => print_json(out, &body),
     };
@@ -244,7 +262,7 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
         }
         TenantCommand::List => {
             let list: TenantList = client.get("/v1/tenants").await?;
-            match args.output {
+            match output {
                 Output::Table => Ok(write!(out, "{}", render::tenants(&list.tenants))?),
                 Output::Json => print_json(out, &list),
             }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use comfy_table::Table;
 
-use crate::api::{TenantBody, VpnStatus};
+use crate::api::{AuditRecord, TenantBody, VpnStatus};
 
 /// One line a tenant.
 pub fn tenants(tenants: &[TenantBody]) -> String {
@@ -75,6 +75,39 @@ pub fn status(status: &VpnStatus) -> String {
         ["keys made", &shown(status.created_at)],
         ["generation", &status.generation.to_string()],
     ]);
+    text(&table)
+}
+
+/// One line a record.
+pub fn audit(records: &[AuditRecord]) -> String {
+    let mut table = plain();
+    table.set_header([
+        "TIME",
+        "TENANT",
+        "ORGANISATION",
+        "CALLER",
+        "AS",
+        "ACTION",
+        "OUTCOME",
+    ]);
+    for record in records {
+        let outcome = match &record.outcome {
+            None => "unknown".to_owned(),
+            Some(outcome) => match &outcome.error {
+                None => outcome.status.to_string(),
+                Some(error) => format!("{} {error}", outcome.status),
+            },
+        };
+        table.add_row([
+            record.time.to_string(),
+            record.tenant.to_string(),
+            record.organisation.clone(),
+            record.caller.clone(),
+            if record.admin { "admin" } else { "member" }.to_owned(),
+            record.action.to_string(),
+            outcome,
+        ]);
+    }
     text(&table)
 }
 

@@ -2,6 +2,8 @@ use clap::Parser;
 
 use super::*;
 use crate::api::tests::Server;
+use crate::api::{AuditList, AuditOutcome, AuditRecord};
+use crate::audit::Action;
 use crate::domain::GatewayState;
 
 #[derive(Debug, Parser)]
@@ -24,6 +26,25 @@ async fn tenant(server: &Server, token: &str, line: &str) -> Result<String, Stri
     let args = Tenant::try_parse_from(words).map_err(|error| error.to_string())?;
     let mut out = Vec::new();
     match execute(args.args, &mut out).await {
+        Ok(()) => Ok(String::from_utf8(out).unwrap()),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+#[derive(Debug, Parser)]
+struct Audit {
+    #[command(flatten)]
+    args: AuditArgs,
+}
+
+/// The same of `vpn-edge audit`.
+async fn audit(server: &Server, token: &str, line: &str) -> Result<String, String> {
+    let words = ["audit", "--server", &server.url, "--token", token]
+        .into_iter()
+        .chain(line.split_whitespace());
+    let args = Audit::try_parse_from(words).map_err(|error| error.to_string())?;
+    let mut out = Vec::new();
+    match audit::execute(args.args, &mut out).await {
         Ok(()) => Ok(String::from_utf8(out).unwrap()),
         Err(error) => Err(format!("{error:#}")),
     }
@@ -318,4 +339,72 @@ async fn the_status_shows_the_tunnels_ipv6_beside_ipv4() {
     ] {
         assert!(status.contains(part), "{status}");
     }
+}
+
+#[test]
+fn the_audit_log_is_shown_in_a_table() {
+    let record = |second: i64, caller: &str, admin, action, outcome| AuditRecord {
+        id: Uuid::nil(),
+        time: jiff::Timestamp::from_millisecond(1_800_000_000_123 + second * 1000).unwrap(),
+        tenant: ID.parse().unwrap(),
+        organisation: "acme".to_owned(),
+        caller: caller.to_owned(),
+        admin,
+        action,
+        outcome,
+    };
+    let outcome = |status, error: Option<&str>| {
+        let error = error.map(str::to_owned);
+        Some(AuditOutcome { status, error })
+    };
+    let alice = "oidc:7f3 alice@example.com";
+    let refused = outcome(409, Some("VPN is not enabled"));
+    let shown = render::audit(&[
+        record(3, "token:0a1b2c3d", true, Action::Delete, None),
+        record(2, alice, false, Action::Disable, refused),
+        record(1, alice, false, Action::Download, outcome(200, None)),
+    ]);
+    assert_eq!(
+        shown,
+        "\
+TIME                      TENANT                                ORGANISATION  CALLER                      AS      ACTION    OUTCOME
+2027-01-15T08:00:03.123Z  6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44  acme          token:0a1b2c3d              admin   delete    unknown
+2027-01-15T08:00:02.123Z  6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44  acme          oidc:7f3 alice@example.com  member  disable   409 VPN is not enabled
+2027-01-15T08:00:01.123Z  6f1c2b1e-5f0e-4d63-9d51-0c8f2a7b3e44  acme          oidc:7f3 alice@example.com  member  download  200
+"
+    );
+}
+
+#[tokio::test]
+async fn the_audit_log_is_as_long_as_asked_for() {
+    let server = Server::start().await;
+    create(&server).await;
+    let (admin, acme) = (&server.admin, &server.acme);
+    tenant(&server, acme, &format!("disable {ID}"))
+        .await
+        .unwrap_err();
+    let shown = audit(&server, admin, "").await.unwrap();
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    assert!(
+        lines[1].ends_with("member  disable  409 VPN is not enabled"),
+        "{shown}"
+    );
+    assert!(lines[2].ends_with("admin   create   201"), "{shown}");
+
+    let json = |text: String| serde_json::from_str::<AuditList>(&text).unwrap();
+    let newest = json(audit(&server, admin, "--limit 1 -o json").await.unwrap());
+    assert_eq!(newest.records.len(), 1);
+    assert_eq!(newest.next, Some(newest.records[0].id));
+    let line = format!("--tenant {ID} -o json");
+    let all = json(audit(&server, admin, &line).await.unwrap());
+    assert_eq!((all.records.len(), all.next), (2, None));
+    assert_eq!(all.records[0], newest.records[0]);
+    let line = format!("--tenant {} --limit 5", Uuid::nil());
+    let none = audit(&server, admin, &line).await.unwrap();
+    assert_eq!(none.lines().count(), 1, "the header alone: {none}");
+    assert_eq!(
+        audit(&server, acme, "").await.unwrap_err(),
+        "the API refused (403): admin only"
+    );
 }

@@ -20,6 +20,7 @@ use super::leader::Candidate;
 use super::{Controller, Settings, health, steered};
 use crate::agent::Steered;
 use crate::api;
+use crate::audit::KubeLog;
 use crate::domain::{Pool, Pools};
 use crate::gateways::kube::{self as kube_gateways, KubeGateways};
 use crate::identity::IdentityArgs;
@@ -89,7 +90,8 @@ pub struct ControllerArgs {
     /// Let tunnels carry IPv6 too.
     #[arg(long, env = "VPN_EDGE_TUNNEL_IPV6")]
     tunnel_ipv6: bool,
-    /// Namespace of the Lease by which one of several controllers leads.
+    /// Namespace of the Lease by which one of several controllers leads, and of
+    /// the audit log.
     #[arg(long, env = "POD_NAMESPACE", default_value = "vpn-edge-system")]
     namespace: String,
     /// This controller's name in the Lease, its alone [default: the host's].
@@ -223,6 +225,11 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     let backends = api::Backends {
         registry: registry.clone(),
         identity: callers,
+        audit: Arc::new(KubeLog::new(
+            client.clone(),
+            &args.namespace,
+            registry.clone(),
+        )),
         steered: steered.clone(),
     };
     let router = api::router(

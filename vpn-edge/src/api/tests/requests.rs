@@ -371,6 +371,7 @@ async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
         Backends {
             registry: Arc::new(Broken),
             identity,
+            audit: server.audit.clone(),
             steered: watch::channel(None).1,
         },
         settings(),

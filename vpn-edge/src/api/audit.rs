@@ -1,0 +1,143 @@
+//! `/v1/audit`, and how actions get there.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::Api;
+use super::body::{AuditList, AuditRecord};
+use super::error::ApiError;
+use crate::audit::{Action, LogError, Outcome, Query, Record};
+use crate::domain::Tenant;
+use crate::identity::Caller;
+
+/// Records in an answer, if nothing else is asked for, and at most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// With clear words: nobody has done anything then.
+const UNRECORDED: &str = "nothing was done, as the audit log cannot be written at the moment: \
+                          try again, or have the operator look at vpn-edge's log";
+
+pub async fn read(
+    State(api): State<Api>,
+    caller: Caller,
+    RawQuery(text): RawQuery,
+) -> Result<Json<AuditList>, ApiError> {
+    caller.check_admin()?;
+    let query = query(text.as_deref().unwrap_or_default())?;
+    Ok(Json(api.audit(&caller, query).await?))
+}
+
+impl Api {
+    /// What callers did, for an admin.
+    pub async fn audit(&self, caller: &Caller, query: Query) -> Result<AuditList, ApiError> {
+        caller.check_admin()?;
+        let Query { limit, .. } = query;
+        let more = Query {
+            limit: limit.saturating_add(1),
+            ..query
+        };
+        let mut found = self.audit.read(more).await.map_err(|error| {
+            tracing::error!("the audit log cannot be read: {error}");
+            let message = "the audit log cannot be read at the moment: try again, \
+                           or look at vpn-edge's log";
+            ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message.to_owned())
+        })?;
+        let older = found.len() > limit;
+        found.truncate(limit);
+        Ok(AuditList {
+            next: found.last().filter(|_| older).map(|record| record.id),
+            records: found.into_iter().map(AuditRecord::from).collect(),
+        })
+    }
+
+    /// Does `work` on a tenant that the caller sees, with a record of it from
+    /// before it begins. It goes on to its end even when the caller goes away.
+    pub(super) async fn recorded<T, W>(
+        &self,
+        caller: &Caller,
+        tenant: &Tenant,
+        action: Action,
+        work: impl FnOnce(Api, Caller) -> W,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, ApiError>> + Send + 'static,
+    {
+        let record = Record::begin(caller, tenant, action);
+        let (id, tenant) = (record.id, record.tenant);
+        let work = work(self.clone(), caller.clone());
+        let audit = self.audit.clone();
+        let task = async move {
+            audit.begin(record).await.map_err(|error: LogError| {
+                tracing::error!(%tenant, %action, "refused, as the audit log cannot be written: {error}");
+                ApiError::status(StatusCode::SERVICE_UNAVAILABLE, UNRECORDED.to_owned())
+            })?;
+            let outcome = work.await;
+            let told = match &outcome {
+                Ok(_) => Outcome::new(action.success(), None),
+                Err(error) => Outcome::new(error.code().as_u16(), Some(error.words())),
+            };
+            if let Err(error) = audit.end(tenant, id, told).await {
+                tracing::error!(%tenant, %action, "the audit log lacks the outcome of record {id}: {error}");
+            }
+            outcome
+        };
+        match tokio::spawn(task.in_current_span()).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => Err(ApiError::internal(error)),
+            },
+        }
+    }
+}
+
+/// Reads a URL's query.
+fn query(text: &str) -> Result<Query, ApiError> {
+    let wrong = |message: String| ApiError::status(StatusCode::BAD_REQUEST, message);
+    let (mut tenant, mut limit, mut before) = (None, None, None);
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        let twice = match &*name {
+            "tenant" => {
+                let id = uuid(&value).ok_or_else(|| {
+                    wrong("tenant is no tenant's id: write a UUID, or leave it out".to_owned())
+                })?;
+                tenant.replace(id).is_some()
+            }
+            "before" => {
+                let id = uuid(&value).ok_or_else(|| {
+                    wrong("before is no record's id: take `next` of the last answer".to_owned())
+                })?;
+                before.replace(id).is_some()
+            }
+            "limit" => {
+                let number = value.parse().ok();
+                let number = number.filter(|number| (1..=MAX_LIMIT).contains(number));
+                let number = number
+                    .ok_or_else(|| wrong(format!("limit is no number from 1 to {MAX_LIMIT}")))?;
+                limit.replace(number).is_some()
+            }
+            _ => {
+                let message = format!("{name:?} is unknown: there are tenant, limit and before");
+                return Err(wrong(message));
+            }
+        };
+        if twice {
+            return Err(wrong(format!("{name} is given twice: leave one out")));
+        }
+    }
+    Ok(Query {
+        tenant,
+        limit: limit.unwrap_or(DEFAULT_LIMIT),
+        before,
+    })
+}
+
+/// In the ordinary spelling alone.
+fn uuid(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok().filter(|_| text.len() == 36)
+}
