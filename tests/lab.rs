@@ -4,6 +4,8 @@
 mod own_key;
 #[path = "lab/secrets.rs"]
 mod secrets;
+#[path = "lab/session.rs"]
+mod session;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

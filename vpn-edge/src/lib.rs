@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod network;
 pub mod preflight;
 pub mod registry;
+pub mod session;
 pub mod standalone;
 pub mod teardown;
 pub mod telemetry;

@@ -23,6 +23,7 @@ use crate::identity::IdentityArgs;
 use crate::key::DatabaseArgs;
 use crate::listen::listen;
 use crate::registry::SqliteRegistry;
+use crate::session::LocalSessions;
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {
@@ -148,6 +149,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         identity,
         audit: Arc::new(audit),
         steered: edge.agent.steered(),
+        sessions: Arc::new(LocalSessions::open(&args.edge.bpffs)?),
     };
     let router = api::router(backends, settings);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();

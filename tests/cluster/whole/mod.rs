@@ -3,6 +3,7 @@
 mod dead_node;
 mod refused;
 mod scene;
+mod session;
 mod uninstall;
 
 use anyhow::{Result, ensure};

@@ -26,6 +26,7 @@ use crate::listen::listen;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
+use crate::session::{self, LocalSessions};
 
 /// How long --check waits for the cluster.
 const FIRST_LIST: Duration = Duration::from_secs(10);
@@ -44,6 +45,10 @@ pub struct AgentArgs {
     /// is that of KUBECONFIG, or the one that this runs in as a pod.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
+    /// Address and port where controllers of the cluster hear of clients'
+    /// sessions, and nobody else does [default: none].
+    #[arg(long, requires = "node")]
+    sessions: Option<SocketAddr>,
     #[command(flatten)]
     edge: EdgeArgs,
     /// Look for what keeps the edge from working on this node, say what to do
@@ -290,6 +295,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     let AgentArgs {
         allocations,
         node,
+        sessions,
         mut edge,
         check,
         prepare,
@@ -302,12 +308,15 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         );
     }
     let patience = if check { FIRST_LIST } else { PREFLIGHT };
+    let mut cluster = None;
     let (source, nodes): (Arc<dyn Source>, _) = match (node, allocations) {
         (Some(node), _) => {
             if edge.uplinks.is_empty() {
                 edge.uplinks = network::default_uplinks().await?;
             }
-            let source = Kube::start(kubernetes::client().await?, &node)?;
+            let client = kubernetes::client().await?;
+            let source = Kube::start(client.clone(), &node)?;
+            cluster = Some(client);
             let nodes = first_nodes(source.as_ref(), patience).await;
             (source, nodes)
         }
@@ -340,9 +349,22 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     edge.prepare(None, nodes.unwrap_or_default()).await?;
     let network = edge.network().await?;
     let ports = PortRange::new(1024, u16::MAX)?;
+    let sessions = sessions.map(|address| {
+        listen(address).with_context(|| {
+            format!("cannot serve sessions on {address}: name another address with --sessions")
+        })
+    });
+    let sessions = sessions.transpose()?;
     let running = Edge::start(&edge, network, ports).await?;
+    let known = LocalSessions::open(&edge.bpffs)?;
     tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
-    running.run(source, std::future::pending()).await
+    let work = async {
+        match sessions.zip(cluster) {
+            Some((listener, client)) => session::serve(listener, known, client).await,
+            None => std::future::pending().await,
+        }
+    };
+    running.run(source, work).await
 }
 
 /// The nodes of the first world, if it is told soon.

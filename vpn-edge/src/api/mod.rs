@@ -7,6 +7,7 @@ mod audit;
 mod body;
 mod error;
 mod request;
+mod session;
 mod tenants;
 mod vpn;
 
@@ -29,6 +30,7 @@ use crate::audit::Log;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
+use crate::session::Sessions;
 
 pub use body::{
     AuditList, AuditOutcome, AuditRecord, CreateTenant, ErrorBody, NewKeys, PatchTenant,
@@ -64,6 +66,8 @@ pub struct Backends {
     pub audit: Arc<dyn Log>,
     /// What the edge says that it steers by.
     pub steered: watch::Receiver<Steered>,
+    /// Tells of live sessions.
+    pub sessions: Arc<dyn Sessions>,
 }
 
 /// What callers may do: see `actions`.
@@ -74,6 +78,7 @@ pub(crate) struct Api {
     identity: Arc<Identity>,
     audit: Arc<dyn Log>,
     steered: watch::Receiver<Steered>,
+    sessions: Arc<dyn Sessions>,
 }
 
 impl Api {
@@ -84,6 +89,7 @@ impl Api {
             identity: backends.identity,
             audit: backends.audit,
             steered: backends.steered,
+            sessions: backends.sessions,
         }
     }
 }
@@ -110,6 +116,7 @@ fn routes(api: Api, deadline: Duration) -> Router {
         .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
         .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
         .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
+        .route("/v1/tenants/{id}/vpn/session", get(session::show))
         .route("/v1/audit", get(audit::read))
         .merge(identity::router(api.identity.clone()))
         .fallback(no_such_route)

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, VpnStatus};
 use crate::domain::{Plan, State};
 use crate::identity::{self, Tokens};
+use crate::session::Session;
 use crate::wireguard::PublicKey;
 pub use audit::{AuditArgs, run as run_audit};
 use request::Client;
@@ -167,6 +168,8 @@ enum TenantCommand {
     },
     /// Show the VPN's state.
     Status { id: Uuid },
+    /// Show whether a client is connected, from where, and how much it sends.
+    Session { id: Uuid },
     /// Get the client's WireGuard configuration.
     Config {
         id: Uuid,
@@ -308,6 +311,13 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
             status(client.json(Method::POST, &path, None::<&()>).await?, out)
         }
         TenantCommand::Status { id } => status(client.get(&vpn(id)).await?, out),
+        TenantCommand::Session { id } => {
+            let session: Session = client.get(&format!("{}/session", vpn(id))).await?;
+            match args.output {
+                Output::Table => Ok(write!(out, "{}", render::session(&session))?),
+                Output::Json => print_json(out, &session),
+            }
+        }
         TenantCommand::Config { id, out: file } => {
             let text = client.text(&format!("{}/config", vpn(id))).await?;
             match file {

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use comfy_table::Table;
 
 use crate::api::{AuditRecord, TenantBody, VpnStatus};
+use crate::session::{Session, Traffic};
 
 /// One line a tenant.
 pub fn tenants(tenants: &[TenantBody]) -> String {
@@ -107,6 +108,23 @@ pub fn audit(records: &[AuditRecord]) -> String {
             record.action.to_string(),
             outcome,
         ]);
+    }
+    text(&table)
+}
+
+/// One line a property.
+pub fn session(session: &Session) -> String {
+    let traffic = |Traffic { packets, bytes }| format!("{packets} packets, {bytes} bytes");
+    let mut table = plain();
+    table.add_rows([
+        ["connected", &yes_or_no(session.connected)],
+        ["last handshake", &shown(session.last_handshake)],
+        ["client", &shown(session.client)],
+        ["received", &traffic(session.received)],
+        ["sent", &traffic(session.sent)],
+    ]);
+    if !session.complete {
+        table.add_row(["incomplete", "not every edge answered"]);
     }
     text(&table)
 }

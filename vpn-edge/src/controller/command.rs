@@ -27,6 +27,7 @@ use crate::identity::IdentityArgs;
 use crate::kubernetes;
 use crate::listen::listen;
 use crate::registry::kube::{self as kube_registry, KubeRegistry};
+use crate::session::ClusterSessions;
 
 /// How long a controller that ends takes to leave the lead to another.
 const STEP_DOWN: Duration = Duration::from_secs(3);
@@ -231,6 +232,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             registry.clone(),
         )),
         steered: steered.clone(),
+        sessions: Arc::new(ClusterSessions::start(client.clone(), &args.namespace)?),
     };
     let router = api::router(
         backends,

@@ -1,5 +1,9 @@
 //! The pinned maps, typed.
 
+mod session;
+
+pub use session::SessionTimes;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

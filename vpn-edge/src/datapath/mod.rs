@@ -13,7 +13,8 @@ pub mod survey;
 
 pub use attach::{Hook, Rung, remove};
 pub use maps::{
-    Change, ClientFlow, Events, MapError, Maps, Memory, Reader, ip, monotonic, tick_length,
+    Change, ClientFlow, Events, MapError, Maps, Memory, Reader, SessionTimes, ip, monotonic,
+    tick_length,
 };
 pub use programs::{ProgramFacts, ProgramRuns, Programs};
 pub use running::{Answer, Ran, Running};

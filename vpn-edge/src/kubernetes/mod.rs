@@ -31,6 +31,12 @@ pub const GATEWAY: &str = "vpn-edge-gateway";
 /// port and keys for as long as it is there.
 pub const KEYS: &str = "vpn-edge-keys";
 
+/// Name of the agents' DaemonSet, and of their service account.
+pub const AGENT: &str = "vpn-edge-agent";
+
+/// Name of the controllers' Deployment, and of their service account.
+pub const CONTROLLER: &str = "vpn-edge-controller";
+
 /// Field manager of all that the controller applies.
 pub const MANAGER: &str = "vpn-edge";
 

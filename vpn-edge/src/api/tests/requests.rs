@@ -373,6 +373,7 @@ async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
             identity,
             audit: server.audit.clone(),
             steered: watch::channel(None).1,
+            sessions: Arc::new(Everybody),
         },
         settings(),
     ))
@@ -387,6 +388,7 @@ async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
         (Method::GET, format!("{tenant}/vpn")),
         (Method::POST, format!("{tenant}/vpn/enable")),
         (Method::GET, format!("{tenant}/vpn/config")),
+        (Method::GET, format!("{tenant}/vpn/session")),
     ] {
         let request = server
             .client

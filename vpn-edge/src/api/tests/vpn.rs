@@ -395,3 +395,42 @@ async fn an_edge_that_does_not_act_holds_no_answer_up_for_good() {
         .await;
     assert_eq!(status, 200, "{text}");
 }
+
+#[tokio::test]
+async fn a_session_is_shown_to_whom_the_tenant_is() {
+    let server = Server::start().await;
+    let path = server.enabled().await;
+    let session = format!("{path}/vpn/session");
+    let (_, status) = server.get(&server.acme, &format!("{path}/vpn")).await;
+    let port = value(&status)["port"].clone();
+    let wanted = json!({
+        "connected": true,
+        "last_handshake": "1970-01-01T00:00:00Z",
+        "client": format!("203.0.113.9:{port}"),
+        "received": { "packets": 3, "bytes": 300 },
+        "sent": { "packets": 4, "bytes": 400 },
+        "complete": true,
+    });
+    for token in [&server.acme, &server.admin] {
+        let (status, text) = server.get(token, &session).await;
+        assert_eq!((status, value(&text)), (200, wanted.clone()));
+    }
+    let none = format!("/v1/tenants/{}/vpn/session", Uuid::nil());
+    let hidden = server.get(&server.rival, &session).await;
+    assert_eq!(hidden.0, 404);
+    assert_eq!(hidden, server.get(&server.acme, &none).await);
+
+    server
+        .post(&server.acme, &format!("{path}/vpn/disable"))
+        .await;
+    let (status, text) = server.get(&server.acme, &session).await;
+    let wanted = json!({
+        "connected": false,
+        "last_handshake": null,
+        "client": null,
+        "received": { "packets": 0, "bytes": 0 },
+        "sent": { "packets": 0, "bytes": 0 },
+        "complete": true,
+    });
+    assert_eq!((status, value(&text)), (200, wanted));
+}

@@ -1,0 +1,41 @@
+//! `/v1/tenants/{id}/vpn/session`: who is connected, as the edges see it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use uuid::Uuid;
+
+use super::Api;
+use super::error::ApiError;
+use super::request::TenantId;
+use crate::identity::Caller;
+use crate::session::{Session, SessionError};
+
+pub async fn show(
+    State(api): State<Api>,
+    caller: Caller,
+    TenantId(id): TenantId,
+) -> Result<Json<Session>, ApiError> {
+    api.session(&caller, id).await.map(Json)
+}
+
+impl Api {
+    /// The live session of a tenant that the caller sees.
+    pub async fn session(&self, caller: &Caller, id: Uuid) -> Result<Session, ApiError> {
+        let tenant = self.find(caller, id).await?;
+        Ok(self.sessions.session(&tenant).await?)
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> ApiError {
+        match error {
+            SessionError::Maps(_) => ApiError::internal(error),
+            SessionError::Edges(_) => {
+                tracing::warn!("{error}");
+                let message = "the edges cannot be asked now: try again".to_owned();
+                ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message)
+            }
+        }
+    }
+}

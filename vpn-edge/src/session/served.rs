@@ -1,0 +1,138 @@
+//! What an agent tells controllers of sessions, and nobody else.
+//!
+//! A caller shows a token of the controllers' service account for the audience
+//! [`AUDIENCE`], and the API server says whether it is one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use ring::digest::{SHA256, digest};
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{Asked, LocalSessions};
+use crate::kubernetes::CONTROLLER;
+
+/// What tokens that agents take are for.
+pub const AUDIENCE: &str = "vpn-edge-agent";
+
+/// How long a token that was found good is not looked at again.
+const TRUST: Duration = Duration::from_secs(60);
+
+/// Tells controllers apart from everybody else.
+struct Gate {
+    reviews: Api<TokenReview>,
+    /// The controllers' service account, as a user.
+    user: String,
+    /// Tokens found good, by their hashes, and until when. Held while the API
+    /// server is asked, so that strangers cost it one question at a time.
+    good: Mutex<HashMap<Vec<u8>, Instant>>,
+}
+
+/// Serves this node's sessions, for good.
+///
+/// # Errors
+///
+/// When the listener fails.
+pub async fn serve(listener: TcpListener, sessions: LocalSessions, client: Client) -> Result<()> {
+    Ok(axum::serve(listener, router(sessions, client)).await?)
+}
+
+/// `/sessions/{port}/{tenant}/{generation}`, for controllers in the client's own namespace.
+pub fn router(sessions: LocalSessions, client: Client) -> Router {
+    let namespace = client.default_namespace();
+    let gate = Arc::new(Gate {
+        user: format!("system:serviceaccount:{namespace}:{CONTROLLER}"),
+        reviews: Api::all(client),
+        good: Mutex::default(),
+    });
+    Router::new()
+        .route("/sessions/{port}/{tenant}/{generation}", get(session))
+        .with_state(Arc::new(sessions))
+        .layer(middleware::from_fn_with_state(gate, checked))
+}
+
+async fn session(
+    State(sessions): State<Arc<LocalSessions>>,
+    Path((port, tenant, generation)): Path<(u16, Uuid, u64)>,
+) -> Response {
+    let asked = Asked { tenant, generation };
+    match sessions.seen(port, asked) {
+        Ok(Some(seen)) => Json(seen).into_response(),
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => {
+            tracing::error!("cannot tell of a session: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn checked(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let header = request.headers().get(header::AUTHORIZATION);
+    let token = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let Some(token) = token else {
+        return StatusCode::UNAUTHORIZED.into_response();
+    };
+    match gate.check(token).await {
+        Ok(()) => next.run(request).await,
+        Err(status) => status.into_response(),
+    }
+}
+
+impl Gate {
+    async fn check(&self, token: &str) -> Result<(), StatusCode> {
+        let hash = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
+        let mut good = self.good.lock().await;
+        let now = Instant::now();
+        good.retain(|_, until| *until > now);
+        if good.contains_key(&hash) {
+            return Ok(());
+        }
+        self.review(token).await?;
+        good.insert(hash, now + TRUST);
+        Ok(())
+    }
+
+    /// Asks the API server whose token it is.
+    async fn review(&self, token: &str) -> Result<(), StatusCode> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+            },
+            ..TokenReview::default()
+        };
+        let review = self.reviews.create(&PostParams::default(), &review).await;
+        let status = review.map_err(|error| {
+            tracing::warn!("cannot ask whose token it is: {error}");
+            StatusCode::SERVICE_UNAVAILABLE
+        })?;
+        let status = status.status.unwrap_or_default();
+        // An API server that knows nothing of audiences names none.
+        let audiences = status.audiences.unwrap_or_default();
+        let ours = audiences.iter().any(|audience| audience == AUDIENCE);
+        if status.authenticated != Some(true) || !ours {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
+        let user = status.user.and_then(|user| user.username);
+        if user.as_ref() == Some(&self.user) {
+            Ok(())
+        } else {
+            Err(StatusCode::FORBIDDEN)
+        }
+    }
+}
