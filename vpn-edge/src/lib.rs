@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod conntrack;
 pub mod controller;
+mod dashboard;
 pub mod datapath;
 pub mod domain;
 pub mod ethtool;

@@ -298,7 +298,7 @@ impl Api {
 
 /// `wg-quick` names the interface after the file, and the kernel takes 15
 /// characters (IFNAMSIZ less its end).
-fn filename(tenant: &Tenant) -> String {
+pub fn filename(tenant: &Tenant) -> String {
     let id = tenant.id.simple().to_string();
     format!("vpn-{}.conf", &id[..8])
 }

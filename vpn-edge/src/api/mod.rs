@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,16 +27,20 @@ use tower_http::trace::TraceLayer;
 
 use crate::agent::Steered;
 use crate::audit::Log;
+use crate::dashboard;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
 use crate::session::Sessions;
 
+pub(crate) use actions::filename;
 pub use body::{
     AuditList, AuditOutcome, AuditRecord, CreateTenant, ErrorBody, NewKeys, PatchTenant,
     TenantBody, TenantList, TenantVpn, VpnStatus,
 };
-use error::ApiError;
+pub(crate) use error::ApiError;
+pub(crate) use request::TenantId;
+pub(crate) use vpn::given_key;
 
 /// Bytes that a request's body may have.
 const MAX_BODY: usize = 64 * 1024;
@@ -74,8 +78,8 @@ pub struct Backends {
 #[derive(Clone)]
 pub(crate) struct Api {
     registry: Arc<dyn Registry>,
-    settings: Arc<Settings>,
-    identity: Arc<Identity>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) identity: Arc<Identity>,
     audit: Arc<dyn Log>,
     steered: watch::Receiver<Steered>,
     sessions: Arc<dyn Sessions>,
@@ -118,13 +122,23 @@ fn routes(api: Api, deadline: Duration) -> Router {
         .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
         .route("/v1/tenants/{id}/vpn/session", get(session::show))
         .route("/v1/audit", get(audit::read))
-        .merge(identity::router(api.identity.clone()))
+        .merge(
+            identity::router(api.identity.clone()).layer(middleware::from_fn_with_state(
+                api.clone(),
+                dashboard::sign_in_trouble,
+            )),
+        )
+        .merge(dashboard::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(move |request, next| {
             within(deadline, request, next)
         }))
+        .layer(middleware::from_fn_with_state(
+            api.clone(),
+            dashboard::secure_headers,
+        ))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .with_state(api)
 }
@@ -134,9 +148,12 @@ fn span(request: &Request) -> tracing::Span {
     tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
 }
 
-async fn no_such_route(uri: Uri) -> ApiError {
+async fn no_such_route(uri: Uri, headers: HeaderMap) -> Response {
+    if dashboard::wants_page(&headers) && !uri.path().starts_with("/v1/") {
+        return dashboard::not_found();
+    }
     let message = format!("there is nothing at {}", uri.path());
-    ApiError::status(StatusCode::NOT_FOUND, message)
+    ApiError::status(StatusCode::NOT_FOUND, message).into_response()
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

@@ -48,10 +48,16 @@ impl FromRequestParts<Api> for TenantId {
         let Path(text) = Path::<String>::from_request_parts(parts, api)
             .await
             .map_err(|_| VpnError::TenantNotFound)?;
-        match Uuid::try_parse(&text) {
-            // Of the spellings of a UUID only the ordinary one.
-            Ok(id) if text.len() == 36 => Ok(TenantId(id)),
-            _ => Err(VpnError::TenantNotFound.into()),
+        Ok(TenantId(TenantId::parse(&text)?))
+    }
+}
+
+impl TenantId {
+    /// Of the spellings of a UUID only the ordinary one.
+    pub fn parse(text: &str) -> Result<Uuid, VpnError> {
+        match Uuid::try_parse(text) {
+            Ok(id) if text.len() == 36 => Ok(id),
+            _ => Err(VpnError::TenantNotFound),
         }
     }
 }

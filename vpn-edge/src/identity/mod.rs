@@ -30,6 +30,7 @@ pub use caller::{Caller, Role};
 pub use refused::{Invalid, Refused};
 pub use request::SESSION;
 pub use routes::router;
+pub use sign_in::local_path;
 pub use tokens::{TokenFileError, Tokens};
 
 use claims::Mapping;
@@ -79,6 +80,11 @@ impl Identity {
     /// Whether browsers can sign in with an OpenID issuer.
     pub fn has_sign_in(&self) -> bool {
         self.client().is_ok()
+    }
+
+    /// Whether browsers are known to come by HTTPS.
+    pub fn is_https(&self) -> bool {
+        self.public.as_ref().map(Url::scheme) == Some("https")
     }
 
     fn client(&self) -> Result<(&Oidc, &Client), Refused> {

@@ -92,6 +92,8 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let message = self.to_string();
         let mut response = (self.status(), Json(json!({ "error": message }))).into_response();
+        // For a page in place of the JSON.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
             // RFC 6750, section 3.1: who sent nothing is told no error code.

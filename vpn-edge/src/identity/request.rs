@@ -97,8 +97,7 @@ impl Identity {
     /// take it from this very host alone, and not from another of its domain
     /// (RFC 6265bis, section 4.1.3.2).
     pub(super) fn cookie_name(&self, name: &str) -> String {
-        let https = self.public.as_ref().map(Url::scheme) == Some("https");
-        format!("{}{name}", if https { "__Host-" } else { "" })
+        format!("{}{name}", if self.is_https() { "__Host-" } else { "" })
     }
 
     /// A cookie's value.
