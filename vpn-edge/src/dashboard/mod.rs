@@ -10,11 +10,13 @@
 //! | `GET /sign-in` | how to sign in |
 //! | `GET /`, `/tenants` | the tenants that the caller sees; a member's only one at once |
 //! | `GET /tenants/{id}` | the VPN |
+//! | `GET /audit?tenant=ID` | what callers did, for admins |
 //! | `GET /tenants/{id}/configuration` | the client's configuration, with its QR code |
 //! | `GET /tenants/{id}/disable`, `…/regenerate` | the warning before it |
 //! | `POST /tenants/{id}/enable`, `…/disable`, `…/regenerate` | does it |
 
 mod assets;
+mod audit;
 mod pages;
 mod tenants;
 mod visitor;
@@ -39,6 +41,7 @@ pub(crate) fn router() -> Router<Api> {
     Router::new()
         .route("/", get(home))
         .route("/sign-in", get(sign_in))
+        .route("/audit", get(audit::show))
         .route("/tenants", get(tenants::list))
         .route("/tenants/{id}", get(vpn::show))
         .route("/tenants/{id}/enable", post(vpn::enable))

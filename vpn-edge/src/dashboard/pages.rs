@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::api::{Api, ApiError, VpnStatus};
+use crate::api::{Api, ApiError, AuditRecord, VpnStatus};
 use crate::domain::{Plan, State, Tenant, VpnError};
 use crate::identity::{Caller, Refused};
+use crate::session::{Session, Traffic};
 
 /// Bytes that a page with secrets may take before it is moved in memory, and
 /// leaves a copy.
@@ -170,6 +171,9 @@ pub struct Vpn {
     pub interface: String,
     pub database: String,
     pub dns: String,
+    /// What the edges see of it, where they can be asked and there is something
+    /// to see.
+    pub session: Option<Session>,
     /// The key that was not taken.
     pub given: String,
     pub tenant: Tenant,
@@ -198,6 +202,17 @@ pub struct Configuration {
     pub qr: Option<Zeroizing<String>>,
 }
 
+#[derive(Template)]
+#[template(path = "audit.html")]
+pub struct Audit {
+    pub visitor: Option<Caller>,
+    /// The one tenant that it is of.
+    pub of: Option<Uuid>,
+    pub records: Vec<AuditRecord>,
+    /// Where to go on.
+    pub older: Option<String>,
+}
+
 /// A plan as people call it.
 pub fn plan_name(plan: Plan) -> &'static str {
     match plan {
@@ -212,6 +227,27 @@ pub fn plan_name(plan: Plan) -> &'static str {
 fn time_element(time: &Timestamp) -> String {
     let text = time.strftime("%-d %B %Y, %H:%M:%S UTC");
     format!("<time datetime=\"{time}\">{text}</time>")
+}
+
+/// Packets and bytes as people read them.
+fn traffic(traffic: &Traffic) -> String {
+    let Traffic { packets, bytes } = traffic;
+    let mut amount = *bytes as f64;
+    let mut units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for larger in units {
+        if amount < 1024.0 {
+            break;
+        }
+        (amount, unit) = (amount / 1024.0, larger);
+    }
+    let digits = usize::from(unit != "bytes");
+    format!("{amount:.digits$} {unit} in {packets} packets")
+}
+
+/// The first digits of a tenant's id, as its namespace has them.
+fn short(id: &Uuid) -> String {
+    id.simple().to_string()[..8].to_owned()
 }
 
 /// A page with its status.
@@ -247,6 +283,12 @@ impl IntoResponse for Tenants {
 impl IntoResponse for Vpn {
     fn into_response(self) -> Response {
         page(self.status, &self)
+    }
+}
+
+impl IntoResponse for Audit {
+    fn into_response(self) -> Response {
+        page(StatusCode::OK, &self)
     }
 }
 

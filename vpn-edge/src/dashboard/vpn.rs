@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::pages::{self, Confirm, Trouble, plan_name, words};
 use super::visitor::{Of, OwnLink, Visitor, parameter};
 use crate::api::{Api, ApiError, filename, given_key};
-use crate::domain::Tenant;
+use crate::domain::{self, Tenant};
 use crate::identity::Caller;
 use crate::wireguard::PublicKey;
 
@@ -23,7 +23,7 @@ type Page = Result<Response, Trouble>;
 
 pub async fn show(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) -> Page {
     let tenant = api.find(&caller, id).await?;
-    Ok(page(&api, caller, tenant)?.into_response())
+    Ok(page(&api, caller, tenant).await?.into_response())
 }
 
 pub async fn enable(
@@ -44,7 +44,7 @@ pub async fn enable(
     // What it has become meanwhile says more than what was asked.
     let tenant = api.find(&caller, id).await.unwrap_or(tenant);
     let (status, message) = words(&error);
-    let mut page = page(&api, caller, tenant)?;
+    let mut page = page(&api, caller, tenant).await?;
     page.given = given;
     page.status = status;
     page.trouble = Some(message);
@@ -116,8 +116,12 @@ fn to_page(id: Uuid) -> Response {
     Redirect::to(&format!("/tenants/{id}")).into_response()
 }
 
-fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, ApiError> {
+async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, ApiError> {
     let filename = filename(&tenant);
+    let session = match tenant.vpn.state {
+        domain::State::Enabled => api.session_of(&tenant).await.ok(),
+        _ => None,
+    };
     Ok(pages::Vpn {
         visitor: Some(caller),
         trouble: None,
@@ -128,6 +132,7 @@ fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, ApiErro
         filename,
         database: format!("DATABASE-rw.{}.svc.{CLUSTER_DOMAIN}", tenant.namespace),
         dns: api.settings.dns.to_string(),
+        session,
         given: String::new(),
         tenant,
         status: StatusCode::OK,

@@ -1,0 +1,44 @@
+//! What callers did, for admins.
+
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use uuid::Uuid;
+
+use super::pages::{Audit, Trouble};
+use super::visitor::{Visitor, parameter};
+use crate::api::Api;
+use crate::audit::Query;
+
+/// Records of a page.
+const ROWS: usize = 100;
+
+pub async fn show(
+    State(api): State<Api>,
+    Visitor(caller): Visitor,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Trouble> {
+    let query = query.unwrap_or_default();
+    let id = |name| parameter(&query, name).and_then(|text| Uuid::try_parse(&text).ok());
+    let tenant = id("tenant");
+    let list = api
+        .audit(
+            &caller,
+            Query {
+                tenant,
+                limit: ROWS,
+                before: id("before"),
+            },
+        )
+        .await?;
+    let link = |next: Uuid| match tenant {
+        Some(tenant) => format!("/audit?tenant={tenant}&before={next}"),
+        None => format!("/audit?before={next}"),
+    };
+    let page = Audit {
+        of: tenant,
+        older: list.next.map(link),
+        records: list.records,
+        visitor: Some(caller),
+    };
+    Ok(page.into_response())
+}
