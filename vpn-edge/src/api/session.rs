@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Api;
 use super::error::ApiError;
 use super::request::TenantId;
+use crate::domain::Tenant;
 use crate::identity::Caller;
 use crate::session::{Session, SessionError};
 
@@ -23,7 +24,11 @@ impl Api {
     /// The live session of a tenant that the caller sees.
     pub async fn session(&self, caller: &Caller, id: Uuid) -> Result<Session, ApiError> {
         let tenant = self.find(caller, id).await?;
-        Ok(self.sessions.session(&tenant).await?)
+        self.session_of(&tenant).await
+    }
+
+    pub async fn session_of(&self, tenant: &Tenant) -> Result<Session, ApiError> {
+        Ok(self.sessions.session(tenant).await?)
     }
 }
 

@@ -313,7 +313,7 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
         TenantCommand::Status { id } => status(client.get(&vpn(id)).await?, out),
         TenantCommand::Session { id } => {
             let session: Session = client.get(&format!("{}/session", vpn(id))).await?;
-            match args.output {
+            match args.server.output {
                 Output::Table => Ok(write!(out, "{}", render::session(&session))?),
                 Output::Json => print_json(out, &session),
             }
