@@ -9,6 +9,7 @@ pub mod client;
 pub mod conntrack;
 pub mod controller;
 mod dashboard;
+mod databases;
 pub mod datapath;
 pub mod domain;
 pub mod ethtool;

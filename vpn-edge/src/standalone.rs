@@ -17,6 +17,7 @@ use crate::agent::{Edge, EdgeArgs, Local};
 use crate::api;
 use crate::audit::SqliteLog;
 use crate::controller::{self, Controller};
+use crate::databases;
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::identity::IdentityArgs;
@@ -150,6 +151,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         audit: Arc::new(audit),
         steered: edge.agent.steered(),
         sessions: Arc::new(LocalSessions::open(&args.edge.bpffs)?),
+        databases: Arc::new(databases::Unknown),
     };
     let router = api::router(backends, settings);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();

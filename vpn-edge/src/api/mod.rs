@@ -28,6 +28,7 @@ use tower_http::trace::TraceLayer;
 use crate::agent::Steered;
 use crate::audit::Log;
 use crate::dashboard;
+use crate::databases::Databases;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
@@ -72,6 +73,7 @@ pub struct Backends {
     pub steered: watch::Receiver<Steered>,
     /// Tells of live sessions.
     pub sessions: Arc<dyn Sessions>,
+    pub databases: Arc<dyn Databases>,
 }
 
 /// What callers may do: see `actions`.
@@ -83,6 +85,7 @@ pub(crate) struct Api {
     audit: Arc<dyn Log>,
     steered: watch::Receiver<Steered>,
     sessions: Arc<dyn Sessions>,
+    pub(crate) databases: Arc<dyn Databases>,
 }
 
 impl Api {
@@ -94,6 +97,7 @@ impl Api {
             audit: backends.audit,
             steered: backends.steered,
             sessions: backends.sessions,
+            databases: backends.databases,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Server {
             audit: audit.clone(),
             steered: steered.subscribe(),
             sessions: Arc::new(Everybody),
+            databases: Arc::new(crate::databases::Unknown),
         };
         let app = routes(Api::new(backends, settings), deadline);
         let url = listen(app).await;

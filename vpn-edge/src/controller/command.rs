@@ -21,6 +21,7 @@ use super::{Controller, Settings, health, steered};
 use crate::agent::Steered;
 use crate::api;
 use crate::audit::KubeLog;
+use crate::databases;
 use crate::domain::{Pool, Pools};
 use crate::gateways::kube::{self as kube_gateways, KubeGateways};
 use crate::identity::IdentityArgs;
@@ -233,6 +234,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         )),
         steered: steered.clone(),
         sessions: Arc::new(ClusterSessions::start(client.clone(), &args.namespace)?),
+        databases: Arc::new(databases::Services::new(client.clone())),
     };
     let router = api::router(
         backends,

@@ -169,7 +169,10 @@ pub struct Vpn {
     pub vpn: VpnStatus,
     pub filename: String,
     pub interface: String,
-    pub database: String,
+    /// Their hosts.
+    pub databases: Vec<String>,
+    /// Those are theirs, and not only like theirs.
+    pub named: bool,
     pub dns: String,
     /// What the edges see of it, where they can be asked and there is something
     /// to see.

@@ -233,7 +233,7 @@ async fn the_page_says_what_each_state_means_and_leads_on() {
     let path = server.tenant("acme", "enterprise_cloud", true).await;
     let answer = browser.get(page(&path)).await;
     answer.shows(&["class=\"state disabled\"", enable, "Enterprise Cloud plan"]);
-    answer.hides(&[disable, download, regenerate, "Endpoint", " disabled"]);
+    answer.hides(&[disable, download, regenerate, "Endpoint", "\" disabled"]);
 
     browser.submit(&format!("{}/enable", page(&path)), "").await;
     let answer = browser.get(page(&path)).await;

@@ -12,12 +12,10 @@ use zeroize::Zeroizing;
 use super::pages::{self, Confirm, Trouble, plan_name, words};
 use super::visitor::{Of, OwnLink, Visitor, parameter};
 use crate::api::{Api, ApiError, filename, given_key};
+use crate::databases::CLUSTER_DOMAIN;
 use crate::domain::{self, Tenant};
 use crate::identity::Caller;
 use crate::wireguard::PublicKey;
-
-/// What clusters call themselves in DNS unless they are told otherwise.
-const CLUSTER_DOMAIN: &str = "cluster.local";
 
 type Page = Result<Response, Trouble>;
 
@@ -118,10 +116,20 @@ fn to_page(id: Uuid) -> Response {
 
 async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, ApiError> {
     let filename = filename(&tenant);
-    let session = match tenant.vpn.state {
-        domain::State::Enabled => api.session_of(&tenant).await.ok(),
-        _ => None,
+    let (session, mut databases) = match tenant.vpn.state {
+        domain::State::Enabled => {
+            let session = api.session_of(&tenant);
+            let (session, hosts) = tokio::join!(session, api.databases.hosts(&tenant));
+            (session.ok(), hosts)
+        }
+        _ => (None, Vec::new()),
     };
+    // What their names are like, where they cannot be told.
+    let named = !databases.is_empty();
+    if !named {
+        let namespace = &tenant.namespace;
+        databases.push(format!("DATABASE-rw.{namespace}.svc.{CLUSTER_DOMAIN}"));
+    }
     Ok(pages::Vpn {
         visitor: Some(caller),
         trouble: None,
@@ -130,7 +138,8 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
         vpn: api.status(&tenant)?,
         interface: filename.trim_end_matches(".conf").to_owned(),
         filename,
-        database: format!("DATABASE-rw.{}.svc.{CLUSTER_DOMAIN}", tenant.namespace),
+        databases,
+        named,
         dns: api.settings.dns.to_string(),
         session,
         given: String::new(),
