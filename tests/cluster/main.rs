@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod audit;
 mod deployment;
 mod gateway_pod;
 mod gateways;
