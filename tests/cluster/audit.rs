@@ -101,6 +101,19 @@ async fn act(log: &KubeLog, tenant: &Tenant, action: Action) -> Result<Record> {
     Ok(record)
 }
 
+async fn write(log: &KubeLog, tenant: &Tenant) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for _ in 0..10 {
+        // One after the other, and two at once.
+        let both = tokio::try_join!(
+            act(log, tenant, Action::Enable),
+            act(log, tenant, Action::Download),
+        )?;
+        records.extend([both.0, both.1]);
+    }
+    Ok(records)
+}
+
 #[test]
 fn several_writers_of_one_log_at_once_lose_nothing() -> Result<()> {
     let scene = Scene::new()?;
@@ -110,22 +123,11 @@ fn several_writers_of_one_log_at_once_lose_nothing() -> Result<()> {
     for _ in 0..4 {
         writers.push(KubeLog::new(scene.client()?, SYSTEM, registry.clone()));
     }
-    let mut records = scene.cluster.run(async {
-        let acts = writers.iter().map(async |log| {
-            let mut records = Vec::new();
-            for _ in 0..10 {
-                // One after the other, and two at once.
-                let both = tokio::try_join!(
-                    act(log, &tenant, Action::Enable),
-                    act(log, &tenant, Action::Download),
-                )?;
-                records.extend([both.0, both.1]);
-            }
-            anyhow::Ok(records)
-        });
+    let records = scene.cluster.run(async {
+        let acts = writers.iter().map(|log| write(log, &tenant));
         futures_util::future::try_join_all(acts).await
     })?;
-    let mut records: Vec<Record> = records.drain(..).flatten().collect();
+    let mut records: Vec<Record> = records.into_iter().flatten().collect();
     records.sort_by_key(|record| std::cmp::Reverse(record.id));
     let kept = scene.cluster.run(writers[0].read(ALL))?;
     assert_eq!(kept, records);
