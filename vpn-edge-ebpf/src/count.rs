@@ -14,11 +14,7 @@ pub fn ingress(slot: u16, bytes: u32, admitted: Admitted) {
         counters.ingress_bytes += u64::from(bytes);
         match admitted {
             Admitted::Session => {}
-            Admitted::Handshake => {
-                counters.handshakes += 1;
-                // Where all gateways are on other nodes, nobody else tells the time.
-                maps::set_clock();
-            }
+            Admitted::Handshake => counters.handshakes += 1,
             Admitted::Grace => counters.graced += 1,
             Admitted::Relayed => counters.relayed += 1,
         }

@@ -206,13 +206,17 @@ impl Reader {
         ways(sessions).filter(|way| way.load() as u32 > now).count()
     }
 
-    /// What time the programs have. Before a first session was announced they
-    /// have not told, and it does not matter.
+    /// What time the programs have. Where all gateways are on other nodes they
+    /// do not tell; it is then known to some seconds.
     #[must_use]
     pub fn tick(&self) -> u32 {
         let clock = &self.clock[0];
+        let told = match clock.jiffies.load() {
+            0 => first_jiffies(),
+            told => told,
+        };
         let since = monotonic().saturating_sub(clock.nanoseconds.load());
-        tick(clock.jiffies.load() + since / jiffy())
+        tick(told + since / jiffy())
     }
 
     /// The clients that a slot's packets came from lately, in no order.
@@ -508,6 +512,13 @@ fn jiffy() -> u64 {
     let length = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .expect("every Linux has this clock");
     (Duration::from(length).as_nanos() as u64).max(1)
+}
+
+/// What jiffies begin with at boot: five minutes before their lower half wraps
+/// (`INITIAL_JIFFIES`).
+fn first_jiffies() -> u64 {
+    const BEFORE: u64 = 300 * 1_000_000_000;
+    (1 << 32) - BEFORE / jiffy()
 }
 
 /// How long a [`tick`] is.

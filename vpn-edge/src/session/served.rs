@@ -4,7 +4,7 @@
 //! [`AUDIENCE`], and the API server says whether it is one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -19,7 +19,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use ring::digest::{SHA256, digest};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{Asked, LocalSessions};
@@ -31,14 +31,18 @@ pub const AUDIENCE: &str = "vpn-edge-agent";
 /// How long a token that was found good is not looked at again.
 const TRUST: Duration = Duration::from_secs(60);
 
+/// How long the API server may take over one; no controller waits for longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Tells controllers apart from everybody else.
 struct Gate {
     reviews: Api<TokenReview>,
     /// The controllers' service account, as a user.
     user: String,
-    /// Tokens found good, by their hashes, and until when. Held while the API
-    /// server is asked, so that strangers cost it one question at a time.
+    /// Tokens found good, by their hashes, and until when.
     good: Mutex<HashMap<Vec<u8>, Instant>>,
+    /// Strangers cost the API server one question at a time.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// Serves this node's sessions, for good.
@@ -57,6 +61,7 @@ pub fn router(sessions: LocalSessions, client: Client) -> Router {
         user: format!("system:serviceaccount:{namespace}:{CONTROLLER}"),
         reviews: Api::all(client),
         good: Mutex::default(),
+        turn: tokio::sync::Mutex::default(),
     });
     Router::new()
         .route("/sessions/{port}/{tenant}/{generation}", get(session))
@@ -96,15 +101,22 @@ async fn checked(State(gate): State<Arc<Gate>>, request: Request, next: Next) ->
 impl Gate {
     async fn check(&self, token: &str) -> Result<(), StatusCode> {
         let hash = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
-        let mut good = self.good.lock().await;
-        let now = Instant::now();
-        good.retain(|_, until| *until > now);
-        if good.contains_key(&hash) {
+        if self.good().contains_key(&hash) {
             return Ok(());
         }
-        self.review(token).await?;
-        good.insert(hash, now + TRUST);
+        let _turn = self.turn.lock().await;
+        let reviewed = timeout(PATIENCE, self.review(token)).await;
+        reviewed.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE))?;
+        self.good().insert(hash, Instant::now() + TRUST);
         Ok(())
+    }
+
+    /// The tokens that are good now.
+    fn good(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
+        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        good.retain(|_, until| *until > now);
+        good
     }
 
     /// Asks the API server whose token it is.

@@ -31,10 +31,6 @@ impl Reader {
     ///
     /// When the kernel refuses a lookup.
     pub fn session_times(&self, slot: u16) -> Result<SessionTimes, MapError> {
-        // Before the first handshake the programs have not told the time.
-        if self.clock[0].jiffies.load() == 0 {
-            return Ok(SessionTimes::default());
-        }
         let edge = self.edge()?;
         let at = usize::from(slot);
         let handshake = handshake(&self.replays[at], &self.sessions[at], edge.session_life);
