@@ -3,7 +3,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{agent, client, controller, gateway, inspect, key, kubernetes, standalone, teardown};
+use crate::{
+    agent, api, client, controller, gateway, inspect, key, kubernetes, standalone, teardown,
+};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -23,6 +25,8 @@ enum Command {
     Controller(controller::ControllerArgs),
     /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
     Crd,
+    /// Print the API's description, OpenAPI 3.1.
+    Openapi,
     /// Take off this machine what `standalone` or `agent` leaves there when it ends.
     Teardown(teardown::TeardownArgs),
     /// Be a tenant's gateway, in the namespace this starts in.
@@ -60,6 +64,10 @@ impl Cli {
             Command::Controller(args) => controller::run(args).await,
             Command::Crd => {
                 print!("{}", kubernetes::crd::definition()?);
+                Ok(())
+            }
+            Command::Openapi => {
+                println!("{}", api::openapi().to_pretty_json()?);
                 Ok(())
             }
             Command::Teardown(args) => teardown::run(args).await,

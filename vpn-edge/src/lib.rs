@@ -26,6 +26,7 @@ pub mod netlink;
 pub mod network;
 pub mod preflight;
 pub mod registry;
+pub mod serve;
 pub mod session;
 pub mod standalone;
 pub mod teardown;

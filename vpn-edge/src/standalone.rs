@@ -4,7 +4,6 @@
 //! namespaces. It only puts parts together; each knows no more than its seam.
 
 use std::collections::BTreeSet;
-use std::future::IntoFuture;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use crate::identity::IdentityArgs;
 use crate::key::DatabaseArgs;
 use crate::listen::listen;
 use crate::registry::SqliteRegistry;
+use crate::serve::{HttpServer, TlsArgs};
 use crate::session::LocalSessions;
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,8 @@ pub struct StandaloneArgs {
     /// Address and port of the HTTP API.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[command(flatten)]
     edge: EdgeArgs,
     /// Host name in clients' configurations.
@@ -103,6 +105,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         args.edge.hop_ports
     );
     let identity = args.identity.load()?;
+    let tls = args.tls.load()?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let database = &args.database;
@@ -154,20 +157,13 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         databases: Arc::new(databases::Unknown),
     };
     let router = api::router(backends, settings);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
     tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());
-    let work = async {
-        tokio::select! {
-            ended = &mut controller => bail!("the controller ended: {ended:?}"),
-            ended = axum::serve(listener, service).into_future() => {
-                ended.context("the API ended")
-            }
-        }
-    };
+    let server = HttpServer::start(listener, tls, router);
+    let work = async { bail!("the controller ended: {:?}", (&mut controller).await) };
     let source = Arc::new(Local::new(registry, gateways));
-    let outcome = edge.run(source, work).await;
+    let outcome = edge.run(source, work, server.finish()).await;
     // What it is in the middle of ends before the runtime does.
     controller.abort();
     let _ = controller.await;

@@ -1,7 +1,7 @@
 //! `vpn-edge agent`: an edge by what a file or a cluster says.
 
 use std::collections::BTreeSet;
-use std::future::{Future, IntoFuture};
+use std::future::{Future, pending, ready};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -26,6 +26,7 @@ use crate::listen::listen;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
+use crate::serve::HttpServer;
 use crate::session::{self, LocalSessions};
 
 /// How long --check waits for the cluster.
@@ -241,7 +242,7 @@ impl Edge {
     }
 
     /// Runs until SIGTERM or SIGINT, or until `work` ends, which it is not to
-    /// do. The kernel side goes on.
+    /// do; `finish` then ends what depends on the agent. The kernel side goes on.
     ///
     /// # Errors
     ///
@@ -250,13 +251,14 @@ impl Edge {
         self,
         source: Arc<dyn Source>,
         work: impl Future<Output = Result<()>>,
+        finish: impl Future<Output = ()>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (health, metrics) = metrics::routers(self.sources, Arc::clone(&source));
         let mut agent = tokio::spawn(self.agent.run(source));
-        let health = axum::serve(self.health, health).into_future();
-        let metrics = axum::serve(self.metrics, metrics).into_future();
+        let _health = HttpServer::start(self.health, None, health);
+        let _metrics = HttpServer::start(self.metrics, None, metrics);
         let (draining, drain) = (self.draining, self.drain);
         let asked_to_end = async {
             tokio::select! {
@@ -274,11 +276,10 @@ impl Edge {
         tokio::select! {
             ended = &mut agent => bail!("the agent ended: {ended:?}"),
             ended = work => ended?,
-            ended = health => ended.context("the health check ended")?,
-            ended = metrics => ended.context("the metrics ended")?,
             () = asked_to_end => {}
         }
         tracing::info!("ending; gateways and traffic go on");
+        finish.await;
         // What it is in the middle of ends before the runtime does.
         agent.abort();
         let _ = agent.await;
@@ -358,13 +359,10 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     let running = Edge::start(&edge, network, ports).await?;
     let known = LocalSessions::open(&edge.bpffs)?;
     tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
-    let work = async {
-        match sessions.zip(cluster) {
-            Some((listener, client)) => session::serve(listener, known, client).await,
-            None => std::future::pending().await,
-        }
-    };
-    running.run(source, work).await
+    let _sessions = sessions.zip(cluster).map(|(listener, client)| {
+        HttpServer::start(listener, None, session::router(known, client))
+    });
+    running.run(source, pending(), ready(())).await
 }
 
 /// The nodes of the first world, if it is told soon.

@@ -5,32 +5,38 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::schema;
 use crate::audit::{Action, Outcome, Record};
 use crate::domain::{Plan, State, Tenant};
 use crate::wireguard::PublicKey;
 
 /// `POST /v1/tenants`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTenant {
     /// Random when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::id_or_null)]
     pub id: Option<Uuid>,
+    #[schema(schema_with = schema::organisation)]
     pub organisation: String,
     pub plan: Plan,
     #[serde(default)]
     pub ready: bool,
     /// Made from the id when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::namespace_or_null)]
     pub namespace: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = schema::networks)]
     pub networks: Vec<IpNet>,
 }
 
 /// `PATCH /v1/tenants/{id}`: what is left out stays as it is.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchTenant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,58 +44,69 @@ pub struct PatchTenant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::networks_or_null)]
     pub networks: Option<Vec<IpNet>>,
 }
 
 /// `POST /v1/tenants/{id}/vpn/enable` and `…/regenerate`, where it may be left
 /// out.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKeys {
     /// The client's, whose private key nobody else has then. Keys of both ends
     /// are made when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::key_or_null)]
     pub public_key: Option<String>,
 }
 
 /// A tenant.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantBody {
     pub id: Uuid,
+    #[schema(schema_with = schema::organisation)]
     pub organisation: String,
     pub plan: Plan,
     pub ready: bool,
+    #[schema(schema_with = schema::namespace)]
     pub namespace: String,
+    #[schema(schema_with = schema::networks)]
     pub networks: Vec<IpNet>,
     pub vpn: TenantVpn,
 }
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantVpn {
     pub state: State,
 }
 
 /// `GET /v1/tenants`.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantList {
     pub tenants: Vec<TenantBody>,
 }
 
 /// A tenant's VPN. Every state has every field; what there is none of is null,
 /// but IPv6 of the tunnel, which is left out.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VpnStatus {
     pub state: State,
     /// `host:port`.
     pub endpoint: Option<String>,
     pub port: Option<u16>,
+    #[schema(schema_with = schema::ipv4_network_or_null)]
     pub subnet: Option<Ipv4Net>,
+    #[schema(schema_with = schema::ipv4_or_null)]
     pub client_address: Option<Ipv4Addr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::ipv6_network_or_null)]
     pub subnet6: Option<Ipv6Net>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schema::ipv6_or_null)]
     pub client_address6: Option<Ipv6Addr>,
+    #[schema(schema_with = schema::key_or_null)]
     pub server_public_key: Option<PublicKey>,
+    #[schema(schema_with = schema::key_or_null)]
     pub client_public_key: Option<PublicKey>,
     /// The client gave its public key; else its keys were made here.
     pub client_key_given: Option<bool>,
@@ -137,7 +154,7 @@ pub struct AuditOutcome {
 }
 
 /// Any answer that is not a success.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     pub error: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -6,7 +6,9 @@ mod actions;
 mod audit;
 mod body;
 mod error;
+mod openapi;
 mod request;
+mod schema;
 mod session;
 mod tenants;
 mod vpn;
@@ -20,10 +22,12 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tower_http::trace::TraceLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::agent::Steered;
 use crate::audit::Log;
@@ -107,31 +111,37 @@ impl Api {
 /// To be served with the peers' addresses, `ConnectInfo<SocketAddr>`: sign-ins
 /// that fail are counted by them.
 pub fn router(backends: Backends, settings: Settings) -> Router {
-    routes(Api::new(backends, settings), REQUEST_DEADLINE)
+    all_routes(Api::new(backends, settings), REQUEST_DEADLINE)
 }
 
-fn routes(api: Api, deadline: Duration) -> Router {
-    Router::new()
-        .route("/v1/tenants", get(tenants::list).post(tenants::create))
-        .route(
-            "/v1/tenants/{id}",
-            get(tenants::show)
-                .patch(tenants::patch)
-                .delete(tenants::delete),
-        )
-        .route("/v1/tenants/{id}/vpn", get(vpn::status))
-        .route("/v1/tenants/{id}/vpn/enable", post(vpn::enable))
-        .route("/v1/tenants/{id}/vpn/disable", post(vpn::disable))
-        .route("/v1/tenants/{id}/vpn/regenerate", post(vpn::regenerate))
-        .route("/v1/tenants/{id}/vpn/config", get(vpn::config))
-        .route("/v1/tenants/{id}/vpn/session", get(session::show))
-        .route("/v1/audit", get(audit::read))
-        .merge(
-            identity::router(api.identity.clone()).layer(middleware::from_fn_with_state(
-                api.clone(),
-                dashboard::sign_in_trouble,
-            )),
-        )
+/// The API's description, OpenAPI 3.1. `/auth` and the pages are for browsers, and
+/// not in it.
+pub fn openapi() -> OpenApi {
+    openapi::complete(described().into_openapi())
+}
+
+/// The routes under `/v1` by what their handlers say of themselves.
+fn described() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(openapi::empty())
+        .routes(routes!(openapi::document))
+        .routes(routes!(tenants::list, tenants::create))
+        .routes(routes!(tenants::show, tenants::patch, tenants::delete))
+        .routes(routes!(vpn::status))
+        .routes(routes!(vpn::enable))
+        .routes(routes!(vpn::disable))
+        .routes(routes!(vpn::regenerate))
+        .routes(routes!(vpn::config))
+        .routes(routes!(session::show))
+        .routes(routes!(audit::read))
+}
+
+fn all_routes(api: Api, deadline: Duration) -> Router {
+    let sign_in = identity::router(api.identity.clone()).layer(middleware::from_fn_with_state(
+        api.clone(),
+        dashboard::sign_in_trouble,
+    ));
+    Router::from(described())
+        .merge(sign_in)
         .merge(dashboard::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)

@@ -6,11 +6,21 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
-use super::body::{CreateTenant, PatchTenant, TenantBody, TenantList};
+use super::body::{CreateTenant, ErrorBody, PatchTenant, TenantBody, TenantList};
 use super::error::ApiError;
 use super::request::{TenantId, json};
 use crate::identity::Caller;
 
+/// The tenants that the caller sees.
+#[utoipa::path(
+    get,
+    path = "/v1/tenants",
+    operation_id = "list_tenants",
+    tag = "tenants",
+    responses(
+        (status = 200, description = "By id.", body = TenantList),
+    )
+)]
 pub async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<TenantList>, ApiError> {
     let tenants = api.seen(&caller).await?;
     let tenants = tenants.iter().map(|tenant| TenantBody::from(&**tenant));
@@ -19,6 +29,17 @@ pub async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<TenantL
     }))
 }
 
+/// A tenant.
+#[utoipa::path(
+    get,
+    path = "/v1/tenants/{id}",
+    operation_id = "show_tenant",
+    tag = "tenants",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses(
+        (status = 200, description = "The tenant.", body = TenantBody),
+    )
+)]
 pub async fn show(
     State(api): State<Api>,
     caller: Caller,
@@ -28,6 +49,18 @@ pub async fn show(
     Ok(Json(TenantBody::from(&tenant)))
 }
 
+/// Adds a tenant; the admin's.
+#[utoipa::path(
+    post,
+    path = "/v1/tenants",
+    operation_id = "create_tenant",
+    tag = "tenants",
+    request_body(content = CreateTenant),
+    responses(
+        (status = 201, description = "The new tenant.", body = TenantBody, headers(("Location" = String, description = "Its path."))),
+        (status = 409, description = "There is a tenant with this id or namespace.", body = ErrorBody),
+    )
+)]
 pub async fn create(
     State(api): State<Api>,
     caller: Caller,
@@ -41,6 +74,18 @@ pub async fn create(
     Ok((StatusCode::CREATED, location, body).into_response())
 }
 
+/// Changes a tenant; the admin's.
+#[utoipa::path(
+    patch,
+    path = "/v1/tenants/{id}",
+    operation_id = "patch_tenant",
+    tag = "tenants",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    request_body(content = PatchTenant),
+    responses(
+        (status = 200, description = "The tenant as it is now.", body = TenantBody),
+    )
+)]
 pub async fn patch(
     State(api): State<Api>,
     caller: Caller,
@@ -57,6 +102,17 @@ pub async fn patch(
     Ok(Json(TenantBody::from(&tenant)))
 }
 
+/// Removes a tenant; the admin's.
+#[utoipa::path(
+    delete,
+    path = "/v1/tenants/{id}",
+    operation_id = "delete_tenant",
+    tag = "tenants",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses(
+        (status = 204, description = "It is gone, with its VPN."),
+    )
+)]
 pub async fn delete(
     State(api): State<Api>,
     caller: Caller,

@@ -6,8 +6,6 @@ mod requests;
 mod roles;
 mod vpn;
 
-use std::net::SocketAddr;
-
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,6 +16,7 @@ use super::*;
 use crate::domain::{GatewayState, Observed, Pools, Tenant};
 use crate::identity::{Role, Tokens};
 use crate::registry::SqliteRegistry;
+use crate::serve::HttpServer;
 use crate::session::{Session, SessionError, Traffic};
 
 /// A running API with tokens of the admin and of two organisations.
@@ -75,7 +74,7 @@ impl Server {
             sessions: Arc::new(Everybody),
             databases: Arc::new(crate::databases::Unknown),
         };
-        let app = routes(Api::new(backends, settings), deadline);
+        let app = all_routes(Api::new(backends, settings), deadline);
         let url = listen(app).await;
         Server {
             url,
@@ -179,8 +178,8 @@ fn settings() -> Settings {
 async fn listen(app: Router) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async move { axum::serve(listener, service).await });
+    // Ends with the test's runtime.
+    std::mem::forget(HttpServer::start(listener, None, app));
     url
 }
 

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Api;
 use super::actions::Configuration;
-use super::body::{NewKeys, VpnStatus};
+use super::body::{ErrorBody, NewKeys, VpnStatus};
 use super::error::ApiError;
 use super::request::{Downloader, TenantId, json_or_nothing};
 use crate::domain::Tenant;
@@ -18,11 +18,37 @@ use crate::wireguard::{KeyError, PublicKey};
 
 type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
 
+/// A tenant's VPN.
+#[utoipa::path(
+    get,
+    path = "/v1/tenants/{id}/vpn",
+    operation_id = "show_vpn",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses(
+        (status = 200, description = "As it is now.", body = VpnStatus),
+    )
+)]
 pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
     let tenant = api.find(&caller, id).await?;
     answer(&api, StatusCode::OK, &tenant)
 }
 
+/// Enables the VPN.
+#[utoipa::path(
+    post,
+    path = "/v1/tenants/{id}/vpn/enable",
+    operation_id = "enable_vpn",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    request_body(content = ref("#/components/schemas/NewKeys"), content_type = "application/json"),
+    responses(
+        (status = 202, description = "It is being enabled.", body = VpnStatus),
+        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "It is enabled, or being enabled, or the tenant is not ready: nothing has changed.", body = ErrorBody),
+        (status = 503, description = "No port is free, or something that this needs cannot be reached.", body = ErrorBody),
+    )
+)]
 pub async fn enable(
     State(api): State<Api>,
     caller: Caller,
@@ -35,11 +61,38 @@ pub async fn enable(
     answer(&api, StatusCode::ACCEPTED, &tenant)
 }
 
+/// Disables the VPN: its keys are gone.
+#[utoipa::path(
+    post,
+    path = "/v1/tenants/{id}/vpn/disable",
+    operation_id = "disable_vpn",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses(
+        (status = 200, description = "It is disabled.", body = VpnStatus),
+        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "It is not enabled.", body = ErrorBody),
+    )
+)]
 pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
     let tenant = api.disable(&caller, id).await?;
     answer(&api, StatusCode::OK, &tenant)
 }
 
+/// Replaces the keys of both ends.
+#[utoipa::path(
+    post,
+    path = "/v1/tenants/{id}/vpn/regenerate",
+    operation_id = "regenerate_vpn",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    request_body(content = ref("#/components/schemas/NewKeys"), content_type = "application/json"),
+    responses(
+        (status = 202, description = "The old keys are out of force.", body = VpnStatus),
+        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "It is not enabled.", body = ErrorBody),
+    )
+)]
 pub async fn regenerate(
     State(api): State<Api>,
     caller: Caller,
@@ -52,6 +105,19 @@ pub async fn regenerate(
     answer(&api, StatusCode::ACCEPTED, &tenant)
 }
 
+/// The client's configuration.
+#[utoipa::path(
+    get,
+    path = "/v1/tenants/{id}/vpn/config",
+    operation_id = "download_config",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses(
+        (status = 200, description = "For wg-quick.", body = String, content_type = "text/plain"),
+        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "It is not enabled.", body = ErrorBody),
+    )
+)]
 pub async fn config(
     State(api): State<Api>,
     Downloader(caller): Downloader,

@@ -44,6 +44,10 @@ struct ServerArgs {
         default_value = "http://127.0.0.1:8080"
     )]
     server: String,
+    /// A file with certificates, in PEM, to trust at the API instead of the
+    /// system's.
+    #[arg(long, global = true, env = "VPN_EDGE_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// The API token; as an argument it shows in the process list.
     #[arg(
         long,
@@ -63,7 +67,10 @@ struct ServerArgs {
 impl ServerArgs {
     fn client(&self) -> Result<Client> {
         let token = token(self.token.clone(), self.token_file.as_deref())?;
-        Client::new(&self.server, token)
+        let ca = self.ca.as_deref().map(|path| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        });
+        Client::new(&self.server, token, ca.transpose()?.as_deref())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Requests to the API, and its errors with what to do about them.
 
-use anyhow::{Context as _, Error, Result, anyhow};
-use reqwest::{Method, Response, Url};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use reqwest::{Certificate, Method, Response, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -19,7 +19,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(server: &str, token: Zeroizing<String>) -> Result<Client> {
+    /// `ca` are PEM certificates to trust instead of the system's.
+    pub fn new(server: &str, token: Zeroizing<String>, ca: Option<&[u8]>) -> Result<Client> {
         let server = Url::parse(server)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -30,7 +31,11 @@ impl Client {
             .timeout(TIMEOUT)
             // A redirect could take the token somewhere else.
             .redirect(reqwest::redirect::Policy::none());
-        if server.scheme() == "http" {
+        if let Some(ca) = ca {
+            let trusted = Certificate::from_pem_bundle(ca).context("--ca is no PEM")?;
+            ensure!(!trusted.is_empty(), "--ca has no certificate in PEM in it");
+            http = http.tls_certs_only(trusted);
+        } else if server.scheme() == "http" {
             // Else the system's certificates are loaded and must be there.
             http = http.tls_certs_only([]);
         }
@@ -82,8 +87,13 @@ impl Client {
         }
         let response = request.send().await.map_err(|error| {
             let server = self.server.as_str();
+            let advice = match self.server.scheme() {
+                "https" => ", or the authority of its certificate with --ca",
+                _ => "",
+            };
             Error::new(error.without_url()).context(format!(
-                "cannot reach the API at {server}; is it running there? name another with --server"
+                "cannot reach the API at {server}; is it running there? \
+                 name another with --server{advice}"
             ))
         })?;
         let status = response.status();
@@ -154,7 +164,7 @@ mod tests {
     #[test]
     fn a_server_that_is_no_url_is_refused() {
         for bad in ["", "localhost:8080", "ftp://host", "http://"] {
-            let refused = Client::new(bad, Zeroizing::new(String::new()));
+            let refused = Client::new(bad, Zeroizing::new(String::new()), None);
             let error = refused.err().expect(bad).to_string();
             assert!(
                 error.ends_with("write it like http://127.0.0.1:8080"),

@@ -1,16 +1,14 @@
 //! `vpn-edge controller`: lifecycle and API of a cluster.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::Router;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -28,6 +26,7 @@ use crate::identity::IdentityArgs;
 use crate::kubernetes;
 use crate::listen::listen;
 use crate::registry::kube::{self as kube_registry, KubeRegistry};
+use crate::serve::{HttpServer, TlsArgs};
 use crate::session::ClusterSessions;
 
 /// How long a controller that ends takes to leave the lead to another.
@@ -66,6 +65,8 @@ pub struct ControllerArgs {
     /// Address and port of the HTTP API.
     #[arg(long, env = "VPN_EDGE_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Address and port of /healthz, /readyz and /metrics.
     #[arg(long, env = "VPN_EDGE_METRICS", default_value = "127.0.0.1:9096")]
     metrics: SocketAddr,
@@ -131,8 +132,9 @@ struct Running {
     gateways: Arc<KubeGateways>,
     steered: watch::Receiver<Steered>,
     candidate: Candidate,
-    api: (TcpListener, Router),
-    health: (TcpListener, Router),
+    api: HttpServer,
+    /// At work for as long as this is here.
+    health: HttpServer,
 }
 
 impl Running {
@@ -145,7 +147,7 @@ impl Running {
             steered,
             mut candidate,
             api,
-            health,
+            health: _health,
         } = self;
         let lead = async {
             candidate.won().await?;
@@ -159,16 +161,13 @@ impl Running {
                 reason = candidate.lost() => Err(reason),
             }
         };
-        let service = api.1.into_make_service_with_connect_info::<SocketAddr>();
         let outcome = tokio::select! {
             ended = lead => ended,
-            ended = axum::serve(api.0, service).into_future() => ended.context("the API ended"),
-            ended = axum::serve(health.0, health.1).into_future() => {
-                ended.context("the metrics ended")
-            }
             () = asked_to_end => Ok(()),
         };
-        if timeout(STEP_DOWN, candidate.step_down()).await.is_err() {
+        let (stepped_down, ()) =
+            tokio::join!(timeout(STEP_DOWN, candidate.step_down()), api.finish());
+        if stepped_down.is_err() {
             tracing::warn!("the lease was not given back in time: another leads once it ends");
         }
         outcome
@@ -186,6 +185,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
     }
     let callers = args.callers.load()?;
+    let tls = args.tls.load()?;
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let observers = listen(args.metrics)
@@ -259,8 +259,8 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         gateways,
         steered,
         candidate,
-        api: (listener, router),
-        health: (observers, health),
+        api: HttpServer::start(listener, tls, router),
+        health: HttpServer::start(observers, None, health),
     })
 }
 

@@ -16,7 +16,17 @@ use crate::wireguard::keys::{KeyError, Keys};
 /// How long a gateway may take to answer before the VPN counts as failed.
 pub const ENABLING_DEADLINE: SignedDuration = SignedDuration::from_secs(30);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+    utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// The plan does not include the VPN.

@@ -9,7 +9,17 @@ use serde::{Deserialize, Serialize};
 /// A tenant's plan. Only [`Plan::Business`] and [`Plan::EnterpriseCloud`]
 /// include the VPN.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Plan {

@@ -22,7 +22,7 @@ use crate::domain::Tenant;
 
 pub use cluster::ClusterSessions;
 pub use local::LocalSessions;
-pub use served::{router, serve};
+pub use served::router;
 
 /// How long a session may be used after its handshake.
 const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);

@@ -45,15 +45,6 @@ struct Gate {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Serves this node's sessions, for good.
-///
-/// # Errors
-///
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, sessions: LocalSessions, client: Client) -> Result<()> {
-    Ok(axum::serve(listener, router(sessions, client)).await?)
-}
-
 /// `/sessions/{port}/{tenant}/{generation}`, for controllers in the client's own namespace.
 pub fn router(sessions: LocalSessions, client: Client) -> Router {
     let namespace = client.default_namespace();

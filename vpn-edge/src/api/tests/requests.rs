@@ -270,6 +270,16 @@ async fn a_body_over_64_kib_is_a_413() {
 }
 
 #[tokio::test]
+async fn the_description_is_served_to_everybody() {
+    let server = Server::start().await;
+    let url = format!("{}/v1/openapi.json", server.url);
+    let response = server.client.get(url).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let served = value(&response.text().await.unwrap());
+    assert_eq!(served, serde_json::to_value(openapi()).unwrap());
+}
+
+#[tokio::test]
 async fn an_unknown_route_is_a_404() {
     let server = Server::start().await;
     for path in [

@@ -83,7 +83,14 @@ async fn while_enabling_everything_has_to_wait() {
         ("regenerate", 409, wait),
         ("config", 409, wait),
     ];
+    let before = server.registry.list().await.unwrap();
     assert_refused(&server, &tenant, &table).await;
+    // Nor with a key of the client's own.
+    let body = json!({ "public_key": PrivateKey::generate().unwrap().public() });
+    let path = format!("{tenant}/vpn/enable");
+    let again = server.send(&server.acme, Method::POST, &path, body).await;
+    assert_eq!(again, (409, wait.to_owned()));
+    assert_eq!(server.registry.list().await.unwrap(), before);
 }
 
 #[tokio::test]

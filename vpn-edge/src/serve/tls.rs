@@ -1,0 +1,169 @@
+//! TLS by files that may be replaced while they are in use.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{Error, ServerConfig};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use zeroize::Zeroizing;
+
+/// How often the files are looked at.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// The API's certificate.
+#[derive(Debug, clap::Args)]
+pub struct TlsArgs {
+    /// A file with the API's certificate and those between it and its authority,
+    /// in PEM; read anew when it changes [default: plain HTTP].
+    #[arg(
+        long,
+        env = "VPN_EDGE_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_certificate: Option<PathBuf>,
+    /// A file with the certificate's private key, in PEM.
+    #[arg(
+        long,
+        env = "VPN_EDGE_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_certificate"
+    )]
+    tls_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// `None` where there is to be no TLS.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read or do not belong together.
+    pub fn load(&self) -> Result<Option<Tls>> {
+        let Some((certificate, key)) = self.tls_certificate.clone().zip(self.tls_key.clone())
+        else {
+            return Ok(None);
+        };
+        Tls::load(Files { certificate, key }, EVERY).map(Some)
+    }
+}
+
+/// A certificate with its key, and where they are from.
+pub struct Tls {
+    files: Files,
+    every: Duration,
+    read: Pair,
+    config: watch::Sender<Arc<ServerConfig>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// The files' contents.
+#[derive(PartialEq)]
+struct Pair {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl Tls {
+    /// # Errors
+    ///
+    /// When the files cannot be read or do not belong together.
+    pub(super) fn load(files: Files, every: Duration) -> Result<Tls> {
+        let read = files.read()?;
+        let config = watch::Sender::new(files.config(&read)?);
+        Ok(Tls {
+            files,
+            every,
+            read,
+            config,
+        })
+    }
+
+    /// What to serve with, as it changes.
+    pub(super) fn config(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.config.subscribe()
+    }
+
+    /// Looks after the files for ever. What cannot be used is logged once, and
+    /// the last that could stays.
+    pub(super) async fn follow(mut self) {
+        let mut trouble = None;
+        loop {
+            sleep(self.every).await;
+            let now = self.look().err().map(|error| format!("{error:#}"));
+            if now != trouble
+                && let Some(error) = &now
+            {
+                tracing::error!(
+                    error,
+                    "the new certificate cannot be used; the old one stays"
+                );
+            }
+            trouble = now;
+        }
+    }
+
+    /// Takes what is in the files now.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used: nothing has changed then.
+    pub(super) fn look(&mut self) -> Result<()> {
+        // Small files, and rarely: no thread of their own.
+        let pair = self.files.read()?;
+        if pair != self.read {
+            self.config.send_replace(self.files.config(&pair)?);
+            self.read = pair;
+            tracing::info!(certificate = %self.files.certificate.display(), "certificate replaced");
+        }
+        Ok(())
+    }
+}
+
+impl Files {
+    fn read(&self) -> Result<Pair> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        Ok(Pair {
+            certificate: read(&self.certificate)?,
+            key: Zeroizing::new(read(&self.key)?),
+        })
+    }
+
+    fn config(&self, pair: &Pair) -> Result<Arc<ServerConfig>> {
+        let (certificate, key) = (self.certificate.display(), self.key.display());
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pair.certificate).collect();
+        let chain = chain.with_context(|| format!("{certificate} is no PEM"))?;
+        ensure!(
+            !chain.is_empty(),
+            "{certificate} has no certificate in PEM in it"
+        );
+        let secret = PrivateKeyDer::from_pem_slice(&pair.key)
+            .map_err(|_| anyhow!("{key} has no private key in PEM in it, without a password"))?;
+        let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)
+            .map_err(|error| match error {
+                Error::InconsistentKeys(_) => {
+                    anyhow!(
+                        "the key in {key} is not that of the first certificate in {certificate}"
+                    )
+                }
+                error => anyhow!("{certificate} with {key}: {error}"),
+            })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
