@@ -17,8 +17,13 @@ fn every_overlay_is_taken_by_the_api_server() {
         let file = format!("{MANIFESTS}/base/{file}");
         kubectl(&cluster, &["apply", "--server-side", "-f", &file]);
     }
-    for overlay in ["aws-nlb", "bare-metal", "development"] {
-        let folder = format!("{MANIFESTS}/overlays/{overlay}");
+    let shipped = ["aws-nlb", "bare-metal", "development"];
+    let mut overlays: Vec<String> = shipped
+        .iter()
+        .map(|overlay| format!("{MANIFESTS}/overlays/{overlay}"))
+        .collect();
+    overlays.push(with_component(&lab, "tls"));
+    for folder in overlays {
         let arguments = [
             "apply",
             "--server-side",
@@ -32,7 +37,7 @@ fn every_overlay_is_taken_by_the_api_server() {
             "daemonset.apps/vpn-edge-agent",
             "deployment.apps/vpn-edge-controller",
         ] {
-            assert!(said.contains(made), "{overlay}: {said}");
+            assert!(said.contains(made), "{folder}: {said}");
         }
     }
 }
@@ -53,22 +58,9 @@ fn monitors_are_what_the_prometheus_operator_follows() {
             &["wait", "--for=condition=Established", &definition],
         );
     }
-    // Into an overlay, as README says.
-    let folder = lab.node("operator").unwrap().folder;
-    let manifests = folder.join("manifests");
-    let copied = std::process::Command::new("cp")
-        .args(["-r", MANIFESTS])
-        .arg(&manifests)
-        .status();
-    assert!(copied.unwrap().success());
-    let overlay = manifests.join("overlays/bare-metal");
-    let file = overlay.join("kustomization.yaml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let component = "components: [../../components/service-monitor]\n";
-    std::fs::write(file, text + component).unwrap();
+    let overlay = with_component(&lab, "service-monitor");
     let namespace = format!("{MANIFESTS}/base/namespace.yaml");
     kubectl(&cluster, &["apply", "--server-side", "-f", &namespace]);
-    let overlay = overlay.display().to_string();
     let arguments = [
         "apply",
         "--server-side",
@@ -106,6 +98,23 @@ fn monitors_are_what_the_prometheus_operator_follows() {
         let own = "{.metadata.labels.app\\.kubernetes\\.io/name}";
         assert_eq!(ask(monitor, label), ask(selected, own));
     }
+}
+
+/// An overlay that has the component, as README says; its folder.
+fn with_component(lab: &Lab, component: &str) -> String {
+    let folder = lab.node("operator").unwrap().folder;
+    let manifests = folder.join("manifests");
+    let copied = std::process::Command::new("cp")
+        .args(["-r", MANIFESTS])
+        .arg(&manifests)
+        .status();
+    assert!(copied.unwrap().success());
+    let overlay = manifests.join("overlays/bare-metal");
+    let file = overlay.join("kustomization.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let components = format!("components: [../../components/{component}]\n");
+    std::fs::write(file, text + &components).unwrap();
+    overlay.display().to_string()
 }
 
 fn kubectl(cluster: &Cluster, arguments: &[&str]) -> String {

@@ -45,7 +45,7 @@ impl Edge {
         Self::with(node, uplink, more, &[])
     }
 
-    /// The same with variables in the daemon's environment.
+    /// The same with variables in the environment of the daemon and its client.
     ///
     /// # Errors
     ///
@@ -232,7 +232,10 @@ impl Edge {
     /// When it fails, with what it said.
     pub fn vpn_edge(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.node.command(&self.program);
-        command.args(arguments).env("VPN_EDGE_TOKEN", &self.token);
+        command
+            .args(arguments)
+            .env("VPN_EDGE_TOKEN", &self.token)
+            .envs(self.environment.iter().cloned());
         stdout(self.node.output(command)?)
     }
 

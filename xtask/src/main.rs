@@ -12,6 +12,7 @@ mod lint;
 mod monitoring;
 mod openid;
 mod programs;
+mod schemathesis;
 mod setup;
 mod test;
 mod tidy;

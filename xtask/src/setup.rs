@@ -4,6 +4,7 @@ use crate::build_ebpf;
 use crate::kubernetes;
 use crate::monitoring;
 use crate::openid;
+use crate::schemathesis;
 use crate::workspace::{self, cargo};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,6 +38,8 @@ pub enum Need {
     Kubernetes,
     /// To run an OpenID provider.
     OpenId,
+    /// To throw requests at the API.
+    Schemathesis,
     /// To build libFuzzer, which is C++.
     Fuzz,
     /// To check the tree.
@@ -60,6 +63,8 @@ impl Need {
             // Whoever has Node.js from elsewhere keeps it.
             Self::OpenId if openid::has_node() => &[],
             Self::OpenId => &["nodejs", "npm"],
+            Self::Schemathesis if schemathesis::has_venv() => &[],
+            Self::Schemathesis => &["python3-venv"],
             Self::Lab => &[
                 "conntrack",
                 "dnsmasq-base",
@@ -109,6 +114,7 @@ pub fn ready(needs: &[Need]) -> Result<()> {
             | Need::Demo
             | Need::Kernels
             | Need::OpenId
+            | Need::Schemathesis
             | Need::Fuzz
             | Need::Lint => {}
         }
@@ -129,6 +135,9 @@ pub fn ready(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::OpenId) {
         openid::folder()?;
+    }
+    if needs.contains(&Need::Schemathesis) {
+        schemathesis::python()?;
     }
     if needs.contains(&Need::Lint) {
         lint_tools()?;

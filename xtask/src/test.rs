@@ -3,6 +3,7 @@
 use crate::kubernetes;
 use crate::monitoring;
 use crate::openid;
+use crate::schemathesis;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
 use anyhow::{Result, bail};
@@ -88,6 +89,21 @@ const SUITES: &[Suite] = &[
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "identity"],
+        ],
+    },
+    Suite {
+        name: "openapi",
+        about: "generated requests at the API's description, over TLS",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::Schemathesis,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "openapi"],
         ],
     },
     Suite {
@@ -246,6 +262,12 @@ impl Suite {
             if self.needs.contains(&Need::OpenId) {
                 match openid::folder() {
                     Ok(folder) => command.env(openid::VARIABLE, folder),
+                    Err(error) => return Outcome::Failed(format!("{error:#}")),
+                };
+            }
+            if self.needs.contains(&Need::Schemathesis) {
+                match schemathesis::python() {
+                    Ok(python) => command.env(schemathesis::VARIABLE, python),
                     Err(error) => return Outcome::Failed(format!("{error:#}")),
                 };
             }
