@@ -92,6 +92,8 @@ pub fn cargo(verb: &str, workspace_root: &Path, target_dir: &Path) -> Result<Com
         .arg("--target-dir")
         .arg(target_dir)
         .env("RUSTC", &toolchain.rustc)
+        // In parts, the compiler makes programs that the kernel refuses.
+        .env("CARGO_INCREMENTAL", "0")
         // build-std is unstable: allowed here, and for this process alone.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)

@@ -8,7 +8,7 @@ const MAX_NETWORKS: usize = 64;
 
 const IPV4: &str = r"((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
 /// Its characters: not all such texts are addresses.
-const IPV6: &str = "[0-9A-Fa-f:]{2,39}";
+const IPV6: &str = "[0-9A-Fa-f:.]{2,45}";
 
 fn text(pattern: &str, example: &str) -> ObjectBuilder {
     ObjectBuilder::new()

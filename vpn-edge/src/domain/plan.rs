@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
     utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
+#[schema(description = "Only business and enterprise_cloud include the VPN.")]
 pub enum Plan {
     Developer,
     Team,
