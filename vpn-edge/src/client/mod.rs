@@ -369,9 +369,19 @@ async fn make_keys(
     wait: bool,
 ) -> Result<VpnStatus> {
     let path = format!("{}/{action}", vpn(id));
-    let public_key = public_key.map(|key| key.to_string());
-    let keys = NewKeys { public_key };
+    let keys = NewKeys {
+        public_key: public_key.map(|key| key.to_string()),
+    };
     let mut body: VpnStatus = client.json(Method::POST, &path, Some(&keys)).await?;
+    if let Some(key) = public_key
+        && body.client_public_key != Some(key)
+    {
+        let reason = match body.failure {
+            Some(reason) => format!("the VPN failed: {reason}"),
+            None => "the server may be older than this program, and have made keys".to_owned(),
+        };
+        bail!("the VPN does not have the key {key}: {reason}; see `vpn-edge tenant status {id}`");
+    }
     let deadline = Instant::now() + WAIT_DEADLINE;
     while wait && body.state == State::Enabling {
         if Instant::now() > deadline {

@@ -1,3 +1,5 @@
+use std::future::IntoFuture as _;
+
 use clap::Parser;
 
 use super::*;
@@ -20,7 +22,11 @@ struct Tokens {
 
 /// What `vpn-edge tenant` prints, or its error as `main` shows it.
 async fn tenant(server: &Server, token: &str, line: &str) -> Result<String, String> {
-    let words = ["tenant", "--server", &server.url, "--token", token]
+    tenant_at(token, &format!("{line} --server {}", server.url)).await
+}
+
+async fn tenant_at(token: &str, line: &str) -> Result<String, String> {
+    let words = ["tenant", "--token", token]
         .into_iter()
         .chain(line.split_whitespace());
     let args = Tenant::try_parse_from(words).map_err(|error| error.to_string())?;
@@ -195,6 +201,29 @@ async fn a_client_can_bring_its_own_key() {
     let refused = tenant(&server, acme, &format!("{enable} nonsense")).await;
     let refused = refused.unwrap_err();
     assert!(refused.contains("44 characters of base64"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_server_that_makes_keys_all_the_same_is_found_out() {
+    let server = Server::start().await;
+    create(&server).await;
+    let made = tenant(&server, &server.acme, &format!("enable {ID} --no-wait -o json")).await;
+    let made: serde_json::Value = serde_json::from_str(&made.unwrap()).unwrap();
+    // One from before clients had keys of their own: it reads no body.
+    let path = format!("/v1/tenants/{ID}/vpn/enable");
+    let answer = axum::routing::post(move || async { axum::Json(made) });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = axum::Router::new().route(&path, answer);
+    tokio::spawn(axum::serve(listener, router).into_future());
+    let key = crate::wireguard::PrivateKey::generate().unwrap().public();
+    for (more, refused) in [("", false), (&*format!(" --public-key {key}"), true)] {
+        let line = format!("enable {ID} --no-wait --server {url}{more}");
+        let outcome = tenant_at(&server.acme, &line).await;
+        assert_eq!(outcome.is_err(), refused, "{outcome:?}");
+        let says = format!("the VPN does not have the key {key}: the server may be older");
+        assert!(outcome.err().is_none_or(|error| error.starts_with(&says)));
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! that were removed not even so.
 
 mod key_file;
+mod key_source;
 mod row;
 mod schema;
 mod seal;
@@ -24,11 +25,11 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use self::row::{get, list, put, unsigned};
-use self::seal::KeyRing;
+use self::unlock::Unlocked;
 use super::{Change, Registry, RegistryError, UpdateError};
 use crate::domain::{PortPool, PortRange, Ports as _, Tenant};
 
-pub use self::key_file::{KEY_VARIABLE, KeySource};
+pub use self::key_source::{KEY_VARIABLE, KeySource};
 
 /// Tenants in a SQLite file.
 pub struct SqliteRegistry {
@@ -38,7 +39,7 @@ pub struct SqliteRegistry {
 
 struct Store {
     connection: Connection,
-    ring: KeyRing,
+    keys: Unlocked,
     /// Rebuilt from the rows at open; right from then on, since nobody else
     /// writes the file.
     pool: PortPool,
@@ -75,25 +76,24 @@ impl SqliteRegistry {
     }
 
     /// Encrypts the private keys in the file `path` under a new key, and puts it
-    /// into the file of `source` in place of the old one. Whenever it is
-    /// interrupted, nothing is lost, and the next open ends it.
+    /// into the file of `source` in place of the old one, which goes to the file
+    /// of that name and `.old`. Whenever it is interrupted, nothing is lost, and
+    /// the next open ends it.
     ///
     /// # Errors
     ///
-    /// When another process has the registry open, a file cannot be read or
-    /// written, or `source` is no file.
+    /// When another process has the registry or the key file open, a file cannot
+    /// be read or written, or `source` is no file or another database's.
     pub fn rotate_key(path: &Path, source: &KeySource) -> Result<(), RegistryError> {
         let failed = |reason| RegistryError::Open(format!("{}: {reason}", path.display()));
         if !path.exists() {
             return Err(failed("there is none; name it with --database".to_owned()));
         }
         let (lock, mut connection) = connect(path).map_err(failed)?;
-        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
-        unlock::begin_rotation(source, &ring).map_err(failed)?;
-        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
-        scrub(&connection).map_err(failed)?;
-        unlock::end_rotation(source, &ring).map_err(failed)?;
-        drop((connection, lock));
+        let mut keys = unlock::unlock(&connection, source).map_err(failed)?;
+        keys.renew().map_err(failed)?;
+        keys.settle(&mut connection).map_err(failed)?;
+        drop((connection, keys, lock));
         Ok(())
     }
 
@@ -127,13 +127,13 @@ impl SqliteRegistry {
 impl Registry for SqliteRegistry {
     async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
         let tenants = self
-            .run(|store| list(&store.connection, &store.ring))
+            .run(|store| list(&store.connection, &store.keys.ring))
             .await??;
         Ok(tenants.into_iter().map(Arc::new).collect())
     }
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError> {
-        self.run(move |store| Ok(get(&store.connection, &store.ring, id)?))
+        self.run(move |store| Ok(get(&store.connection, &store.keys.ring, id)?))
             .await?
     }
 
@@ -188,31 +188,38 @@ impl Store {
         let failed = |reason: String| RegistryError::Open(format!("{}: {reason}", path.display()));
         let sql = |error: rusqlite::Error| failed(error.to_string());
         let (lock, mut connection) = connect(path).map_err(failed)?;
-        let ring = unlock::unlock(&mut connection, source).map_err(failed)?;
-        let tenants = list(&connection, &ring).map_err(sql)?;
+        let mut keys = unlock::unlock(&connection, source).map_err(failed)?;
+        let settled = keys.settle(&mut connection);
+        match &settled {
+            Err(error) if !keys.sealed => {
+                return Err(failed(format!(
+                    "private keys may still be in its files as they were before they were \
+                     encrypted: {error}; free disk space and start again"
+                )));
+            }
+            // Every key that opens it is still at hand.
+            Err(error) => tracing::error!("{error}; the next start tries again"),
+            Ok(()) => {}
+        }
+        let tenants = list(&connection, &keys.ring).map_err(sql)?;
         let held = tenants
             .iter()
             .filter_map(|tenant| Some((tenant.vpn.allocation.as_ref()?.port, tenant.id)));
         let released = released(&connection).map_err(sql)?;
         let pool =
             PortPool::new(range, held, released).map_err(|error| failed(error.to_string()))?;
-        let mut store = Store {
+        Ok(Store {
             connection,
-            ring,
+            keys,
             pool,
-            // The last process may have ended before it was done with it.
-            scrub_due: true,
+            scrub_due: settled.is_err(),
             _lock: lock,
-        };
-        store.scrub();
-        // A rotation may have been interrupted.
-        unlock::end_rotation(source, &store.ring).map_err(failed)?;
-        Ok(store)
+        })
     }
 
     fn create(&mut self, mut tenant: Tenant) -> Result<Tenant, RegistryError> {
         let transaction = begin(&mut self.connection)?;
-        if get(&transaction, &self.ring, tenant.id)?.is_some() {
+        if get(&transaction, &self.keys.ring, tenant.id)?.is_some() {
             return Err(RegistryError::AlreadyExists(format!("id {}", tenant.id)));
         }
         let namespace_taken = transaction
@@ -240,7 +247,7 @@ impl Store {
         tenant.vpn.generation = last_generation.unwrap_or(tenant.vpn.generation);
         tenant.version = 1;
         transaction.execute("DELETE FROM deleted WHERE id = ?1", [&id])?;
-        put(&transaction, &self.ring, &tenant)?;
+        put(&transaction, &self.keys.ring, &tenant)?;
         transaction.commit()?;
         Ok(tenant)
     }
@@ -248,7 +255,7 @@ impl Store {
     /// The tenant, and whether it changed.
     fn update(&mut self, id: Uuid, mut change: Change) -> Result<(Tenant, bool), UpdateError> {
         let transaction = begin(&mut self.connection)?;
-        let before = get(&transaction, &self.ring, id)?.ok_or(UpdateError::NotFound)?;
+        let before = get(&transaction, &self.keys.ring, id)?.ok_or(UpdateError::NotFound)?;
         let mut tenant = before.clone();
         let mut pool = self.pool.clone();
         change(&mut tenant, &mut pool)?;
@@ -256,7 +263,7 @@ impl Store {
             return Ok((before, false));
         }
         tenant.version = before.version + 1;
-        put(&transaction, &self.ring, &tenant)?;
+        put(&transaction, &self.keys.ring, &tenant)?;
         if !pool.released().eq(self.pool.released()) {
             put_released(&transaction, &pool)?;
         }
@@ -272,7 +279,7 @@ impl Store {
 
     fn delete(&mut self, id: Uuid) -> Result<bool, RegistryError> {
         let transaction = begin(&mut self.connection)?;
-        let Some(tenant) = get(&transaction, &self.ring, id)? else {
+        let Some(tenant) = get(&transaction, &self.keys.ring, id)? else {
             return Ok(false);
         };
         let id = tenant.id.to_string();

@@ -329,7 +329,9 @@ impl Inner {
         };
         match self.update(tenant.id, change, false).await {
             Ok(after) => {
-                tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                if after.vpn != tenant.vpn {
+                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                }
                 Ok(Hindrance::Nothing)
             }
             Err(UpdateError::Refused(error)) => Ok(Hindrance::of(error)),

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective,
+};
 use kube::core::Status;
 use kube::{Api, Error, ResourceExt as _};
 use serde_json::{Map, Value, json};
@@ -25,6 +27,7 @@ use super::{Inner, claim, status};
 use crate::domain::{State, Tenant, VpnError};
 use crate::kubernetes::{FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus};
 use crate::registry::{Change, RegistryError, UpdateError};
+use crate::wireguard::PublicKey;
 
 /// Ports that may be refused to a change before it is given up.
 const REFUSALS: u32 = 256;
@@ -41,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keys are stored this soon after their port was claimed, or not at all.
 const PROMPT: Duration = Duration::from_secs(30);
+
+const OLD_DEFINITION: &str = "the cluster's VpnTenant definition is older than this controller: \
+                              apply the new manifests";
 
 /// Why a run of a change came to nothing.
 pub enum Miss {
@@ -145,6 +151,17 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
     changes.then_some(patch)
 }
 
+/// Whether this is the API server's word that it does not know a field.
+fn is_unknown_field(status: &Status) -> bool {
+    status.code == 400 && status.message.contains("unknown field")
+}
+
+/// The key that the client of a tenant with keys gave, if it gave one.
+fn given(tenant: &Tenant) -> Option<Option<PublicKey>> {
+    let allocation = tenant.vpn.allocation.as_ref()?;
+    Some(allocation.keys.client.given())
+}
+
 /// Whether this is the API server's word that a port is somebody's.
 fn is_port_taken(status: &Status) -> bool {
     status.is_invalid() && status.message.contains("port is already allocated")
@@ -159,7 +176,7 @@ impl Inner {
         asked: bool,
     ) -> Result<Tenant, UpdateError> {
         let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
-        let mut wished = false;
+        let mut wished = None;
         loop {
             match self.run(id, &mut change, asked, &mut wished).await {
                 Ok(tenant) => return Ok(tenant),
@@ -188,14 +205,14 @@ impl Inner {
         }
     }
 
-    /// Runs a change once. `wished` says that the spec has the wish by now: the
-    /// leader may be first to carry it out, which is no refusal.
+    /// Runs a change once. `wished` is the outcome that the spec asks for by now:
+    /// the leader may be first to carry it out, which is no refusal.
     async fn run(
         &self,
         id: Uuid,
         change: &mut Change,
         asked: bool,
-        wished: &mut bool,
+        wished: &mut Option<Tenant>,
     ) -> Result<Tenant, Miss> {
         let found = self.with(|index| index.find(id));
         let (mut view, before) = found.ok_or(UpdateError::NotFound)?;
@@ -207,7 +224,7 @@ impl Inner {
         });
         match change(&mut after, &mut offer) {
             Err(VpnError::BeingEnabled | VpnError::AlreadyEnabled | VpnError::NotEnabled)
-                if *wished =>
+                if wished.as_ref().map(given) == Some(given(&before)) =>
             {
                 return Ok(before);
             }
@@ -216,11 +233,30 @@ impl Inner {
         if after == before {
             return Ok(before);
         }
+        if let Some(key) = given(&after)
+            && after.vpn.generation != before.vpn.generation
+            && view.given() != Ok(key)
+        {
+            if !asked {
+                // It is asked for another key by now: that comes next.
+                return Ok(before);
+            }
+            // Somebody else's call has asked for that key, and comes first.
+            let pending = match given(&before) {
+                Some(kept) => view.given() != Ok(kept),
+                None => before.vpn.state == State::Disabled,
+            };
+            if pending && view.resource.spec.vpn.enabled {
+                return Err(UpdateError::from(VpnError::BeingEnabled).into());
+            }
+        }
         let mut committed = false;
         if let Some(patch) = patch(&view, &before, &after, asked) {
             view.resource = self.patch_tenant(&view.namespace, &patch).await?.into();
             committed = true;
-            *wished |= asked && patch.get("spec").is_some();
+            if asked && patch.get("spec").is_some() {
+                *wished = Some(after.clone());
+            }
         }
         match &after.vpn.allocation {
             Some(allocation) => {
@@ -417,7 +453,19 @@ impl Inner {
     pub async fn patch_tenant(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let patch = Patch::Merge(patch);
-        let patched = prompt(tenants.patch(TENANT, &patching(), &patch)).await?;
+        // A definition that lacks a field would drop it without a word, and
+        // whoever gave a key would get a made one.
+        let params = PatchParams {
+            field_validation: Some(ValidationDirective::Strict),
+            ..patching()
+        };
+        let patched = prompt(tenants.patch(TENANT, &params, &patch)).await;
+        let patched = patched.map_err(|error| match &error {
+            Error::Api(status) if is_unknown_field(status) => {
+                Miss::Failed(RegistryError::Refused(OLD_DEFINITION.to_owned()).into())
+            }
+            _ => error.into(),
+        })?;
         self.took(patched.clone());
         Ok(patched)
     }

@@ -1,199 +1,303 @@
-//! Where sealing keys come from: a file that is made on the first start, or an
-//! environment variable.
+//! A file with the sealing keys of one database.
+//!
+//! Whoever has it open has it for itself: two databases, of which one may be a
+//! copy of the other, do not rotate the same file at the same time. A key that
+//! a rotation drops is in the file of that name and `.old` before it is gone
+//! from this one, for backups of the database from before.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
-use super::seal::{KeyRing, SealingKey};
-
-/// Environment variable that may hold the keys instead of a file: base64, with
-/// white space between them if there are more.
-pub const KEY_VARIABLE: &str = "VPN_EDGE_KEY";
+use super::seal::SealingKey;
 
 const HEADER: &str = "\
 # What private keys in vpn-edge's database are encrypted under. Without this
-# file nobody can read them; keep its backup away from the database's. The first
-# key encrypts; those below are of a rotation that has not ended.
+# file nobody can read them; keep its backup away from the database's.
 ";
 
-/// See the module.
-#[derive(Clone)]
-pub enum KeySource {
-    File(PathBuf),
-    Given(KeyRing),
+/// An open key file.
+pub struct KeyFile {
+    path: PathBuf,
+    /// The name of the database that the keys are of.
+    database: String,
+    /// Newest first; never empty.
+    keys: Vec<SealingKey>,
+    /// Held, not read.
+    lock: File,
 }
 
-impl KeySource {
-    /// What the environment variable has; else `file`; else the file beside
-    /// `database` of its name and `.key`.
+impl KeyFile {
+    /// None when there is none.
     ///
     /// # Errors
     ///
-    /// When there is both a file and the variable, or the variable has no keys;
-    /// in words for the operator.
-    pub fn of(file: Option<PathBuf>, database: &Path) -> Result<KeySource, String> {
-        match (std::env::var(KEY_VARIABLE).map(Zeroizing::new), file) {
-            (Ok(_), Some(_)) => Err(format!(
-                "there are both --key-file and {KEY_VARIABLE}: use one of them"
-            )),
-            (Ok(text), None) => Ok(KeySource::Given(given(&text)?)),
-            (Err(_), Some(file)) => Ok(KeySource::File(file)),
-            (Err(_), None) => Ok(KeySource::beside(database)),
+    /// When it cannot be read, or another process has it; in words for the
+    /// operator.
+    pub fn open(path: &Path) -> Result<Option<KeyFile>, String> {
+        loop {
+            let Some(file) = open(path)? else {
+                return Ok(None);
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(format!(
+                        "the key file {} is in use by another vpn-edge; stop that one first",
+                        path.display()
+                    ));
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(format!("cannot lock {}: {error}", path.display()));
+                }
+            }
+            // A rotation may have put another file in its place before it
+            // released this one.
+            let Some(now) = open(path)? else {
+                continue;
+            };
+            let place = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+            if !matches!((place(&file), place(&now)), (Ok(a), Ok(b)) if a == b) {
+                continue;
+            }
+            let (database, keys) = read(&file, path)?;
+            // What an interrupted write left may have keys.
+            for left in [".new", ".old.new"].map(|more| with(path, more)) {
+                match fs::remove_file(&left) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        tracing::warn!(file = %left.display(), "cannot remove keys that are not in use: {error}");
+                    }
+                    _ => {}
+                }
+            }
+            return Ok(Some(KeyFile {
+                path: path.to_owned(),
+                database,
+                keys,
+                lock: file,
+            }));
         }
     }
 
-    pub fn beside(database: &Path) -> KeySource {
-        let mut name = database.as_os_str().to_owned();
-        name.push(".key");
-        KeySource::File(name.into())
-    }
-
-    /// As messages call it.
-    pub fn name(&self) -> String {
-        match self {
-            KeySource::File(path) => path.display().to_string(),
-            KeySource::Given(_) => KEY_VARIABLE.to_owned(),
-        }
-    }
-
-    /// The keys; none when the file is missing.
+    /// A new file with a new key.
     ///
     /// # Errors
     ///
     /// In words for the operator.
-    pub fn load(&self) -> Result<Option<KeyRing>, String> {
-        match self {
-            KeySource::File(path) => read(path),
-            KeySource::Given(ring) => Ok(Some(ring.clone())),
+    pub fn create(path: &Path, database: &str) -> Result<KeyFile, String> {
+        let keys = vec![SealingKey::generate().map_err(|error| error.to_string())?];
+        let lock = write(path, database, &keys, true)?;
+        Ok(KeyFile {
+            path: path.to_owned(),
+            database: database.to_owned(),
+            keys,
+            lock,
+        })
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    pub fn keys(&self) -> &[SealingKey] {
+        &self.keys
+    }
+
+    /// Keys that earlier rotations dropped.
+    ///
+    /// # Errors
+    ///
+    /// When their file cannot be read, or is another database's; in words for
+    /// the operator.
+    pub fn dropped(&self) -> Result<Vec<SealingKey>, String> {
+        let path = with(&self.path, ".old");
+        let Some(file) = open(&path)? else {
+            return Ok(Vec::new());
+        };
+        let (database, keys) = read(&file, &path)?;
+        if database != self.database {
+            return Err(format!(
+                "{} has keys of another database: move it away",
+                path.display()
+            ));
         }
+        Ok(keys)
+    }
+
+    /// Puts a new key before the others.
+    ///
+    /// # Errors
+    ///
+    /// In words for the operator.
+    pub fn add(&mut self) -> Result<(), String> {
+        // Before anything depends on it.
+        self.dropped()?;
+        let mut keys = vec![SealingKey::generate().map_err(|error| error.to_string())?];
+        keys.extend_from_slice(&self.keys);
+        self.replace(keys)
+    }
+
+    /// Drops all keys but the first.
+    ///
+    /// # Errors
+    ///
+    /// In words for the operator.
+    pub fn drop_others(&mut self) -> Result<(), String> {
+        let mut dropped = self.keys[1..].to_vec();
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        for key in self.dropped()? {
+            if !dropped.iter().any(|known| known.id() == key.id()) {
+                dropped.push(key);
+            }
+        }
+        write(&with(&self.path, ".old"), &self.database, &dropped, false)?;
+        self.replace(self.keys[..1].to_vec())
+    }
+
+    fn replace(&mut self, keys: Vec<SealingKey>) -> Result<(), String> {
+        self.lock = write(&self.path, &self.database, &keys, false)?;
+        self.keys = keys;
+        Ok(())
     }
 }
 
-fn given(text: &str) -> Result<KeyRing, String> {
-    let keys = text.split_whitespace().map(SealingKey::from_base64);
-    let keys: Option<Vec<SealingKey>> = keys.collect();
-    keys.and_then(KeyRing::new).ok_or_else(|| {
-        format!(
-            "{KEY_VARIABLE} is no key: it takes base64 of 32 bytes, as `head -c 32 /dev/urandom | base64` prints"
-        )
-    })
+fn with(path: &Path, more: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(more);
+    name.into()
 }
 
-fn read(path: &Path) -> Result<Option<KeyRing>, String> {
+fn open(path: &Path) -> Result<Option<File>, String> {
+    let shown = path.display();
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    match file {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => Err(format!(
+            "{shown} is a symbolic link, which a rotation would replace: name the file itself"
+        )),
+        Err(error) => Err(format!("cannot read {shown}: {error}")),
+    }
+}
+
+/// The database's name and the keys.
+fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), String> {
     let shown = path.display();
     let unreadable = |error: io::Error| format!("cannot read {shown}: {error}");
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    let meta = file.metadata().map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(format!("{shown} is no file"));
+    }
+    let (mode, owner) = (meta.mode() & 0o777, meta.uid());
     if mode & 0o077 != 0 {
         return Err(format!(
             "{shown} has mode {mode:03o}, so that others may read it: run `chmod 600 {shown}`, \
              and `vpn-edge key rotate` if somebody may have done so"
         ));
     }
-    let text = Zeroizing::new(io::read_to_string(file).map_err(unreadable)?);
-    let mut keys = Vec::new();
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(format!(
+            "{shown} belongs to user {owner}, who may read it: run `chown root {shown}`, and \
+             `vpn-edge key rotate` if somebody may have done so"
+        ));
+    }
+    // All of its room at once: one that grows leaves copies behind.
+    let room = usize::try_from(meta.len()).unwrap_or(0).saturating_add(1);
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    file.read_to_string(&mut text).map_err(unreadable)?;
+    let (mut database, mut keys) = (None, Vec::new());
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
-        if !line.is_empty() && !line.starts_with('#') {
+        if let Some(name) = line.strip_prefix("database ") {
+            database = Some(name.trim().to_owned());
+        } else if !line.is_empty() && !line.starts_with('#') {
             let key = SealingKey::from_base64(line);
             keys.push(key.ok_or_else(|| {
                 format!("line {number} of {shown} is no key: restore the file from a backup")
             })?);
         }
     }
-    let ring = KeyRing::new(keys);
-    let empty = || format!("{shown} has no key: restore it from a backup");
-    ring.map(Some).ok_or_else(empty)
+    let lacks = |what| format!("{shown} has no {what}: restore it from a backup");
+    if keys.is_empty() {
+        return Err(lacks("key"));
+    }
+    Ok((database.ok_or_else(|| lacks("database's name"))?, keys))
 }
 
-/// Writes the file, mode 0600, whole or not at all; it is on the disk when this
-/// returns.
-///
-/// # Errors
-///
-/// In words for the operator.
-pub fn write(path: &Path, keys: &[SealingKey]) -> Result<(), String> {
+/// Writes a key file, mode 0600, whole or not at all; it is on the disk when
+/// this returns, and locked. A `new` one replaces none.
+fn write(path: &Path, database: &str, keys: &[SealingKey], new: bool) -> Result<File, String> {
     let failed = |error: io::Error| format!("cannot write {}: {error}", path.display());
-    let mut text = Zeroizing::new(HEADER.to_owned());
-    for key in keys {
-        text.push_str(&key.to_base64());
-        text.push('\n');
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    let folder = File::open(parent).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "cannot write {}: there is no folder {}: make it first, mode 700",
+            path.display(),
+            parent.display()
+        ),
+        _ => failed(error),
+    })?;
+    // One writer at a time: there may be no file yet that could be locked.
+    folder.lock().map_err(failed)?;
+    if new && fs::symlink_metadata(path).is_ok() {
+        return Err(format!(
+            "{} was made by another vpn-edge just now: start again",
+            path.display()
+        ));
     }
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".new");
-    let unfinished = PathBuf::from(unfinished);
+    let unfinished = with(path, ".new");
     // One of an interrupted attempt may be there, with a mode of its own.
     if let Err(error) = fs::remove_file(&unfinished)
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(failed(error));
     }
+    let lines = keys.iter().map(|key| key.to_base64().len() + 1);
+    let room = HEADER.len() + database.len() + 16 + lines.sum::<usize>();
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    for part in [HEADER, "database ", database, "\n"] {
+        text.push_str(part);
+    }
+    for key in keys {
+        text.push_str(&key.to_base64());
+        text.push('\n');
+    }
     let mut file = OpenOptions::new()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&unfinished)
         .map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&unfinished, path).map_err(failed)?;
-    let folder = path.parent().filter(|parent| *parent != Path::new(""));
-    let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
-    folder.sync_all().map_err(failed)
+    let written = file
+        .lock()
+        .and_then(|()| file.write_all(text.as_bytes()))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&unfinished, path))
+        .and_then(|()| folder.sync_all());
+    match written {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            // It may have keys.
+            drop(fs::remove_file(&unfinished));
+            Err(failed(error))
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_gives_the_keys_it_was_written_with_to_its_owner_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("key");
-        assert!(read(&path).unwrap().is_none());
-        let keys = [(); 2].map(|()| SealingKey::generate().unwrap());
-        write(&path, &keys).unwrap();
-        let ids = |keys: &[SealingKey]| keys.iter().map(SealingKey::id).collect::<Vec<_>>();
-        let ring = read(&path).unwrap().unwrap();
-        assert_eq!(ids(ring.keys()), ids(&keys));
-        let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        mode(0o640);
-        let refused = read(&path).err().unwrap();
-        assert!(refused.contains("mode 640"), "{refused}");
-        mode(0o400);
-        assert!(read(&path).is_ok());
-    }
-
-    #[test]
-    fn what_is_no_key_is_refused_and_not_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("key");
-        for (text, says) in [
-            ("", "has no key"),
-            ("# only a comment\n", "has no key"),
-            ("\nc2VjcmV0\n", "line 2 of"),
-        ] {
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            let refused = read(&path).err().unwrap();
-            assert!(refused.contains(says), "{refused}");
-            assert!(!refused.contains("c2VjcmV0"), "{refused}");
-        }
-        assert!(!given("c2VjcmV0").err().unwrap().contains("c2VjcmV0"));
-        let [first, second] = [(); 2].map(|()| SealingKey::generate().unwrap());
-        let both = format!("{} {}", &*first.to_base64(), &*second.to_base64());
-        assert_eq!(given(&both).unwrap().first().id(), first.id());
-    }
-}
+mod tests;

@@ -54,6 +54,7 @@ pub fn put(transaction: &Transaction<'_>, ring: &KeyRing, tenant: &Tenant) -> ru
         let place = Place {
             tenant: tenant.id,
             generation: vpn.generation,
+            given: given.map(|key| *key.as_bytes()),
             column,
         };
         let sealed = key.map(|key| ring.seal(key, place)).transpose();
@@ -94,10 +95,12 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
     let networks: String = row.get(5)?;
     let state: String = row.get(6)?;
     let (id, generation) = (parsed::<Uuid>(row, 0)?, unsigned(row, 7)?);
+    let given = row.get::<_, Option<[u8; 32]>>(13)?;
     let private_key = |index: usize, column| {
         let place = Place {
             tenant: id,
             generation,
+            given,
             column,
         };
         let sealed = row.get::<_, [u8; SEALED]>(index)?;
@@ -109,7 +112,7 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
             port,
             keys: Keys {
                 server: private_key(11, SERVER_KEY)?,
-                client: match row.get::<_, Option<[u8; 32]>>(13)? {
+                client: match given {
                     Some(given) => ClientKey::Given(PublicKey::from_bytes(given)),
                     None => ClientKey::Made(private_key(12, CLIENT_KEY)?),
                 },

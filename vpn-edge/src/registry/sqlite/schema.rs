@@ -76,12 +76,16 @@ pub const MIGRATIONS: [&str; 2] = [
         FROM tenant;
     DROP TABLE tenant;
     ALTER TABLE new RENAME TO tenant;
+    -- One row. The name is what the database's key file knows it by. Private keys
+    -- are encrypted by super::unlock, since it takes keys; until the file was
+    -- rewritten after that, they may be in its free pages as they were.
+    CREATE TABLE sealing (
+        database TEXT NOT NULL CHECK (length(database) = 32),
+        state TEXT NOT NULL CHECK (state IN ('plain', 'unscrubbed', 'sealed'))
+    ) STRICT;
+    INSERT INTO sealing VALUES (lower(hex(randomblob(16))), 'plain');
 ",
 ];
-
-/// The version at which private keys are encrypted, which takes keys and is done
-/// in [`super::unlock`].
-pub const SEALED: i64 = MIGRATIONS.len() as i64 + 1;
 
 /// Brings the tables up to this program's.
 ///
@@ -96,9 +100,10 @@ pub fn migrate(connection: &mut Connection) -> Result<(), String> {
             .map_err(sql)
     };
     let version = number(connection, "PRAGMA user_version")?;
-    if version > SEALED {
+    let known = MIGRATIONS.len();
+    if usize::try_from(version).is_ok_and(|version| version > known) {
         return Err(format!(
-            "it has schema {version} and this vpn-edge knows schemas up to {SEALED}; use the newer vpn-edge"
+            "it has schema {version} and this vpn-edge knows schemas up to {known}; use the newer vpn-edge"
         ));
     }
     if version == 0 && number(connection, "SELECT count(*) FROM sqlite_schema")? > 0 {

@@ -4,7 +4,6 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use blake2::{Blake2s256, Digest as _};
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use uuid::Uuid;
@@ -49,43 +48,52 @@ impl fmt::Debug for KeyId {
 
 /// A key that private keys are encrypted under.
 #[derive(Clone)]
-pub struct SealingKey(Zeroizing<[u8; KEY]>);
+pub struct SealingKey {
+    key: Zeroizing<[u8; KEY]>,
+    id: KeyId,
+}
 
 impl SealingKey {
+    fn new(key: Zeroizing<[u8; KEY]>) -> SealingKey {
+        // A tag over a text of its own. No key is sealed with this nonce.
+        let tag = cipher(&key)
+            .encrypt_in_place_detached(&XNonce::default(), b"vpn-edge sealing key", &mut [])
+            .expect("nothing is not too long");
+        let mut id = [0; ID];
+        id.copy_from_slice(&tag[..ID]);
+        SealingKey { key, id: KeyId(id) }
+    }
+
     pub fn generate() -> Result<SealingKey, SealError> {
         let mut key = Zeroizing::new([0; KEY]);
         getrandom::fill(key.as_mut_slice()).map_err(SealError::Random)?;
-        Ok(SealingKey(key))
+        Ok(SealingKey::new(key))
     }
 
     /// None for what is not base64 of 32 bytes.
     pub fn from_base64(text: &str) -> Option<SealingKey> {
-        let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
-        let mut key = Zeroizing::new([0; KEY]);
-        if bytes.len() != KEY {
+        // The decoder wants room for whole groups of three bytes.
+        let mut bytes = Zeroizing::new([0; 33]);
+        if STANDARD.decode_slice(text, bytes.as_mut_slice()).ok()? != KEY {
             return None;
         }
-        key.copy_from_slice(&bytes);
-        Some(SealingKey(key))
+        let mut key = Zeroizing::new([0; KEY]);
+        key.copy_from_slice(&bytes[..KEY]);
+        Some(SealingKey::new(key))
     }
 
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.0.as_slice()))
+        Zeroizing::new(STANDARD.encode(self.key.as_slice()))
     }
 
     pub fn id(&self) -> KeyId {
-        let hash = Blake2s256::new()
-            .chain_update(b"vpn-edge sealing key")
-            .chain_update(self.0.as_slice())
-            .finalize();
-        let mut id = [0; ID];
-        id.copy_from_slice(&hash[..ID]);
-        KeyId(id)
+        self.id
     }
+}
 
-    fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(self.0.as_slice().into())
-    }
+/// Zeroed when dropped.
+fn cipher(key: &[u8; KEY]) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(key.into())
 }
 
 /// What a private key is: a ciphertext opens in its own place alone.
@@ -93,6 +101,9 @@ impl SealingKey {
 pub struct Place {
     pub tenant: Uuid,
     pub generation: u64,
+    /// The client's public key, if it brought one: nobody is to put another in
+    /// its place.
+    pub given: Option<[u8; KEY]>,
     /// Of the table.
     pub column: &'static str,
 }
@@ -101,7 +112,14 @@ impl Place {
     /// Different for each: only the last part's length varies.
     fn associated_data(&self) -> Vec<u8> {
         let generation = self.generation.to_be_bytes();
-        let parts: [&[u8]; 3] = [self.tenant.as_bytes(), &generation, self.column.as_bytes()];
+        let given = self.given.unwrap_or_default();
+        let parts: [&[u8]; 5] = [
+            self.tenant.as_bytes(),
+            &generation,
+            &[u8::from(self.given.is_some())],
+            &given,
+            self.column.as_bytes(),
+        ];
         parts.concat()
     }
 }
@@ -117,8 +135,18 @@ impl KeyRing {
         (!keys.is_empty()).then_some(KeyRing(keys))
     }
 
+    /// These keys, and `more` that open.
+    pub fn and(mut self, more: &[SealingKey]) -> KeyRing {
+        self.0.extend_from_slice(more);
+        self
+    }
+
     pub fn keys(&self) -> &[SealingKey] {
         &self.0
+    }
+
+    pub fn has(&self, id: KeyId) -> bool {
+        self.0.iter().any(|key| key.id() == id)
     }
 
     pub fn first(&self) -> &SealingKey {
@@ -133,9 +161,7 @@ impl KeyRing {
         id.copy_from_slice(&self.first().id().0);
         getrandom::fill(nonce).map_err(SealError::Random)?;
         text.copy_from_slice(key.as_bytes());
-        let made = self
-            .first()
-            .cipher()
+        let made = cipher(&self.first().key)
             .encrypt_in_place_detached(XNonce::from_slice(nonce), &place.associated_data(), text)
             .expect("32 bytes are not too long");
         tag.copy_from_slice(&made);
@@ -151,7 +177,7 @@ impl KeyRing {
         let key = key.ok_or(SealError::UnknownKey(id))?;
         let mut bytes = Zeroizing::new([0; KEY]);
         bytes.copy_from_slice(text);
-        key.cipher()
+        cipher(&key.key)
             .decrypt_in_place_detached(
                 XNonce::from_slice(nonce),
                 &place.associated_data(),
@@ -181,6 +207,7 @@ mod tests {
     const PLACE: Place = Place {
         tenant: Uuid::from_u128(7),
         generation: 3,
+        given: Some([9; KEY]),
         column: "server_key",
     };
 
@@ -199,6 +226,14 @@ mod tests {
             },
             Place {
                 generation: 4,
+                ..PLACE
+            },
+            Place {
+                given: Some([8; KEY]),
+                ..PLACE
+            },
+            Place {
+                given: None,
                 ..PLACE
             },
             Place {

@@ -399,7 +399,7 @@ fn a_newer_schema_is_refused() {
         open_error(&path),
         format!(
             "cannot open the registry: {}: it has schema 99 and this vpn-edge knows \
-             schemas up to 3; use the newer vpn-edge",
+             schemas up to 2; use the newer vpn-edge",
             path.display()
         )
     );
@@ -500,6 +500,46 @@ async fn what_the_first_schema_held_is_kept() {
     assert_eq!(allocation.keys.client, client);
     let next = enabled(&registry, 2).await;
     assert_eq!(port(&next), 30000, "neither held nor released lately");
+}
+
+#[tokio::test]
+async fn keys_that_may_be_in_free_pages_unencrypted_stop_the_opening() {
+    let (dir, path) = scratch();
+    let registry = open(&path);
+    let stored = enabled(&registry, 1).await;
+    drop(registry);
+    let by_hand = |sql: &str| {
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(sql).unwrap();
+    };
+    let plain = |hex: &str| {
+        by_hand(&format!(
+            "UPDATE tenant SET server_key = x'{hex}', client_key = x'{hex}';
+             UPDATE sealing SET state = 'plain'"
+        ));
+    };
+    // No index can be made that needs a function which there is not, so that the
+    // file cannot be rewritten.
+    let stuck = "CREATE INDEX stuck ON released (abs(port));
+                 PRAGMA writable_schema = ON;
+                 UPDATE sqlite_schema SET sql = replace(sql, 'abs', 'none') WHERE name = 'stuck'";
+    plain(&"01".repeat(32));
+    by_hand(stuck);
+    for _ in 0..2 {
+        let error = open_error(&path);
+        assert!(error.contains("no such function: none"), "{error}");
+        assert!(error.ends_with("free disk space and start again"), "{error}");
+    }
+    by_hand("DROP INDEX stuck");
+    let registry = open(&path);
+    assert!(!on_disk(dir.path(), &[1; 32]));
+    let tenant = registry.get(stored.id).await.unwrap().unwrap();
+    let keys = tenant.vpn.allocation.unwrap().keys;
+    assert_eq!(keys.server, PrivateKey::from_bytes([1; 32]));
+    drop(registry);
+    // What is encrypted may wait.
+    by_hand(stuck);
+    drop(open(&path));
 }
 
 #[tokio::test]

@@ -2,155 +2,222 @@
 //!
 //! A rotation, each step of which is on the disk before the next begins: the key
 //! file gets a new first key; all private keys are encrypted under it, in one
-//! transaction; the file loses the others. Whoever opens the database takes the
-//! last two steps, if there is anything to do, so that an interrupted rotation
-//! ends with the next start.
+//! transaction; the database is rewritten; the file loses the other keys.
+//! Whoever opens the database takes the last three steps, if there is anything
+//! to do, so that an interrupted rotation ends with a later start.
 
-use rusqlite::{Connection, Transaction};
-use uuid::Uuid;
+use rusqlite::Connection;
 use zeroize::Zeroizing;
 
-use super::key_file::{self, KEY_VARIABLE, KeySource};
+use super::key_file::KeyFile;
+use super::key_source::{KEY_VARIABLE, KeySource};
 use super::row::{CLIENT_KEY, SERVER_KEY, parsed, unsigned};
-use super::seal::{KeyRing, Place, SEALED, SealError, SealingKey, sealed_under};
-use super::{begin, schema};
+use super::seal::{KeyId, KeyRing, Place, SEALED, SealError, sealed_under};
+use super::{begin, scrub};
 use crate::wireguard::PrivateKey;
 
-/// The sealing keys of this database, all of whose private keys are encrypted
-/// under the first of them afterwards. A key file is made where there is none
-/// and nothing to be read with it.
+/// What reads a database.
+pub struct Unlocked {
+    pub ring: KeyRing,
+    /// Nothing unencrypted is in its files.
+    pub sealed: bool,
+    /// None when the keys are the environment's.
+    file: Option<KeyFile>,
+}
+
+/// Finds the keys of this database, all of whose private keys they open. A key
+/// file is made where there is none and nothing to be read with it.
 ///
 /// # Errors
 ///
 /// In words for the operator.
-pub fn unlock(connection: &mut Connection, source: &KeySource) -> Result<KeyRing, String> {
+pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, String> {
     let sql = |error: rusqlite::Error| error.to_string();
-    let transaction = begin(connection).map_err(sql)?;
-    let version: i64 = transaction
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(sql)?;
-    let plain = version < schema::SEALED;
-    let rows = rows(&transaction).map_err(sql)?;
-    let ring = match (source.load()?, source) {
-        (Some(ring), _) => ring,
-        (None, KeySource::File(path)) if plain || rows.is_empty() => {
-            let key = SealingKey::generate().map_err(|error| error.to_string())?;
-            key_file::write(path, std::slice::from_ref(&key))?;
-            tracing::info!(file = %path.display(), "made a key for private keys; back it up");
-            KeyRing::new(vec![key]).expect("it has a key")
-        }
-        (None, _) => {
-            return Err(format!(
-                "its private keys are encrypted, and the key file {} is missing: restore it \
-                 from a backup, or name another with --key-file or a key in {KEY_VARIABLE}",
-                source.name()
-            ));
+    let (name, state) = sealing(connection).map_err(sql)?;
+    let plain = state == PLAIN;
+    let rows = rows(connection).map_err(sql)?;
+    let (mut ring, file) = match source {
+        KeySource::Given(ring) => (ring.clone(), None),
+        KeySource::File(path) => {
+            let file = match KeyFile::open(path)? {
+                Some(file) => file,
+                None if plain || rows.is_empty() => {
+                    let file = KeyFile::create(path, &name)?;
+                    tracing::info!(file = %path.display(), "made a key for private keys; back it up");
+                    file
+                }
+                None => {
+                    return Err(format!(
+                        "its private keys are encrypted, and the key file {} is missing: \
+                         restore it from a backup, or name another with --key-file or a key in \
+                         {KEY_VARIABLE}",
+                        path.display()
+                    ));
+                }
+            };
+            if file.database() != name {
+                return Err(format!(
+                    "the key file {} is of database {}, and this is database {name}: name its \
+                     own with --key-file, or for a new database a file that is not there yet",
+                    path.display(),
+                    file.database()
+                ));
+            }
+            (ring_of(&file), Some(file))
         }
     };
-    for row in rows {
-        let resealed = row.resealed(&ring, plain).map_err(|error| {
-            let (name, tenant) = (source.name(), row.tenant);
+    if let Some(file) = &file
+        && !plain
+        && !rows.iter().all(|row| row.under().is_none_or(|id| ring.has(id)))
+    {
+        // A backup from before a rotation.
+        ring = ring.and(&file.dropped()?);
+    }
+    for row in &rows {
+        row.open(&ring, plain).map_err(|error| {
             let advice = match error {
                 SealError::UnknownKey(_) => format!(
-                    "restore that key's file from a backup, or name another than {name} with \
-                     --key-file or a key in {KEY_VARIABLE}"
+                    "restore that key's file from a backup, or name another than {} with \
+                     --key-file or a key in {KEY_VARIABLE}",
+                    source.name()
                 ),
                 _ => "restore the database from a backup".to_owned(),
             };
+            let tenant = row.place.tenant;
             format!("cannot read a private key of tenant {tenant}: {error}; {advice}")
         })?;
-        if let Some(sealed) = resealed {
-            let update = format!("UPDATE tenant SET {} = ?1 WHERE id = ?2", row.column);
+    }
+    Ok(Unlocked {
+        ring,
+        sealed: state == "sealed",
+        file,
+    })
+}
+
+fn ring_of(file: &KeyFile) -> KeyRing {
+    KeyRing::new(file.keys().to_vec()).expect("a key file has a key")
+}
+
+impl Unlocked {
+    /// Puts a new key before the others.
+    ///
+    /// # Errors
+    ///
+    /// In words for the operator.
+    pub fn renew(&mut self) -> Result<(), String> {
+        let Some(file) = &mut self.file else {
+            return Err(format!(
+                "its key is in {KEY_VARIABLE}: put a new one before it there, with a space between, \
+                 start once, and then take the old one out"
+            ));
+        };
+        file.add()?;
+        // The others may be of an earlier rotation.
+        self.ring = ring_of(file).and(self.ring.keys());
+        Ok(())
+    }
+
+    /// Has all private keys encrypted under the first key, nothing of how they
+    /// were before left in the database's files, and the other keys dropped.
+    ///
+    /// # Errors
+    ///
+    /// In words for the operator. Until it is [`sealed`](Self::sealed), that is
+    /// no state to go on from; else it is, and the next call goes on.
+    pub fn settle(&mut self, connection: &mut Connection) -> Result<(), String> {
+        self.reseal(connection)?;
+        scrub(connection)?;
+        if !self.sealed {
+            let done = "UPDATE sealing SET state = 'sealed'";
+            connection
+                .execute(done, [])
+                .map_err(|error| error.to_string())?;
+            self.sealed = true;
+        }
+        if let Some(file) = &mut self.file {
+            if file.keys().len() > 1 {
+                file.drop_others()?;
+                tracing::info!(key = %self.ring.first().id(), "private keys are encrypted under a new key");
+            }
+            self.ring = ring_of(file);
+        }
+        Ok(())
+    }
+
+    fn reseal(&self, connection: &mut Connection) -> Result<(), String> {
+        let sql = |error: rusqlite::Error| error.to_string();
+        let transaction = begin(connection).map_err(sql)?;
+        let (_, state) = sealing(&transaction).map_err(sql)?;
+        let plain = state == PLAIN;
+        for row in rows(&transaction).map_err(sql)? {
+            if !plain && row.under() == Some(self.ring.first().id()) {
+                continue;
+            }
+            let key = row.open(&self.ring, plain);
+            let sealed = key.and_then(|key| self.ring.seal(&key, row.place));
+            let sealed = sealed.map_err(|error| error.to_string())?;
+            let update = format!("UPDATE tenant SET {} = ?1 WHERE id = ?2", row.place.column);
             transaction
-                .execute(&update, (sealed, row.tenant.to_string()))
+                .execute(&update, (sealed, row.place.tenant.to_string()))
                 .map_err(sql)?;
         }
-    }
-    transaction
-        .pragma_update(None, "user_version", schema::SEALED)
-        .map_err(sql)?;
-    transaction.commit().map_err(sql)?;
-    Ok(ring)
-}
-
-/// A new key, which all private keys are to be encrypted under.
-///
-/// # Errors
-///
-/// In words for the operator.
-pub fn begin_rotation(source: &KeySource, ring: &KeyRing) -> Result<(), String> {
-    let KeySource::File(path) = source else {
-        return Err(format!(
-            "its key is in {KEY_VARIABLE}: put a new one before it there, with a space between, \
-             start once, and then take the old one out"
-        ));
-    };
-    let mut keys = vec![SealingKey::generate().map_err(|error| error.to_string())?];
-    keys.extend_from_slice(ring.keys());
-    key_file::write(path, &keys)
-}
-
-/// Drops the keys that nothing is encrypted under any more.
-///
-/// # Errors
-///
-/// In words for the operator.
-pub fn end_rotation(source: &KeySource, ring: &KeyRing) -> Result<(), String> {
-    match source {
-        KeySource::File(path) if ring.keys().len() > 1 => {
-            key_file::write(path, &ring.keys()[..1])?;
-            tracing::info!(file = %path.display(), key = %ring.first().id(), "private keys are encrypted under a new key");
-            Ok(())
+        if plain {
+            let done = "UPDATE sealing SET state = 'unscrubbed'";
+            transaction.execute(done, []).map_err(sql)?;
         }
-        _ => Ok(()),
+        transaction.commit().map_err(sql)
     }
+}
+
+/// How the database says that its private keys are not encrypted.
+const PLAIN: &str = "plain";
+
+/// The database's name, and how far its private keys are encrypted.
+fn sealing(connection: &Connection) -> rusqlite::Result<(String, String)> {
+    let select = "SELECT database, state FROM sealing";
+    connection.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// A private key as it is stored.
 struct Stored {
-    tenant: Uuid,
-    generation: u64,
-    column: &'static str,
+    place: Place,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Stored {
-    /// As it is to be stored, if that is otherwise.
-    fn resealed(&self, ring: &KeyRing, plain: bool) -> Result<Option<[u8; SEALED]>, SealError> {
-        let place = Place {
-            tenant: self.tenant,
-            generation: self.generation,
-            column: self.column,
-        };
+    /// What it takes to open it, if it is sealed.
+    fn under(&self) -> Option<KeyId> {
+        self.bytes.as_slice().try_into().ok().map(sealed_under)
+    }
+
+    fn open(&self, ring: &KeyRing, plain: bool) -> Result<PrivateKey, SealError> {
         let bytes = self.bytes.as_slice();
-        let key = if plain {
-            let key: [u8; 32] = bytes.try_into().map_err(|_| SealError::Forged)?;
-            PrivateKey::from_bytes(key)
-        } else {
-            let sealed: [u8; SEALED] = bytes.try_into().map_err(|_| SealError::Forged)?;
-            let key = ring.open(&sealed, place)?;
-            if sealed_under(&sealed) == ring.first().id() {
-                return Ok(None);
-            }
-            key
-        };
-        ring.seal(&key, place).map(Some)
+        if plain {
+            let key: &[u8; 32] = bytes.try_into().map_err(|_| SealError::Forged)?;
+            return Ok(PrivateKey::from_bytes(*key));
+        }
+        let sealed: &[u8; SEALED] = bytes.try_into().map_err(|_| SealError::Forged)?;
+        ring.open(sealed, self.place)
     }
 }
 
-fn rows(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Stored>> {
+fn rows(connection: &Connection) -> rusqlite::Result<Vec<Stored>> {
     let mut rows = Vec::new();
     for column in [SERVER_KEY, CLIENT_KEY] {
-        let select =
-            format!("SELECT id, generation, {column} FROM tenant WHERE {column} IS NOT NULL");
-        let mut select = transaction.prepare(&select)?;
+        let select = format!(
+            "SELECT id, generation, client_public_key, {column} FROM tenant
+             WHERE {column} IS NOT NULL"
+        );
+        let mut select = connection.prepare(&select)?;
         let found = select.query_map([], |row| {
-            Ok(Stored {
+            let place = Place {
                 tenant: parsed(row, 0)?,
                 generation: unsigned(row, 1)?,
+                given: row.get(2)?,
                 column,
-                bytes: Zeroizing::new(row.get(2)?),
-            })
+            };
+            let bytes = Zeroizing::new(row.get(3)?);
+            Ok(Stored { place, bytes })
         })?;
         for row in found {
             rows.push(row?);

@@ -3,8 +3,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::super::seal::KeyId;
+use super::super::seal::SealingKey;
 use super::super::{SqliteRegistry, connect, scrub};
 use super::*;
 use crate::domain::{Keys, Plan, Tenant};
@@ -62,7 +64,22 @@ impl Scene {
     }
 
     fn keys(&self) -> Vec<SealingKey> {
-        self.source.load().unwrap().unwrap().keys().to_vec()
+        keys_in(&self.key_file)
+    }
+
+    fn old(&self) -> PathBuf {
+        self.key_file.with_extension("old")
+    }
+
+    fn rotate(&self) -> Result<(), RegistryError> {
+        SqliteRegistry::rotate_key(&self.database, &self.source)
+    }
+
+    /// Another database, and where it is.
+    fn copy(&self) -> PathBuf {
+        let copy = self.database.with_extension("copy");
+        fs::copy(&self.database, &copy).unwrap();
+        copy
     }
 
     /// What the private keys are encrypted under.
@@ -72,6 +89,12 @@ impl Scene {
         let id = |row: &Stored| sealed_under(row.bytes.as_slice().try_into().unwrap());
         rows.iter().map(id).collect()
     }
+}
+
+/// Whoever has it open.
+fn keys_in(file: &Path) -> Vec<SealingKey> {
+    let text = fs::read_to_string(file).unwrap();
+    text.lines().filter_map(SealingKey::from_base64).collect()
 }
 
 fn only(key: &SealingKey) -> KeySource {
@@ -131,21 +154,120 @@ async fn a_ciphertext_of_another_tenant_is_refused() {
 async fn a_rotation_replaces_the_key_and_keeps_all_else() {
     let scene = Scene::new().await;
     let old = scene.keys().remove(0);
-    SqliteRegistry::rotate_key(&scene.database, &scene.source).unwrap();
+    scene.rotate().unwrap();
     let new = scene.keys();
     assert_eq!(new.len(), 1);
     assert_ne!(new[0].id(), old.id());
     assert_eq!(scene.sealed_under(), [new[0].id(); 5]);
     scene.assert_whole(&scene.source).await;
     scene.refused(&only(&old));
+    assert_eq!(keys_in(&scene.old())[0].id(), old.id());
+}
+
+#[tokio::test]
+async fn a_backup_from_before_a_rotation_opens_while_the_old_key_is_there() {
+    let scene = Scene::new().await;
+    let backup = scene.copy();
+    scene.rotate().unwrap();
+    scene.rotate().unwrap();
+    fs::copy(&backup, &scene.database).unwrap();
+    scene.assert_whole(&scene.source).await;
+    assert_eq!(scene.sealed_under(), [scene.keys()[0].id(); 5]);
+    fs::copy(&backup, &scene.database).unwrap();
+    fs::remove_file(scene.old()).unwrap();
+    let refused = scene.refused(&scene.source);
+    assert!(refused.contains("which is not at hand"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_key_file_is_of_one_database() {
+    let scene = Scene::new().await;
+    let before = fs::read(&scene.key_file).unwrap();
+    // One that is new, and one with keys of its own.
+    let other = Scene::new().await;
+    let new = scene.database.with_extension("new");
+    for database in [&new, &other.database] {
+        let range = "30000-30019".parse().unwrap();
+        let opened = SqliteRegistry::open_with(database, range, &scene.source);
+        let rotated = SqliteRegistry::rotate_key(database, &scene.source);
+        for refused in [opened.err().unwrap(), rotated.err().unwrap()] {
+            let refused = refused.to_string();
+            assert!(refused.contains("name its own with --key-file"), "{refused}");
+        }
+    }
+    assert_eq!(fs::read(&scene.key_file).unwrap(), before);
+    scene.assert_whole(&scene.source).await;
+}
+
+#[tokio::test]
+async fn a_copy_cannot_take_its_originals_key_away() {
+    let scene = Scene::new().await;
+    let copy = scene.copy();
+    let registry = scene.open(&scene.source).unwrap();
+    let refused = SqliteRegistry::rotate_key(&copy, &scene.source);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("in use by another vpn-edge"), "{refused}");
+    drop(registry);
+    // Nobody can tell it from the original, which still opens.
+    SqliteRegistry::rotate_key(&copy, &scene.source).unwrap();
+    SqliteRegistry::rotate_key(&copy, &scene.source).unwrap();
+    scene.assert_whole(&scene.source).await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_rotation_from_its_end_does_not_keep_the_registry_closed() {
+    let scene = Scene::new().await;
+    let old = scene.keys().remove(0);
+    let (lock, connection) = connect(&scene.database).unwrap();
+    let mut keys = unlock(&connection, &scene.source).unwrap();
+    keys.renew().unwrap();
+    drop((connection, keys, lock));
+    // The old key finds no place to go to.
+    fs::create_dir(scene.old()).unwrap();
+    scene.assert_whole(&scene.source).await;
+    assert_eq!(scene.keys().len(), 2);
+    // Nor is the database to be written, as on a full disk.
+    let by_hand = Connection::open(&scene.database).unwrap();
+    let stop = "CREATE TRIGGER stop BEFORE UPDATE ON tenant BEGIN SELECT RAISE(FAIL, 'full'); END";
+    by_hand.execute_batch(stop).unwrap();
+    drop(by_hand);
+    let seals = |keys: &[SealingKey]| keys.iter().position(|key| key.id() == scene.sealed_under()[0]);
+    assert_eq!(seals(&scene.keys()), Some(0));
+    let (lock, connection) = connect(&scene.database).unwrap();
+    let mut keys = unlock(&connection, &scene.source).unwrap();
+    fs::remove_dir(scene.old()).unwrap();
+    keys.renew().unwrap();
+    drop((connection, keys, lock));
+    scene.assert_whole(&scene.source).await;
+    assert_eq!(seals(&scene.keys()), Some(1));
+    let by_hand = Connection::open(&scene.database).unwrap();
+    by_hand.execute_batch("DROP TRIGGER stop").unwrap();
+    drop(by_hand);
+    scene.assert_whole(&scene.source).await;
+    assert_eq!((seals(&scene.keys()), scene.keys().len()), (Some(0), 1));
+    let dropped = keys_in(&scene.old());
+    assert_eq!(dropped.len(), 2);
+    assert!(dropped.iter().any(|key| key.id() == old.id()));
+}
+
+#[tokio::test]
+async fn a_given_key_cannot_be_put_in_anothers_place() {
+    let scene = Scene::new().await;
+    let by_hand = Connection::open(&scene.database).unwrap();
+    let other = Keys::generate().unwrap().client.public();
+    let swap = "UPDATE tenant SET client_public_key = ?1 WHERE client_public_key NOTNULL";
+    let changed = by_hand.execute(swap, [other.as_bytes()]).unwrap();
+    assert_eq!(changed, 1);
+    drop(by_hand);
+    let refused = scene.refused(&scene.source);
+    assert!(refused.contains("it was changed"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_rotation_that_stops_anywhere_ends_with_the_next_start() {
     type Step = fn(&Scene, &mut Connection);
-    let begin_it: Step = |scene, _| {
-        let ring = scene.source.load().unwrap().unwrap();
-        begin_rotation(&scene.source, &ring).unwrap();
+    let begin_it: Step = |scene, connection| {
+        unlock(connection, &scene.source).unwrap().renew().unwrap();
     };
     let half: Step = |_, connection| {
         // A transaction that does not come to its end.
@@ -157,7 +279,10 @@ async fn a_rotation_that_stops_anywhere_ends_with_the_next_start() {
             )
             .unwrap();
     };
-    let reseal: Step = |scene, connection| drop(unlock(connection, &scene.source).unwrap());
+    let reseal: Step = |scene, connection| {
+        let keys = unlock(connection, &scene.source).unwrap();
+        keys.reseal(connection).unwrap();
+    };
     let scrub_it: Step = |_, connection| scrub(connection).unwrap();
     let write_half: Step = |scene, _| {
         let mut name = scene.key_file.clone().into_os_string();
@@ -187,8 +312,10 @@ async fn a_rotation_that_stops_anywhere_ends_with_the_next_start() {
         assert_eq!(keys.len(), 1, "crash {n}");
         assert_eq!(scene.sealed_under(), [keys[0].id(); 5], "crash {n}");
         assert_eq!(keys[0].id() == old.id(), n < 2, "crash {n}");
+        let kept = n >= 2 && keys_in(&scene.old()).iter().any(|key| key.id() == old.id());
+        assert_eq!(kept, n >= 2, "crash {n}: nothing is lost");
         // And one after it works as ever.
-        SqliteRegistry::rotate_key(&scene.database, &scene.source).unwrap();
+        scene.rotate().unwrap();
         assert_ne!(scene.keys()[0].id(), keys[0].id());
         scene.assert_whole(&scene.source).await;
     }
@@ -216,7 +343,7 @@ async fn only_a_database_that_is_there_and_not_in_use_is_rotated() {
     let scene = Scene::new().await;
     let registry = scene.open(&scene.source).unwrap();
     let key = scene.keys().remove(0);
-    let refused = SqliteRegistry::rotate_key(&scene.database, &scene.source);
+    let refused = scene.rotate();
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("in use by another vpn-edge"), "{refused}");
     assert_eq!(scene.keys()[0].id(), key.id());
