@@ -172,8 +172,17 @@ fn yaml(number: u128, namespace: &str, vpn: &str) -> String {
 }
 
 async fn enable(registry: &KubeRegistry, id: Uuid) -> Result<Tenant, UpdateError> {
-    let change: Change =
-        Box::new(|tenant, pool| tenant.enable(pool, Keys::generate(), Timestamp::now()));
+    enable_for(registry, id, None).await
+}
+
+async fn enable_for(
+    registry: &KubeRegistry,
+    id: Uuid,
+    given: Option<PublicKey>,
+) -> Result<Tenant, UpdateError> {
+    let change: Change = Box::new(move |tenant, pool| {
+        tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
+    });
     registry.update(id, change).await
 }
 

@@ -77,14 +77,22 @@ impl Life {
     /// Keeps what goes with a gateway, and with processes.
     fn keep(&mut self, port: u16) -> Result<()> {
         self.turns += 1;
+        let kept = self.node().folder.join(format!("processes-{}", self.turns));
         self.node().sh(&format!(
             "cp /run/vpn-edge/gateways/{port}/log {own}/gateway-{turn}.log
-             for pid in $(pgrep -f vpn-edge); do
-                 cat /proc/$pid/cmdline /proc/$pid/environ || true
-             done > {own}/processes-{turn}",
+             for of in standalone gateway; do
+                 pid=$(pgrep -of \"[v]pn-edge $of\")
+                 cat /proc/$pid/cmdline /proc/$pid/environ
+             done > {kept}",
             own = self.node().folder.display(),
             turn = self.turns,
+            kept = kept.display(),
         ))?;
+        let kept = fs::read(kept)?;
+        for known in [&b"standalone\0"[..], b"gateway\0", b"RUST_LOG=trace\0"] {
+            let found = kept.windows(known.len()).any(|window| window == known);
+            ensure!(found, "not seen: {}", String::from_utf8_lossy(known));
+        }
         Ok(())
     }
 
@@ -117,6 +125,10 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
     let dumped = life.node().output(dumper)?;
     ensure!(dumped.status.core_dumped(), "{:?}", dumped.status);
     let cores = || cores(&own);
+    ensure!(
+        !cores()?.is_empty(),
+        "this machine's kernel.core_pattern puts cores where this test does not look: set it to \"core\""
+    );
     for core in cores()? {
         fs::remove_file(core)?;
     }
@@ -141,9 +153,12 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
 
     // Both abort, with leave to dump all of their memory.
     let gateway = life.node().sh("pgrep -f '[v]pn-edge gateway'")?;
+    let place = life.node().sh(&format!("readlink /proc/{gateway}/cwd"))?;
+    ensure!(Path::new(&place) == own, "its core would be in {place}");
     life.node().sh(&format!(
         "prlimit --pid {gateway} --core=unlimited:unlimited; kill -ABRT {gateway}"
     ))?;
+    life.node().await_sh(&format!("! kill -0 {gateway}"))?;
     let ended = life.edge.abort()?;
     ensure!(
         ended.signal() == Some(6) && !ended.core_dumped(),
@@ -156,6 +171,8 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
         let text = fs::read_to_string(own.join("vpn-edge.db.key"))?;
         Ok(text.lines().last().context("no key")?.to_owned())
     };
+    // Only where a key may be is it found, in a search that does find.
+    let places = ["vpn-edge.db.key.old", "vpn-edge.db.key"];
     life.keys.push(sealing(&own)?);
     life.edge
         .vpn_edge(&["key", "rotate", "--database", &database])?;
@@ -174,14 +191,45 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
     ensure!(life.keys[4] != life.keys[5], "the same key");
     fs::write(own.join("runtime"), life.runtime()?)?;
     ensure!(cores()?.is_empty(), "{:?}", cores()?);
+    let mut seen = 0;
     for file in files(&own)? {
         let bytes = fs::read(&file)?;
         for (number, key) in life.keys.iter().enumerate() {
-            let its_own = file.ends_with("vpn-edge.db.key") && number == 5;
+            let its_own = number >= 4 && file.ends_with(places[number - 4]);
             let found = has(&bytes, key)?;
             ensure!(found == its_own, "key {number} in {}", file.display());
+            seen += usize::from(found);
         }
     }
+    ensure!(seen == places.len(), "{seen} of the places were searched");
+    Ok(())
+}
+
+#[test]
+fn a_key_in_the_environment_is_the_daemons_alone() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    let key = STANDARD.encode([0xa5; 32]);
+    let environment = [("RUST_LOG", "trace"), ("VPN_EDGE_KEY", &key)];
+    let mut edge = Edge::with(&topology.edge, "eth0", &[], &environment)?;
+    let own = edge.node.folder.clone();
+    let tenant = edge.enabled(&A)?;
+    Client::up(&topology.client_a, &tenant.configuration)?.await_reach(A.server)?;
+    let environ = |of: &str| -> Result<Vec<u8>> {
+        let mut cat = edge.node.command("sh");
+        let script = format!("cat /proc/$(pgrep -of '[v]pn-edge {of}')/environ");
+        cat.args(["-ec", &script]);
+        let output = edge.node.output(cat)?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(output.stdout)
+    };
+    ensure!(has(&environ("standalone")?, &key)?, "nothing is found");
+    let gateway = environ("gateway")?;
+    ensure!(!gateway.is_empty() && !has(&gateway, &key)?);
+    edge.stop()?;
+    for file in files(&own)? {
+        ensure!(!has(&fs::read(&file)?, &key)?, "in {}", file.display());
+    }
+    ensure!(!own.join("vpn-edge.db.key").exists());
     Ok(())
 }
 

@@ -316,3 +316,96 @@ fn a_client_brings_its_own_key_by_yaml_and_by_the_api() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn of_two_keys_that_are_given_at_once_one_is_taken_and_one_refused() -> Result<()> {
+    let scene = Scene::new()?;
+    let registries = [
+        scene.registry("vpn.example.com=30000-30009")?,
+        scene.registry("vpn.example.com=30000-30009")?,
+    ];
+    let run = &scene.cluster;
+    let being_enabled = |outcome: &Result<Tenant, UpdateError>| {
+        matches!(outcome, Err(UpdateError::Refused(VpnError::BeingEnabled)))
+    };
+    for number in 1..=5 {
+        let namespace = format!("t-{number}");
+        scene.namespace(&namespace)?;
+        let id = run
+            .run(registries[0].create(tenant(number, &namespace)?))?
+            .id;
+        for registry in &registries {
+            scene.eventually("both know it", async || Ok(registry.get(id).await?))?;
+        }
+        let keys = [(); 2].map(|()| own_key());
+        let outcomes: [_; 2] = run
+            .run(async {
+                let [first, second] = &registries;
+                tokio::join!(
+                    enable_for(first, id, Some(keys[0])),
+                    enable_for(second, id, Some(keys[1])),
+                )
+            })
+            .into();
+        let taken = usize::from(outcomes[0].is_err());
+        let enabled = outcomes[taken].as_ref().ok().context("one is taken")?;
+        let client = &enabled.vpn.allocation.as_ref().context("keys")?.keys.client;
+        ensure!(client.given() == Some(keys[taken]), "{outcomes:?}");
+        ensure!(being_enabled(&outcomes[1 - taken]), "{outcomes:?}");
+        let secret = scene.secret(&namespace)?.context("a secret")?;
+        ensure!(text(&secret, "clientPublicKey") == Some(keys[taken].to_string()));
+    }
+
+    // Nor is a key replaced that the spec asks for and nobody has carried out.
+    scene.namespace("t-9")?;
+    let [first, second] = [(); 2].map(|()| own_key());
+    let vpn = format!("enabled: true, clientPublicKey: {:?}", first.to_string());
+    scene.apply(&yaml(9, "t-9", &vpn))?;
+    let (registry, id) = (&registries[0], Uuid::from_u128(9));
+    scene.eventually("it is known", async || Ok(registry.get(id).await?))?;
+    for other in [Some(second), None] {
+        let refused = run.run(enable_for(registry, id, other));
+        ensure!(being_enabled(&refused), "{refused:?}");
+    }
+    run.run(enable_for(registry, id, Some(first)))?;
+    Ok(())
+}
+
+#[test]
+fn an_older_definition_of_the_resource_refuses_a_given_key() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let run = &scene.cluster;
+    let id = run.run(registry.create(tenant(1, "t-1")?))?.id;
+    let vpn = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/vpn";
+    let remove = format!(r#"[{{"op": "remove", "path": "{vpn}/properties/clientPublicKey"}}]"#);
+    let definition = "crd/vpntenants.vpn-edge.dev";
+    scene.kubectl(&["patch", definition, "--type=json", "-p", &remove])?;
+    let key = own_key();
+    let field = format!(r#"{{"spec": {{"vpn": {{"clientPublicKey": "{key}"}}}}}}"#);
+    let dry = [
+        "patch",
+        "vpntenant",
+        "vpn",
+        "-n",
+        "t-1",
+        "--type=merge",
+        "--dry-run=server",
+    ];
+    let shown = [&dry[..], &["-o=yaml", "-p", &field]].concat();
+    scene.eventually("the definition holds", async || {
+        let shown = scene.kubectl(&shown)?;
+        Ok((!shown.contains("clientPublicKey:")).then_some(()))
+    })?;
+
+    let refused = run.run(enable_for(&registry, id, Some(key)));
+    let refused = refused.err().context("it was taken")?.to_string();
+    ensure!(refused.ends_with("apply the new manifests"), "{refused}");
+    ensure!(scene.secret("t-1")?.is_none());
+    let tenants: Api<VpnTenant> = Api::namespaced(scene.client(), "t-1");
+    ensure!(!run.run(tenants.get(TENANT))?.spec.vpn.enabled);
+    let made = run.run(enable(&registry, id))?;
+    ensure!(made.vpn.state == State::Enabling, "{made:?}");
+    Ok(())
+}

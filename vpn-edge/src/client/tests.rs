@@ -207,7 +207,12 @@ async fn a_client_can_bring_its_own_key() {
 async fn a_server_that_makes_keys_all_the_same_is_found_out() {
     let server = Server::start().await;
     create(&server).await;
-    let made = tenant(&server, &server.acme, &format!("enable {ID} --no-wait -o json")).await;
+    let made = tenant(
+        &server,
+        &server.acme,
+        &format!("enable {ID} --no-wait -o json"),
+    )
+    .await;
     let made: serde_json::Value = serde_json::from_str(&made.unwrap()).unwrap();
     // One from before clients had keys of their own: it reads no body.
     let path = format!("/v1/tenants/{ID}/vpn/enable");

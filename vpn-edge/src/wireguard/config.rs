@@ -28,21 +28,12 @@ impl ClientConfig {
     /// A `wg-quick(8)` file. Where the client gave its key, it has a line to
     /// fill in, and `wg-quick` refuses it until that is done.
     pub fn render(&self) -> Zeroizing<String> {
-        let private_key = match &self.key {
-            ClientKey::Made(key) => Zeroizing::new(format!("PrivateKey = {}", &*key.to_base64())),
-            ClientKey::Given(key) => Zeroizing::new(format!(
-                "# Fill in the private key of the public key {key}.\n\
-                 PrivateKey = <your private key>"
-            )),
-        };
         let list = |networks: &[IpNet]| -> String {
             let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
             texts.join(", ")
         };
-        Zeroizing::new(format!(
-            "[Interface]\n\
-             {}\n\
-             Address = {}\n\
+        let rest = format!(
+            "Address = {}\n\
              DNS = {}\n\
              \n\
              [Peer]\n\
@@ -50,13 +41,28 @@ impl ClientConfig {
              AllowedIPs = {}\n\
              Endpoint = {}\n\
              PersistentKeepalive = {PERSISTENT_KEEPALIVE}\n",
-            private_key.as_str(),
             list(&self.addresses),
             self.dns,
             self.server_public_key,
             list(&self.allowed_ips),
             self.endpoint,
-        ))
+        );
+        // All of its room at once: one that grows leaves copies behind.
+        let mut text = Zeroizing::new(String::with_capacity(rest.len() + 256));
+        text.push_str("[Interface]\n");
+        match &self.key {
+            ClientKey::Made(key) => {
+                text.push_str("PrivateKey = ");
+                text.push_str(&key.to_base64());
+                text.push('\n');
+            }
+            ClientKey::Given(key) => text.push_str(&format!(
+                "# Fill in the private key of the public key {key}.\n\
+                 PrivateKey = <your private key>\n"
+            )),
+        }
+        text.push_str(&rest);
+        text
     }
 }
 

@@ -11,14 +11,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::api::{
-    DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective,
-};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective};
 use kube::core::Status;
 use kube::{Api, Error, ResourceExt as _};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
+use zeroize::Zeroize as _;
 
 use super::convert::{Held, Kept, View, secret};
 use super::hindrance::Hindrance;
@@ -302,12 +301,15 @@ impl Inner {
         if start.elapsed() > PROMPT {
             return Err(Miss::Conflict);
         }
-        let secret = secret(&view.resource, kept, version.clone());
+        let mut secret = secret(&view.resource, kept, version.clone());
         let params = params();
         let stored = match version {
             Some(_) => prompt(secrets.replace(KEYS, &params, &secret)).await,
             None => prompt(secrets.create(&params, &secret)).await,
         };
+        for value in secret.data.iter_mut().flat_map(|data| data.values_mut()) {
+            value.0.zeroize();
+        }
         self.took(stored?);
         Ok(())
     }

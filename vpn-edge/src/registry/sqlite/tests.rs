@@ -528,7 +528,10 @@ async fn keys_that_may_be_in_free_pages_unencrypted_stop_the_opening() {
     for _ in 0..2 {
         let error = open_error(&path);
         assert!(error.contains("no such function: none"), "{error}");
-        assert!(error.ends_with("free disk space and start again"), "{error}");
+        assert!(
+            error.ends_with("free disk space and start again"),
+            "{error}"
+        );
     }
     by_hand("DROP INDEX stuck");
     let registry = open(&path);

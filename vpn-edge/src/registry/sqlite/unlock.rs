@@ -68,7 +68,9 @@ pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, S
     };
     if let Some(file) = &file
         && !plain
-        && !rows.iter().all(|row| row.under().is_none_or(|id| ring.has(id)))
+        && !rows
+            .iter()
+            .all(|row| row.under().is_none_or(|id| ring.has(id)))
     {
         // A backup from before a rotation.
         ring = ring.and(&file.dropped()?);

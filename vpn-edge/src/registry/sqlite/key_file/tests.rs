@@ -73,7 +73,10 @@ fn what_is_no_key_file_is_refused_and_not_shown() {
     let key = SealingKey::generate().unwrap().to_base64();
     for (text, says) in [
         (String::new(), "has no key"),
-        (format!("# only a comment\ndatabase {DATABASE}\n"), "has no key"),
+        (
+            format!("# only a comment\ndatabase {DATABASE}\n"),
+            "has no key",
+        ),
         ("\nc2VjcmV0\n".to_owned(), "line 2 of"),
         (format!("{}\n", key.as_str()), "has no database's name"),
     ] {
@@ -90,7 +93,10 @@ fn a_missing_folder_is_the_operators_to_make() {
     let path = dir.path().join("none").join("key");
     assert!(KeyFile::open(&path).unwrap().is_none());
     let refused = KeyFile::create(&path, DATABASE).err().unwrap();
-    let says = format!("there is no folder {}: make it first", dir.path().join("none").display());
+    let says = format!(
+        "there is no folder {}: make it first",
+        dir.path().join("none").display()
+    );
     assert!(refused.contains(&says), "{refused}");
 }
 

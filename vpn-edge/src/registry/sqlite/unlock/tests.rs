@@ -192,7 +192,10 @@ async fn a_key_file_is_of_one_database() {
         let rotated = SqliteRegistry::rotate_key(database, &scene.source);
         for refused in [opened.err().unwrap(), rotated.err().unwrap()] {
             let refused = refused.to_string();
-            assert!(refused.contains("name its own with --key-file"), "{refused}");
+            assert!(
+                refused.contains("name its own with --key-file"),
+                "{refused}"
+            );
         }
     }
     assert_eq!(fs::read(&scene.key_file).unwrap(), before);
@@ -231,7 +234,10 @@ async fn what_keeps_a_rotation_from_its_end_does_not_keep_the_registry_closed() 
     let stop = "CREATE TRIGGER stop BEFORE UPDATE ON tenant BEGIN SELECT RAISE(FAIL, 'full'); END";
     by_hand.execute_batch(stop).unwrap();
     drop(by_hand);
-    let seals = |keys: &[SealingKey]| keys.iter().position(|key| key.id() == scene.sealed_under()[0]);
+    let seals = |keys: &[SealingKey]| {
+        keys.iter()
+            .position(|key| key.id() == scene.sealed_under()[0])
+    };
     assert_eq!(seals(&scene.keys()), Some(0));
     let (lock, connection) = connect(&scene.database).unwrap();
     let mut keys = unlock(&connection, &scene.source).unwrap();
