@@ -152,7 +152,7 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
 
 /// Whether this is the API server's word that it does not know a field.
 fn is_unknown_field(status: &Status) -> bool {
-    status.code == 400 && status.message.contains("unknown field")
+    matches!(status.code, 400 | 422) && status.message.contains("unknown field")
 }
 
 /// The key that the client of a tenant with keys gave, if it gave one.
