@@ -21,6 +21,19 @@ const MAX_LIMIT: usize = 1000;
 const UNRECORDED: &str = "nothing was done, as the audit log cannot be written at the moment: \
                           try again, or have the operator look at vpn-edge's log";
 
+/// What callers did, newest first; for admins.
+#[utoipa::path(
+    get,
+    path = "/v1/audit",
+    operation_id = "read_audit",
+    tag = "audit",
+    params(
+        ("tenant" = Option<Uuid>, Query, description = "Only of this tenant, which may be gone."),
+        ("limit" = Option<usize>, Query, description = "Records at most.", minimum = 1, maximum = 1000),
+        ("before" = Option<Uuid>, Query, description = "Only those older than this record: `next` of the last answer."),
+    ),
+    responses((status = 200, description = "Records.", body = AuditList))
+)]
 pub async fn read(
     State(api): State<Api>,
     caller: Caller,

@@ -120,14 +120,14 @@ pub struct VpnStatus {
 }
 
 /// `GET /v1/audit`: what callers did, newest first.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditList {
     pub records: Vec<AuditRecord>,
     /// To ask for the older ones with, as `before`; null when there are none.
     pub next: Option<Uuid>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {
     pub id: Uuid,
     /// When it began, to the millisecond.
@@ -145,7 +145,7 @@ pub struct AuditRecord {
     pub outcome: Option<AuditOutcome>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditOutcome {
     /// The HTTP status.
     pub status: u16,

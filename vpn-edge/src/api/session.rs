@@ -12,6 +12,15 @@ use crate::domain::Tenant;
 use crate::identity::Caller;
 use crate::session::{Session, SessionError};
 
+/// Who is connected, as the edges see it.
+#[utoipa::path(
+    get,
+    path = "/v1/tenants/{id}/vpn/session",
+    operation_id = "show_session",
+    tag = "vpn",
+    params(("id" = Uuid, Path, description = "The tenant's.")),
+    responses((status = 200, description = "As it is now.", body = Session))
+)]
 pub async fn show(
     State(api): State<Api>,
     caller: Caller,

@@ -6,6 +6,8 @@ mod requests;
 mod roles;
 mod vpn;
 
+use std::net::SocketAddr;
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;

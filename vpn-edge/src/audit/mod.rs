@@ -26,7 +26,7 @@ pub use self::sqlite::SqliteLog;
 const MAX_TEXT: usize = 512;
 
 /// What is done to a tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     Create,

@@ -28,7 +28,7 @@ pub use served::router;
 const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
 
 /// A tenant's live session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Session {
     /// A session may be alive: there was a handshake within 180 s, or since then
     /// an answered packet. A client that keeps its tunnel up makes a handshake
@@ -38,6 +38,7 @@ pub struct Session {
     pub last_handshake: Option<Timestamp>,
     /// Where the client was heard last. Of one that roams, this is known from
     /// its next handshake on, at the latest.
+    #[schema(value_type = Option<String>, example = "203.0.113.9:51820")]
     pub client: Option<SocketAddr>,
     /// What came from the client since the VPN was enabled, or since the edge of
     /// its gateway's node began to count: with a reboot, or when the gateway
@@ -51,7 +52,7 @@ pub struct Session {
 }
 
 /// Packets, and bytes of the IP packets that they are, outside of the tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,

@@ -18,7 +18,6 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use ring::digest::{SHA256, digest};
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 use uuid::Uuid;
 
