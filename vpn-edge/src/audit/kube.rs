@@ -126,7 +126,7 @@ impl Log for KubeLog {
         let mut take_in = |map: &ConfigMap| {
             let records = Page::read(map).records.into_iter();
             found.extend(records.filter(|record| query.takes(record)));
-            found.sort_by(|a, b| b.id.cmp(&a.id));
+            found.sort_by_key(|record| std::cmp::Reverse(record.id));
             found.truncate(query.limit);
         };
         if let Some(tenant) = query.tenant {
