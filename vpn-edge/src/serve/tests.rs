@@ -133,6 +133,8 @@ async fn what_is_under_way_at_the_end_is_answered_and_nothing_new_taken() {
         }
     };
     timeout(HANGS, refused).await.unwrap();
+    // Time to break it off, were it not waited for.
+    sleep(Duration::from_millis(50)).await;
     assert!(!finished.is_finished());
     go.notify_one();
     let answer = rest(under_way).await;
