@@ -83,6 +83,7 @@ pub(crate) async fn sign_in_trouble(
     next: Next,
 ) -> Response {
     let is_browser = wants_page(request.headers());
+    let back = parameter(request.uri().query().unwrap_or_default(), "return");
     let response = next.run(request).await;
     let Some(refused) = response.extensions().get::<Refused>().cloned() else {
         return response;
@@ -90,8 +91,9 @@ pub(crate) async fn sign_in_trouble(
     if !is_browser {
         return response;
     }
-    let mut page = SignIn::new(&api, "/");
-    page.trouble = Some(refused.to_string());
+    let back = back.as_deref().and_then(local_path).unwrap_or("/");
+    let mut page = SignIn::new(&api, back);
+    page.trouble = Some(pages::words(&refused.into()).1);
     let (mut parts, _) = response.into_parts();
     for of_the_body in [header::CONTENT_TYPE, header::CONTENT_LENGTH] {
         parts.headers.remove(of_the_body);

@@ -22,20 +22,20 @@ const ROOM: usize = 256 * 1024;
 pub struct SignIn {
     visitor: Option<Caller>,
     pub trouble: Option<String>,
-    /// The issuer's sign-in, where there is one.
-    single_sign_on: Option<String>,
-    back: String,
+    /// There is an issuer to sign in with.
+    single_sign_on: bool,
+    /// Where signing in goes, by whichever way.
+    action: String,
 }
 
 impl SignIn {
     pub fn new(api: &Api, back: &str) -> SignIn {
         let to: String = form_urlencoded::byte_serialize(back.as_bytes()).collect();
-        let link = format!("/auth/login?return={to}");
         SignIn {
             visitor: None,
             trouble: None,
-            single_sign_on: api.identity.has_sign_in().then_some(link),
-            back: back.to_owned(),
+            single_sign_on: api.identity.has_sign_in(),
+            action: format!("/auth/login?return={to}"),
         }
     }
 }
@@ -85,7 +85,8 @@ pub fn words(error: &ApiError) -> (StatusCode, String) {
         .to_owned(),
         ApiError::Refused(Refused::AdminOnly) => "Only admins may see this.".to_owned(),
         ApiError::Refused(refused) => sentence(&refused.to_string()),
-        ApiError::Status(_, message) => sentence(message),
+        // A field by what it is called on the pages.
+        ApiError::Status(_, message) => sentence(&message.replace("public_key", "the public key")),
         ApiError::Internal => "Something failed here. Try again later.".to_owned(),
     };
     (error.code(), message)

@@ -3,7 +3,7 @@
 //! | Route | Does |
 //! |---|---|
 //! | `GET /auth/login?return=PATH` | sends the browser to the issuer |
-//! | `POST /auth/login` | signs in with a pasted credential: fields `token`, `return` |
+//! | `POST /auth/login` | signs in with a pasted credential: the field `token`; `return` as above, or a field |
 //! | `GET /auth/callback` | where the issuer sends the browser back to |
 //! | `POST /auth/logout` | forgets the credential |
 
@@ -112,7 +112,8 @@ impl Identity {
             return Err(Refused::SignIn("no token was given".to_owned()));
         }
         self.verify(token, self.address(parts)).await?;
-        let back = field(body, "return").unwrap_or_default();
+        let back = field(body, "return").or_else(|| field(query(parts), "return"));
+        let back = back.unwrap_or_default();
         self.signed_in(token, local_path(&back).unwrap_or("/"))
     }
 
