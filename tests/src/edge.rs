@@ -164,6 +164,25 @@ impl Edge {
         &self.token
     }
 
+    /// A new token for the members of an organisation.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn member_token(&self, organisation: &str) -> Result<String> {
+        let tokens = self.node.folder.join("tokens");
+        let file = tokens.to_string_lossy();
+        let add = [
+            "token",
+            "add",
+            "--organisation",
+            organisation,
+            "--file",
+            &file,
+        ];
+        Ok(self.vpn_edge(&add)?.trim().to_owned())
+    }
+
     /// Kills the daemon as a crash would.
     ///
     /// # Errors

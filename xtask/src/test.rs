@@ -107,6 +107,15 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "demo",
+        about: "the demo, its dashboard from outside, and that nothing of it stays",
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Demo],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "demo"],
+        ],
+    },
+    Suite {
         name: "network",
         about: "the node's own network as it changes, neighbours and tracked connections",
         needs: &[Need::Build, Need::Lab],

@@ -4,6 +4,7 @@
 //! with the configurations unedited, PostgreSQL over TLS, names from DNS. Only
 //! the machines are namespaces of this one.
 
+mod keep;
 mod show;
 mod tools;
 
@@ -17,7 +18,6 @@ use anyhow::{Context, Result, bail};
 use lab::edge::Edge;
 use lab::laptop::{Answer, Laptop, Outcome};
 use lab::names;
-use lab::node::Node;
 use lab::postgres::{Account, Database};
 use lab::topology::{A, B, DNS, EDGE, HOSTNAME, Side, Topology, Uplink};
 use show::Show;
@@ -155,7 +155,7 @@ fn run(show: &mut Show, keep: bool) -> Result<()> {
     show.summary();
     OVER.store(true, Ordering::Relaxed);
     if keep {
-        wait_for_interrupt(show, &topology)?;
+        keep::until_told(show, &topology, &edge, &[A.organisation, B.organisation])?;
     }
     Ok(())
 }
@@ -440,34 +440,4 @@ fn redacted(configuration: &str) -> String {
         _ => format!("{line}\n"),
     };
     configuration.lines().map(line).collect()
-}
-
-/// Leaves the lab as it is until this process is interrupted.
-fn wait_for_interrupt(show: &Show, topology: &Topology) -> Result<()> {
-    let nodes: [&Node; 5] = [
-        &topology.client_a,
-        &topology.client_b,
-        &topology.router,
-        &topology.edge,
-        &topology.cluster,
-    ];
-    show.say("The lab stays until Ctrl-C. To enter it, as root:");
-    let mut held = Vec::new();
-    for node in nodes {
-        let mut command = node.command("sleep");
-        command.arg("infinity");
-        let process = node.start("held", command)?;
-        show.say(&format!(
-            "  {:<10} nsenter --target {} --net --mount --pid",
-            node.name,
-            process.pid()
-        ));
-        held.push(process);
-    }
-    loop {
-        thread::sleep(Duration::from_millis(500));
-        if held.iter_mut().any(|process| !process.running()) {
-            bail!("the lab ended");
-        }
-    }
 }
