@@ -283,7 +283,6 @@ async fn the_description_is_served_to_everybody() {
 async fn an_unknown_route_is_a_404() {
     let server = Server::start().await;
     for path in [
-        "/",
         "/v1",
         "/v2/tenants",
         "/v1/tenants/",
