@@ -1,25 +1,19 @@
 //! Signing in with a real OpenID provider: npm's `oidc-provider`, on the edge.
 //! `cargo xtask test identity` installs it.
 
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::edge::{Edge, stdout};
-use lab::node::{Node, Process};
+use lab::node::Process;
 use lab::topology::{Topology, Uplink};
+use lab::web::{SECRET, SERVER, Scripts};
 use serde_json::{Value, json};
-
-const SERVER: &str = "http://127.0.0.1:8080";
-const ISSUER: &str = "http://127.0.0.1:9090";
-/// As in `provider.mjs`.
-const SECRET: &str = "a secret: with/signs+";
 
 /// An edge with a provider beside it.
 struct World {
     edge: Edge,
-    scripts: PathBuf,
+    scripts: Scripts,
     provider: Option<Process>,
     _topology: Topology,
 }
@@ -27,23 +21,10 @@ struct World {
 impl World {
     fn new() -> Result<Self> {
         let topology = Topology::new(Uplink::Veth)?;
-        let node = topology.edge.clone();
-        let scripts = scripts(&node)?;
-        let provider = provider(&node, &scripts)?;
-        let secret = node.folder.join("secret");
-        std::fs::write(&secret, format!("{SECRET}\n"))?;
-        let edge = Edge::start(
-            &topology,
-            Uplink::Veth,
-            &[
-                ("--oidc-issuer", ISSUER),
-                ("--oidc-client-id", "dashboard"),
-                ("--oidc-client-secret-file", &secret.to_string_lossy()),
-                ("--oidc-organisation-claim", "app.organisation"),
-                ("--oidc-admin", "groups=vpn-admins"),
-                ("--public-url", SERVER),
-            ],
-        )?;
+        let scripts = Scripts::on(&topology.edge)?;
+        let provider = scripts.provider()?;
+        let options = scripts.sign_in_options();
+        let edge = Edge::start(&topology, Uplink::Veth, &options)?;
         for organisation in ["acme", "globex"] {
             let arguments = [
                 "create",
@@ -64,41 +45,10 @@ impl World {
 
     /// What a browser sees that signs in as `account`.
     fn sign_in(&self, back: &str, account: &str) -> Result<Value> {
-        let mut command = self.edge.node.command("node");
-        command
-            .arg(self.scripts.join("browser.mjs"))
-            .args([SERVER, back, account]);
+        let command = self.scripts.command("sign_in", &[SERVER, back, account]);
         let said = stdout(self.edge.node.output(command)?)?;
         serde_json::from_str(&said).with_context(|| said.clone())
     }
-}
-
-/// The scripts, beside the packages that they use.
-fn scripts(node: &Node) -> Result<PathBuf> {
-    let packages = std::env::var_os("VPN_EDGE_OPENID")
-        .context("VPN_EDGE_OPENID is not set: run `cargo xtask test identity`")?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("openid");
-    let folder = node.folder.join("openid");
-    std::fs::create_dir(&folder)?;
-    for file in ["provider.mjs", "browser.mjs"] {
-        std::fs::copy(source.join(file), folder.join(file))?;
-    }
-    symlink(
-        Path::new(&packages).join("node_modules"),
-        folder.join("node_modules"),
-    )?;
-    Ok(folder)
-}
-
-fn provider(node: &Node, scripts: &Path) -> Result<Process> {
-    let mut command = node.command("node");
-    command
-        .arg(scripts.join("provider.mjs"))
-        .args(["9090", &format!("{SERVER}/auth/callback")]);
-    let mut provider = node.start("provider", command)?;
-    let started = node.await_sh("ss -Htln sport = 9090 | grep -q .");
-    ensure!(started.is_ok() && provider.running(), "{}", provider.log());
-    Ok(provider)
 }
 
 fn organisations(seen: &Value) -> Vec<&str> {
@@ -147,7 +97,7 @@ fn a_provider_with_new_keys_and_one_that_is_away() -> Result<()> {
     let mut world = World::new()?;
     assert_eq!(world.sign_in("/", "ada@acme")?["read"][0], 200);
     drop(world.provider.take());
-    world.provider = Some(provider(&world.edge.node, &world.scripts)?);
+    world.provider = Some(world.scripts.provider()?);
     let start = Instant::now();
     // It was asked for its keys a moment ago, and is not asked again at once.
     while world.sign_in("/", "ada@acme")?["read"][0] != 200 {

@@ -22,3 +22,4 @@ pub mod region;
 pub mod sandbox;
 pub mod topology;
 pub mod transfer;
+pub mod web;

@@ -129,12 +129,9 @@ fn outer_cargo(name: &OsStr) -> bool {
         "CARGO_BIN_",
         "DEP_",
     ];
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 15] = [
         "CARGO_BUILD_TARGET",
         "CARGO_CRATE_NAME",
-        // Code that is generated in several units is other code, which the
-        // verifier may refuse.
-        "CARGO_INCREMENTAL",
         "CARGO_PRIMARY_PACKAGE",
         "DEBUG",
         "HOST",

@@ -10,9 +10,10 @@ mod image;
 mod kubernetes;
 mod lint;
 mod monitoring;
-mod openid;
+mod npm;
 mod programs;
 mod schemathesis;
+mod screenshots;
 mod setup;
 mod test;
 mod tidy;
@@ -37,6 +38,8 @@ enum Xtask {
     /// Run every suite, or the ones named
     #[command(after_help = test::suites())]
     Test { names: Vec<String> },
+    /// Write the pictures of the pages into docs/
+    Screenshots,
     /// Measure; writes target/bench.json
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -75,6 +78,7 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::BuildEbpf => programs::build_and_list(),
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
+        Xtask::Screenshots => screenshots::run(),
         Xtask::Bench { names } => bench::run(&names),
         Xtask::Crds => crds::run(),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),

@@ -3,7 +3,7 @@
 use crate::build_ebpf;
 use crate::kubernetes;
 use crate::monitoring;
-use crate::openid;
+use crate::npm;
 use crate::schemathesis;
 use crate::workspace::{self, cargo};
 use anyhow::{Context, Result, anyhow, bail};
@@ -36,10 +36,12 @@ pub enum Need {
     Kernels,
     /// To run a Kubernetes control plane.
     Kubernetes,
-    /// To run an OpenID provider.
-    OpenId,
     /// To throw requests at the API.
     Schemathesis,
+    /// To run Node.js with npm's packages.
+    Npm,
+    /// To see pages as browsers do.
+    Browser,
     /// To build libFuzzer, which is C++.
     Fuzz,
     /// To check the tree.
@@ -61,10 +63,11 @@ impl Need {
         match self {
             Self::Build | Self::Bpf | Self::Tun | Self::Kubernetes | Self::Lint => &[],
             // Whoever has Node.js from elsewhere keeps it.
-            Self::OpenId if openid::has_node() => &[],
-            Self::OpenId => &["nodejs", "npm"],
             Self::Schemathesis if schemathesis::has_venv() => &[],
             Self::Schemathesis => &["python3-venv"],
+            Self::Npm if npm::has_node() => &[],
+            Self::Npm => &["nodejs", "npm"],
+            Self::Browser => &["chromium", "fonts-dejavu-core", "zbar-tools"],
             Self::Lab => &[
                 "conntrack",
                 "dnsmasq-base",
@@ -113,8 +116,9 @@ pub fn ready(needs: &[Need]) -> Result<()> {
             | Need::KubeProxy
             | Need::Demo
             | Need::Kernels
-            | Need::OpenId
             | Need::Schemathesis
+            | Need::Npm
+            | Need::Browser
             | Need::Fuzz
             | Need::Lint => {}
         }
@@ -133,8 +137,8 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         kubernetes::folder()?;
         monitoring::folder()?;
     }
-    if needs.contains(&Need::OpenId) {
-        openid::folder()?;
+    if needs.contains(&Need::Npm) {
+        npm::folder()?;
     }
     if needs.contains(&Need::Schemathesis) {
         schemathesis::python()?;

@@ -2,7 +2,7 @@
 
 use crate::kubernetes;
 use crate::monitoring;
-use crate::openid;
+use crate::npm;
 use crate::schemathesis;
 use crate::setup::{self, Need};
 use crate::workspace::{self, cargo};
@@ -85,7 +85,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "identity",
         about: "signing in with a real OpenID provider, in a network namespace",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::OpenId],
+        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Npm],
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "identity"],
@@ -104,6 +104,22 @@ const SUITES: &[Suite] = &[
         cargo: &[
             &["build", "--workspace", "--bin", "vpn-edge"],
             &["test", "--workspace", "--test", "openapi"],
+        ],
+    },
+    Suite {
+        name: "page",
+        about: "the pages in Chromium: signing in, the VPN's life, accessibility, at both widths",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::Npm,
+            Need::Browser,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "page"],
         ],
     },
     Suite {
@@ -220,6 +236,12 @@ pub fn suites() -> String {
     list
 }
 
+/// What a suite needs of the machine.
+pub fn needs(name: &str) -> &'static [Need] {
+    let suite = SUITES.iter().find(|suite| suite.name == name);
+    suite.map_or(&[], |suite| suite.needs)
+}
+
 pub fn run(names: &[String]) -> Result<()> {
     if let Some(unknown) = names
         .iter()
@@ -268,9 +290,9 @@ impl Suite {
                     Err(error) => return Outcome::Failed(format!("{error:#}")),
                 };
             }
-            if self.needs.contains(&Need::OpenId) {
-                match openid::folder() {
-                    Ok(folder) => command.env(openid::VARIABLE, folder),
+            if self.needs.contains(&Need::Npm) {
+                match npm::folder() {
+                    Ok(folder) => command.env(npm::VARIABLE, folder),
                     Err(error) => return Outcome::Failed(format!("{error:#}")),
                 };
             }

@@ -1,5 +1,5 @@
-//! The OpenID provider that browsers sign in with in the tests: npm's packages,
-//! installed once.
+//! What the tests of the pages take from npm, installed once: what drives a
+//! browser, and an OpenID provider to sign in with.
 
 use crate::setup;
 use crate::workspace;
@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Tells the tests where the packages are.
-pub const VARIABLE: &str = "VPN_EDGE_OPENID";
+pub const VARIABLE: &str = "VPN_EDGE_NPM";
 
 /// The folder with `node_modules`; fills it where nobody has yet.
 pub fn folder() -> Result<PathBuf> {
-    let source = workspace::root().join("tests/openid");
+    let source = workspace::root().join("tests/browser");
     let lock = fs::read(source.join("package-lock.json"))?;
     let mut hasher = DefaultHasher::new();
     lock.hash(&mut hasher);
@@ -24,7 +24,7 @@ pub fn folder() -> Result<PathBuf> {
         None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
     let key = format!("{:016x}", hasher.finish());
-    let folder = base.join("vpn-edge/openid").join(&key);
+    let folder = base.join("vpn-edge/npm").join(&key);
     let complete = || folder.join("node_modules").is_dir();
     if complete() {
         return Ok(folder);
@@ -38,7 +38,7 @@ pub fn folder() -> Result<PathBuf> {
     let mut npm = Command::new("npm");
     npm.current_dir(&scratch)
         .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
-    let installed = setup::step("installing the tests' OpenID provider", npm);
+    let installed = setup::step("installing the tests' npm packages", npm);
     if installed.is_ok() && !complete() {
         // Fails where another run was first.
         let _ = fs::rename(&scratch, &folder);
