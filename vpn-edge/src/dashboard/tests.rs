@@ -154,7 +154,7 @@ async fn a_failed_sign_in_is_a_page_for_browsers_alone() {
     assert_eq!(
         (
             answer.status,
-            &answer.headers[header::CONTENT_TYPE].to_str().unwrap()[..]
+            answer.headers[header::CONTENT_TYPE].to_str().unwrap()
         ),
         (401, "application/json")
     );
