@@ -103,7 +103,7 @@ async fn act(log: &KubeLog, tenant: &Tenant, action: Action) -> Result<Record> {
 
 async fn write(log: &KubeLog, tenant: &Tenant) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..4 {
         // One after the other, and two at once.
         let both = tokio::try_join!(
             act(log, tenant, Action::Enable),
@@ -165,7 +165,7 @@ fn logs_are_bounded_and_those_of_living_tenants_stay() -> Result<()> {
     let log = KubeLog::with_limits(scene.client()?, SYSTEM, registry, limits);
     scene.cluster.run(async {
         let mut acted = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..6 {
             acted.insert(0, act(&log, &lives, Action::Change).await?);
         }
         let query = Query {

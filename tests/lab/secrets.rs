@@ -96,6 +96,40 @@ impl Life {
         Ok(())
     }
 
+    /// Keeps the database's files as they are now, with the tenant in them.
+    fn store(&self, name: &str, tenant: &str) -> Result<()> {
+        let own = &self.node().folder;
+        let kept = own.join(name);
+        fs::create_dir(&kept)?;
+        let mut all = Vec::new();
+        for file in ["vpn-edge.db", "vpn-edge.db-wal", "vpn-edge.db.audit-wal"] {
+            let from = own.join(file);
+            if from.exists() {
+                fs::copy(&from, kept.join(file))?;
+                all.extend(fs::read(kept.join(file))?);
+            }
+        }
+        let found = all
+            .windows(tenant.len())
+            .any(|bytes| bytes == tenant.as_bytes());
+        ensure!(found, "the tenant is not in {}", kept.display());
+        Ok(())
+    }
+
+    /// Where programs usually leave files, what is newer than this life.
+    fn elsewhere(&self) -> Result<Vec<PathBuf>> {
+        let mut find = self.node().command("find");
+        find.args(["/tmp", "/var/tmp", "/var/log", "/var/lib", "-xdev"]);
+        find.args(["-maxdepth", "2", "-type", "f", "-size", "-16M", "-newer"]);
+        find.arg(self.node().folder.join("tokens"));
+        let found = self.node().output(find)?.stdout;
+        let found = String::from_utf8_lossy(&found);
+        let files = found.lines().map(PathBuf::from);
+        Ok(files
+            .filter(|file| !file.starts_with(&self.node().folder))
+            .collect())
+    }
+
     /// All that is in files under /run.
     fn runtime(&self) -> Result<Vec<u8>> {
         let mut find = self.node().command("find");
@@ -136,6 +170,7 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
     let tenant = life.edge.enabled(&A)?;
     Client::up(laptop, &tenant.configuration)?.await_reach(A.server)?;
     life.look(tenant.port, &tenant.configuration)?;
+    life.store("stored-1", &tenant.id)?;
     ensure!(has(&life.runtime()?, &life.keys[0])?, "nothing is found");
     let mut download = life.node().command(life.edge.program());
     download
@@ -144,12 +179,13 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
         .env("VPN_EDGE_TOKEN", life.edge.token());
     let downloaded = life.node().output(download)?;
     ensure!(has(&downloaded.stdout, &life.keys[1])?, "{downloaded:?}");
-    fs::write(own.join("client.log"), downloaded.stderr)?;
+    fs::write(own.join("download.log"), downloaded.stderr)?;
 
     life.edge.tenant(&["regenerate", &tenant.id])?;
     let second = life.edge.configuration(&tenant.id)?;
     Client::up(laptop, &second)?.await_reach(A.server)?;
     life.look(tenant.port, &second)?;
+    life.store("stored-2", &tenant.id)?;
 
     // Both abort, with leave to dump all of their memory.
     let gateway = life.node().sh("pgrep -f '[v]pn-edge gateway'")?;
@@ -165,6 +201,8 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
         "{ended:?}"
     );
 
+    life.store("stored-3", &tenant.id)?;
+
     // Under a new key all goes on, with the same configuration.
     let database = own.join("vpn-edge.db").display().to_string();
     let sealing = |own: &Path| -> Result<String> {
@@ -174,14 +212,17 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
     // Only where a key may be is it found, in a search that does find.
     let places = ["vpn-edge.db.key.old", "vpn-edge.db.key"];
     life.keys.push(sealing(&own)?);
-    life.edge
+    let said = life
+        .edge
         .vpn_edge(&["key", "rotate", "--database", &database])?;
+    fs::write(own.join("rotate.out"), said)?;
     life.keys.push(sealing(&own)?);
     life.edge.restart()?;
     Client::up(laptop, &second)?.await_reach(A.server)?;
     life.edge.await_state(&tenant.id, "enabled")?;
     ensure!(life.edge.configuration(&tenant.id)? == second);
     life.keep(tenant.port)?;
+    life.store("stored-4", &tenant.id)?;
     life.edge.tenant(&["disable", &tenant.id])?;
     let gateway = format!("! test -e /run/vpn-edge/gateways/{}", tenant.port);
     life.node().await_sh(&gateway)?;
@@ -192,8 +233,12 @@ fn private_keys_are_in_nothing_that_a_whole_life_writes() -> Result<()> {
     fs::write(own.join("runtime"), life.runtime()?)?;
     ensure!(cores()?.is_empty(), "{:?}", cores()?);
     let mut seen = 0;
-    for file in files(&own)? {
-        let bytes = fs::read(&file)?;
+    for file in files(&own)?.into_iter().chain(life.elsewhere()?) {
+        let bytes = match fs::read(&file) {
+            // Others' files come and go.
+            Err(_) if !file.starts_with(&own) => continue,
+            read => read?,
+        };
         for (number, key) in life.keys.iter().enumerate() {
             let its_own = number >= 4 && file.ends_with(places[number - 4]);
             let found = has(&bytes, key)?;

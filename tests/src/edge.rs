@@ -1,6 +1,8 @@
 //! The edge node's daemon, and its API through its own client.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
@@ -255,7 +257,11 @@ impl Edge {
             .args(arguments)
             .env("VPN_EDGE_TOKEN", &self.token)
             .envs(self.environment.iter().cloned());
-        stdout(self.node.output(command)?)
+        let output = self.node.output(command)?;
+        let log = self.node.folder.join("client.log");
+        let mut log = File::options().append(true).create(true).open(log)?;
+        log.write_all(&output.stderr)?;
+        stdout(output)
     }
 
     /// Runs `vpn-edge tenant … -o json`.

@@ -14,7 +14,8 @@ async function follow() {
 
 async function refresh() {
   const response = await fetch(location.href, { headers: { accept: 'text/html' } });
-  if (response.redirected) return location.reload();
+  // Signed out, or at the answer of a form.
+  if (response.redirected) return location.replace(response.url);
   if (!response.ok) return;
   const fresh = new DOMParser().parseFromString(await response.text(), 'text/html');
   const main = document.querySelector('main');

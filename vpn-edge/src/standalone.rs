@@ -104,8 +104,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         "--hop-ports {} overlaps --ports: name ports that no tenant gets",
         args.edge.hop_ports
     );
-    let identity = args.identity.load()?;
     let tls = args.tls.load()?;
+    let identity = args.identity.load(tls.is_some())?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let database = &args.database;

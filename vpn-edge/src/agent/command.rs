@@ -257,8 +257,8 @@ impl Edge {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (health, metrics) = metrics::routers(self.sources, Arc::clone(&source));
         let mut agent = tokio::spawn(self.agent.run(source));
-        let _health = HttpServer::start(self.health, None, health);
-        let _metrics = HttpServer::start(self.metrics, None, metrics);
+        let _health = HttpServer::observed(self.health, health);
+        let _metrics = HttpServer::observed(self.metrics, metrics);
         let (draining, drain) = (self.draining, self.drain);
         let asked_to_end = async {
             tokio::select! {

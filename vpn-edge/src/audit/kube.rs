@@ -35,9 +35,11 @@ const LIMITS: Limits = Limits {
 /// How long writing may take: less than a request to the API may.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two writes of one ConfigMap: the API server's store keeps each version
-/// for some minutes, and whoever calls the API again and again shall not fill it.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two writes of one ConfigMap, doubled with each: the API server's store
+/// keeps each version for some minutes, and whoever calls the API again and again
+/// shall not fill it.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// Pause after a conflict, doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -154,6 +156,7 @@ impl Inner {
     /// Writes what there is of a tenant, all that came meanwhile at once, until
     /// there is no more.
     async fn work(self: Arc<Self>, tenant: Uuid) {
+        let mut pause = PAUSE;
         loop {
             let waiting = match self.queues().entry(tenant) {
                 Entry::Occupied(mut queue) if !queue.get().is_empty() => take(queue.get_mut()),
@@ -183,7 +186,8 @@ impl Inner {
             {
                 tokio::spawn(Arc::clone(&self).forget());
             }
-            sleep(PAUSE).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST);
         }
     }
 

@@ -132,6 +132,14 @@ impl Record {
             outcome: None,
         }
     }
+
+    /// Whether it changed nothing: a refused try, or a download. These fill no
+    /// more than half of what is kept of a tenant, so that nobody rids the log of
+    /// changes by asking again and again.
+    fn is_lesser(&self) -> bool {
+        let refused = |outcome: &Outcome| outcome.status >= 400;
+        self.action == Action::Download || self.outcome.as_ref().is_some_and(refused)
+    }
 }
 
 /// A part of a log, newest first.
@@ -156,7 +164,7 @@ impl Query {
 /// How much is kept. The oldest goes first.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Records of one tenant.
+    /// Records of one tenant, half of them of tries that changed nothing.
     pub records: usize,
     /// Tenants that are gone and have records.
     pub gone: usize,

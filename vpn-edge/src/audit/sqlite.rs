@@ -228,12 +228,19 @@ fn insert(connection: &mut Connection, record: &Record, limit: i64) -> rusqlite:
             record.action.as_str(),
         ),
     )?;
-    transaction.execute(
-        "DELETE FROM record WHERE tenant = ?1 AND id <= (
-             SELECT id FROM record WHERE tenant = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2
-         )",
-        (&tenant, limit),
-    )?;
+    // `Record::is_lesser`, and all.
+    for (which, limit) in [
+        ("(action = 'download' OR status >= 400)", (limit + 1) / 2),
+        ("TRUE", limit),
+    ] {
+        let delete = format!(
+            "DELETE FROM record WHERE tenant = ?1 AND {which} AND id <= (
+                 SELECT id FROM record WHERE tenant = ?1 AND {which}
+                 ORDER BY id DESC LIMIT 1 OFFSET ?2
+             )"
+        );
+        transaction.execute(&delete, (&tenant, limit))?;
+    }
     let known = transaction.execute("UPDATE tenant SET last = ?2 WHERE id = ?1", (&tenant, &id))?;
     if known == 0 {
         transaction.execute(

@@ -184,8 +184,8 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     if let Some(network) = args.ipv6_in_vain() {
         bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
     }
-    let callers = args.callers.load()?;
     let tls = args.tls.load()?;
+    let callers = args.callers.load(tls.is_some())?;
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let observers = listen(args.metrics)
@@ -260,7 +260,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         steered,
         candidate,
         api: HttpServer::start(listener, tls, router),
-        health: HttpServer::start(observers, None, health),
+        health: HttpServer::observed(observers, health),
     })
 }
 

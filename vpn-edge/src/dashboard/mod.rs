@@ -27,7 +27,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 
 use crate::api::Api;
 use crate::identity::{Refused, local_path};
@@ -44,7 +44,7 @@ pub(crate) fn router() -> Router<Api> {
         .route("/audit", get(audit::show))
         .route("/tenants", get(tenants::list))
         .route("/tenants/{id}", get(vpn::show))
-        .route("/tenants/{id}/enable", post(vpn::enable))
+        .route("/tenants/{id}/enable", get(vpn::back).post(vpn::enable))
         .route(
             "/tenants/{id}/disable",
             get(vpn::confirm_disable).post(vpn::disable),
@@ -95,8 +95,12 @@ pub(crate) async fn sign_in_trouble(
     let mut page = SignIn::new(&api, back);
     page.trouble = Some(pages::words(&refused.into()).1);
     let (mut parts, _) = response.into_parts();
-    for of_the_body in [header::CONTENT_TYPE, header::CONTENT_LENGTH] {
-        parts.headers.remove(of_the_body);
+    for of_json in [
+        header::CONTENT_TYPE,
+        header::CONTENT_LENGTH,
+        header::REFERRER_POLICY,
+    ] {
+        parts.headers.remove(of_json);
     }
     (parts, page.into_response()).into_response()
 }

@@ -36,7 +36,12 @@ impl FromRequestParts<Api> for OwnLink {
         let Visitor(caller) = Visitor::from_request_parts(parts, api).await?;
         match api.identity.check_own_link(parts) {
             Ok(()) => Ok(OwnLink(caller)),
-            Err(refused) => Err(turned_away(parts, refused)),
+            // Back from signing in, too: the page above has the link.
+            Err(_) => {
+                let path = parts.uri.path();
+                let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
+                Err(Redirect::to(above).into_response())
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! A tenant's VPN: its page, its actions and its configuration.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use qrcode::render::svg;
 use qrcode::{EcLevel, QrCode};
+use tokio::time::timeout;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -17,11 +20,19 @@ use crate::domain::{self, Tenant};
 use crate::identity::Caller;
 use crate::wireguard::PublicKey;
 
+/// How long a page waits for the edges.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 type Page = Result<Response, Trouble>;
 
 pub async fn show(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) -> Page {
     let tenant = api.find(&caller, id).await?;
     Ok(page(&api, caller, tenant).await?.into_response())
+}
+
+/// For whoever loads the answer of a refused form anew.
+pub async fn back(_: Visitor, Of(id): Of) -> Response {
+    to_page(id)
 }
 
 pub async fn enable(
@@ -118,9 +129,9 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
     let filename = filename(&tenant);
     let (session, mut databases) = match tenant.vpn.state {
         domain::State::Enabled => {
-            let session = api.session_of(&tenant);
+            let session = timeout(PATIENCE, api.session_of(&tenant));
             let (session, hosts) = tokio::join!(session, api.databases.hosts(&tenant));
-            (session.ok(), hosts)
+            (session.ok().and_then(Result::ok), hosts)
         }
         _ => (None, Vec::new()),
     };

@@ -97,14 +97,15 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// What these options ask for. The issuer need not be reachable yet: it is
+    /// What these options ask for; `tls` is whether browsers come by HTTPS in any
+    /// case. The issuer need not be reachable yet: it is
     /// asked in the background, so that a mistake shows in the log at once.
     /// Call it within a runtime.
     ///
     /// # Errors
     ///
     /// That a file or a value cannot be used, or that nobody could call.
-    pub fn load(&self) -> Result<Arc<Identity>> {
+    pub fn load(&self, tls: bool) -> Result<Arc<Identity>> {
         let tokens = match self.oidc_issuer {
             Some(_) => Tokens::load_if_any(&self.tokens)?,
             None => Tokens::load(&self.tokens)?,
@@ -118,6 +119,7 @@ impl IdentityArgs {
             oidc,
             trusted_proxies: self.trusted_proxies.clone(),
             public,
+            tls,
             ..Identity::new(tokens)
         }))
     }
@@ -205,7 +207,7 @@ mod tests {
         let words = "vpn-edge --tokens /nonexistent".split(' ');
         let words = words.chain(line.split_ascii_whitespace());
         let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
-        let loaded = command.identity.load();
+        let loaded = command.identity.load(false);
         loaded.map_err(|error| format!("{error:#}"))
     }
 

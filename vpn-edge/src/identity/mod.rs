@@ -52,6 +52,8 @@ pub struct Identity {
     trusted_proxies: Vec<IpNet>,
     /// Where browsers find this server, if that was said.
     public: Option<Url>,
+    /// This server has a certificate.
+    tls: bool,
 }
 
 /// How an issuer's tokens are read.
@@ -74,6 +76,7 @@ impl Identity {
             codes: Failures::default(),
             trusted_proxies: Vec::new(),
             public: None,
+            tls: false,
         }
     }
 
@@ -84,7 +87,7 @@ impl Identity {
 
     /// Whether browsers are known to come by HTTPS.
     pub fn is_https(&self) -> bool {
-        self.public.as_ref().map(Url::scheme) == Some("https")
+        self.tls || self.public.as_ref().map(Url::scheme) == Some("https")
     }
 
     fn client(&self) -> Result<(&Oidc, &Client), Refused> {

@@ -2,8 +2,10 @@
 
 mod tls;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -41,6 +43,8 @@ const EXHAUSTED: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Connections at once; more wait in the kernel.
     pub connections: usize,
+    /// Those of them from one address, or one IPv6 /64; more are closed at once.
+    pub of_one: usize,
     /// How long a TLS handshake, a request's head, or the silence before one may
     /// take.
     pub head: Duration,
@@ -53,6 +57,7 @@ impl Default for Limits {
         Limits {
             // All listeners' together well below 1024, the usual limit on files.
             connections: 256,
+            of_one: 128,
             head: Duration::from_secs(10),
             grace: Duration::from_secs(5),
         }
@@ -71,6 +76,15 @@ impl HttpServer {
         HttpServer::with(listener, tls, app, Limits::default())
     }
 
+    /// The same for health and metrics, which nobody is long about asking for.
+    pub fn observed(listener: TcpListener, app: Router) -> HttpServer {
+        let limits = Limits {
+            head: Duration::from_secs(2),
+            ..Limits::default()
+        };
+        HttpServer::with(listener, None, app, limits)
+    }
+
     /// The same within other limits.
     pub fn with(
         listener: TcpListener,
@@ -82,6 +96,7 @@ impl HttpServer {
         let connections = Connections {
             app,
             limits,
+            held: Arc::default(),
             tls: tls.as_ref().map(Tls::config),
         };
         let task = tokio::spawn(async move {
@@ -120,6 +135,8 @@ impl Drop for HttpServer {
 struct Connections {
     app: Router,
     limits: Limits,
+    /// How many there are of each address.
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
     tls: Option<watch::Receiver<Arc<ServerConfig>>>,
 }
 
@@ -135,10 +152,14 @@ impl Connections {
                 accepted = accept(&listener, &slots) => accepted,
             };
             while tasks.try_join_next().is_some() {}
+            let Some(place) = self.place(peer) else {
+                tracing::debug!(%peer, "it has too many connections");
+                continue;
+            };
             let (connections, watcher) = (self.clone(), graceful.watcher());
             tasks.spawn(async move {
                 connections.hold(stream, peer, watcher).await;
-                drop(slot);
+                drop((place, slot));
             });
         }
         drop(listener);
@@ -148,6 +169,21 @@ impl Connections {
         {
             tracing::warn!("requests that took too long were broken off");
         }
+    }
+
+    /// Room for one more connection of this address, if it has any left.
+    fn place(&self, peer: SocketAddr) -> Option<Place> {
+        let address = network(peer.ip());
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(address).or_default();
+        if *count == self.limits.of_one {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            held: Arc::clone(&self.held),
+            address,
+        })
     }
 
     async fn hold(self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
@@ -185,6 +221,32 @@ impl Connections {
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%peer, %error, "a connection broke off");
         }
+    }
+}
+
+/// A connection's place among those of its address.
+struct Place {
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = held.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Whoever has one IPv6 address has its whole /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
     }
 }
 

@@ -17,6 +17,7 @@ const HANGS: Duration = Duration::from_secs(30);
 /// Patient, but for what a test is about.
 const PATIENT: Limits = Limits {
     connections: 16,
+    of_one: 16,
     head: HANGS,
     grace: HANGS,
 };
@@ -115,6 +116,33 @@ async fn no_more_connections_are_served_at_once_than_there_is_room_for() {
         assert!(answer.ends_with("hello"), "{answer}");
     }
     assert_eq!(served[1].load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn one_address_leaves_room_for_others() {
+    let limits = Limits {
+        of_one: 2,
+        ..PATIENT
+    };
+    let (_server, address) = start(hello(), limits).await;
+    let mut held = vec![connect(address, b"").await, connect(address, b"").await];
+    assert_eq!(rest(connect(address, b"").await).await, "");
+    let from = tokio::net::TcpSocket::new_v4().unwrap();
+    from.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = from.connect(address).await.unwrap();
+    other.write_all(ASK_ONCE).await.unwrap();
+    assert!(rest(other).await.ends_with("hello"));
+    // And for itself, once it has closed one.
+    drop(held.pop());
+    let again = async {
+        while !rest(connect(address, ASK_ONCE).await)
+            .await
+            .ends_with("hello")
+        {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(HANGS, again).await.unwrap();
 }
 
 #[tokio::test]

@@ -79,7 +79,12 @@ impl Page {
     /// With the newest records, `limit` of them at most.
     pub fn write(&self, tenant: Uuid, limit: usize, version: Option<String>) -> ConfigMap {
         let mut room = MAX_BYTES;
-        let newest = self.records.iter().rev().take(limit).map(|record| {
+        let mut lesser = 0;
+        let newest = self.records.iter().rev().filter(|record| {
+            lesser += usize::from(record.is_lesser());
+            !record.is_lesser() || lesser <= limit.div_ceil(2)
+        });
+        let newest = newest.take(limit).map(|record| {
             let line = serde_json::to_string(record).expect("a record is plain data");
             line + "\n"
         });
@@ -151,7 +156,26 @@ mod tests {
         }
         assert_eq!(numbers(&page), [1, 2, 3, 4, 5]);
         let (_, kept) = stored(&page, 3);
-        assert_eq!(kept.records, page.records[2..]);
+        // Half of them, as they are refused tries.
+        assert_eq!(kept.records, page.records[3..]);
+    }
+
+    #[test]
+    fn tries_and_downloads_push_out_no_change() {
+        let mut page = Page::default();
+        let mut change = record(1, "");
+        change.outcome = Some(Outcome::new(200, None));
+        page.take(&Edit::Begin(change));
+        for number in 2..20 {
+            let mut download = record(number, "");
+            if number % 2 == 0 {
+                download.action = Action::Download;
+                download.outcome = Some(Outcome::new(200, None));
+            }
+            page.take(&Edit::Begin(download));
+        }
+        let (_, kept) = stored(&page, 4);
+        assert_eq!(numbers(&kept), [1, 18, 19]);
     }
 
     #[test]

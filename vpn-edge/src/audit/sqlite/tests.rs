@@ -126,7 +126,7 @@ async fn the_oldest_records_of_a_tenant_make_room_for_its_own_alone() {
     let kept = scene.begin(&quiet, Action::Create).await;
     let mut all = Vec::new();
     for _ in 0..20 {
-        all.insert(0, scene.begin(&busy, Action::Download).await);
+        all.insert(0, scene.begin(&busy, Action::Change).await);
     }
     assert_eq!(scene.read(Some(&busy), 100, None).await, all[..5]);
     assert_eq!(scene.read(Some(&quiet), 100, None).await, [kept]);
@@ -134,6 +134,24 @@ async fn the_oldest_records_of_a_tenant_make_room_for_its_own_alone() {
     let outcome = Outcome::new(200, None);
     scene.log.end(busy.id, all[19].id, outcome).await.unwrap();
     assert_eq!(scene.read(Some(&busy), 100, None).await, all[..5]);
+}
+
+#[tokio::test]
+async fn tries_and_downloads_push_out_no_change() {
+    let scene = Scene::limited(4, 10);
+    let tenant = scene.tenant(1, true).await;
+    let change = scene.begin(&tenant, Action::Enable).await;
+    let mut tries = Vec::new();
+    for number in 0..9 {
+        let action = [Action::Download, Action::Disable][number % 2];
+        let record = scene.begin(&tenant, action).await;
+        let outcome = Outcome::new([200, 409][number % 2], None);
+        scene.log.end(tenant.id, record.id, outcome).await.unwrap();
+        tries.insert(0, record.id);
+    }
+    let kept = scene.read(Some(&tenant), 100, None).await;
+    let kept: Vec<Uuid> = kept.iter().map(|record| record.id).collect();
+    assert_eq!(kept, [tries[0], tries[1], change.id]);
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ impl Registry for KubeRegistry {
 
     async fn update(&self, id: Uuid, change: Change) -> Result<Tenant, UpdateError> {
         let inner = Arc::clone(&self.inner);
-        self.run(async move { inner.update(id, change, true).await })
+        self.run(async move { inner.update(id, change, None).await })
             .await?
     }
 

@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A step towards what a VpnTenant asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+pub enum Wish {
     /// The plan has no VPN, and there is one.
     EndPlan,
     Enable,
@@ -57,7 +57,7 @@ enum Wish {
 }
 
 /// The next step, if there is one to take now.
-fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Option<Wish> {
+pub fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Option<Wish> {
     let guarded = view
         .resource
         .finalizers()
@@ -327,7 +327,7 @@ impl Inner {
         let Some(change) = change(wish, given, now) else {
             return Ok(Hindrance::Nothing);
         };
-        match self.update(tenant.id, change, false).await {
+        match self.update(tenant.id, change, Some(wish)).await {
             Ok(after) => {
                 if after.vpn != tenant.vpn {
                     tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");

@@ -22,6 +22,7 @@ use zeroize::Zeroize as _;
 use super::convert::{Held, Kept, View, secret};
 use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
+use super::wishes::{self, Wish};
 use super::{Inner, claim, status};
 use crate::domain::{State, Tenant, VpnError};
 use crate::kubernetes::{FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus};
@@ -167,17 +168,18 @@ fn is_port_taken(status: &Status) -> bool {
 }
 
 impl Inner {
-    /// Runs a change until it holds, or is refused.
+    /// Runs a change until it holds, or is refused. One that carries out a wish is
+    /// run only for as long as that is the tenant's.
     pub async fn update(
         &self,
         id: Uuid,
         mut change: Change,
-        asked: bool,
+        wish: Option<Wish>,
     ) -> Result<Tenant, UpdateError> {
         let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
         let mut wished = None;
         loop {
-            match self.run(id, &mut change, asked, &mut wished).await {
+            match self.run(id, &mut change, wish, &mut wished).await {
                 Ok(tenant) => return Ok(tenant),
                 Err(Miss::Failed(error)) => return Err(error),
                 Err(Miss::Taken(port)) => {
@@ -210,11 +212,23 @@ impl Inner {
         &self,
         id: Uuid,
         change: &mut Change,
-        asked: bool,
+        wish: Option<Wish>,
         wished: &mut Option<Tenant>,
     ) -> Result<Tenant, Miss> {
-        let found = self.with(|index| index.find(id));
-        let (mut view, before) = found.ok_or(UpdateError::NotFound)?;
+        let asked = wish.is_none();
+        let found = self.with(|index| {
+            let (view, before) = index.find(id)?;
+            let lost = index.lost(&view);
+            Some((view, before, lost))
+        });
+        let (mut view, before, lost) = found.ok_or(UpdateError::NotFound)?;
+        if let Some(wish) = wish {
+            // Somebody may have carried it out, or taken it back, since it was seen.
+            let standing = Standing::Tenant(Arc::clone(&before));
+            if wishes::next(&view, &standing, lost, Timestamp::now()) != Some(wish) {
+                return Ok(Arc::unwrap_or_clone(before));
+            }
+        }
         let before = Arc::unwrap_or_clone(before);
         let mut after = before.clone();
         let mut offer = Offer::new(|| {
@@ -230,6 +244,13 @@ impl Inner {
             outcome => outcome.map_err(UpdateError::from)?,
         }
         if after == before {
+            return Ok(before);
+        }
+        // The leader was first, and its gateway answers by now.
+        let was_first = |wished: &Tenant| {
+            given(wished) == given(&before) && before.vpn.generation >= wished.vpn.generation
+        };
+        if after.vpn.generation != before.vpn.generation && wished.as_ref().is_some_and(was_first) {
             return Ok(before);
         }
         if let Some(key) = given(&after)

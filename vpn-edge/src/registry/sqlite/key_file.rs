@@ -70,6 +70,10 @@ impl KeyFile {
             let (database, keys) = read(&file, path)?;
             // What an interrupted write left may have keys.
             for left in [".new", ".old.new"].map(|more| with(path, more)) {
+                // A folder that is read-only refuses to remove what is not there.
+                if fs::symlink_metadata(&left).is_err() {
+                    continue;
+                }
                 match fs::remove_file(&left) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         tracing::warn!(file = %left.display(), "cannot remove keys that are not in use: {error}");
