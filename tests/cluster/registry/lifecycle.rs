@@ -318,6 +318,31 @@ fn a_client_brings_its_own_key_by_yaml_and_by_the_api() -> Result<()> {
 }
 
 #[test]
+fn what_the_api_has_done_no_follower_does_again() -> Result<()> {
+    let scene = Scene::new()?;
+    scene.namespace("t-1")?;
+    let registry = scene.registry("vpn.example.com=30000-30009")?;
+    let _follower = scene.follow(&registry);
+    let run = &scene.cluster;
+    let id = Uuid::from_u128(1);
+    scene.apply(&yaml(1, "t-1", "enabled: true"))?;
+    let status = scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
+    run.run(serve(&registry, id))?;
+    // Each time the follower sees the spec change, as it does for anybody's wish.
+    for turn in 1..=20 {
+        let after = run.run(regenerate_for(&registry, id, Some(own_key())))?;
+        ensure!(
+            after.vpn.generation == status.generation + turn,
+            "{after:?}"
+        );
+        run.run(serve(&registry, id))?;
+    }
+    let last = run.run(registry.get(id))?.context("there")?;
+    ensure!(last.vpn.generation == status.generation + 20, "{last:?}");
+    Ok(())
+}
+
+#[test]
 fn of_two_keys_that_are_given_at_once_one_is_taken_and_one_refused() -> Result<()> {
     let scene = Scene::new()?;
     let registries = [

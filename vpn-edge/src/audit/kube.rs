@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::core::PartialObjectMeta;
@@ -44,8 +45,8 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Pause after a conflict, doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
-/// ConfigMaps that are listed at once, whole; and without what is in them.
-const WHOLE: u32 = 50;
+/// ConfigMaps that are read at once; and that are listed, without what is in them.
+const AT_ONCE: usize = 16;
 const NAMES: u32 = 500;
 
 /// Looks for tenants that are gone with each so many new ConfigMaps.
@@ -125,27 +126,42 @@ impl Log for KubeLog {
     async fn read(&self, query: Query) -> Result<Vec<Record>, LogError> {
         let inner = &self.inner;
         let mut found = Vec::new();
-        let mut take_in = |map: &ConfigMap| {
-            let records = Page::read(map).records.into_iter();
-            found.extend(records.filter(|record| query.takes(record)));
-            found.sort_by_key(|record| std::cmp::Reverse(record.id));
-            found.truncate(query.limit);
-        };
         if let Some(tenant) = query.tenant {
             let map = inner.maps.get_opt(&name(tenant)).await.map_err(failed)?;
-            map.iter().for_each(&mut take_in);
+            map.iter().for_each(|map| take_in(&mut found, map, query));
             return Ok(found);
         }
-        let mut params = ListParams::default().labels(SELECTOR).limit(WHOLE);
-        loop {
-            let list = inner.maps.list(&params).await.map_err(failed)?;
-            list.items.iter().for_each(&mut take_in);
-            match list.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok(found),
+        let mut known = inner.known().await?;
+        known.sort_by_key(|map| std::cmp::Reverse(last(map)));
+        for some in known.chunks(AT_ONCE) {
+            // None has a newer record than those before it.
+            let newest = some.first().and_then(last);
+            let oldest = found.last().map(|record: &Record| record.id.to_string());
+            if found.len() == query.limit && newest < oldest {
+                break;
+            }
+            let names: Vec<String> = some.iter().map(|map| map.name_any()).collect();
+            let maps = names.iter().map(|name| inner.maps.get_opt(name));
+            let maps = try_join_all(maps).await.map_err(failed)?;
+            for map in maps.iter().flatten() {
+                take_in(&mut found, map, query);
             }
         }
+        Ok(found)
     }
+}
+
+/// The id of a ConfigMap's newest record.
+fn last(map: &PartialObjectMeta<ConfigMap>) -> Option<String> {
+    map.annotations().get(LAST).cloned()
+}
+
+/// Puts what is asked for in its place, newest first.
+fn take_in(found: &mut Vec<Record>, map: &ConfigMap, query: Query) {
+    let records = Page::read(map).records.into_iter();
+    found.extend(records.filter(|record| query.takes(record)));
+    found.sort_by_key(|record| std::cmp::Reverse(record.id));
+    found.truncate(query.limit);
 }
 
 impl Inner {
@@ -239,7 +255,8 @@ impl Inner {
         }
     }
 
-    async fn try_forget(&self) -> Result<(), LogError> {
+    /// All ConfigMaps of the log, without what is in them.
+    async fn known(&self) -> Result<Vec<PartialObjectMeta<ConfigMap>>, LogError> {
         let mut known = Vec::new();
         let mut params = ListParams::default().labels(SELECTOR).limit(NAMES);
         loop {
@@ -247,9 +264,13 @@ impl Inner {
             known.extend(list.items);
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
-                None => break,
+                None => return Ok(known),
             }
         }
+    }
+
+    async fn try_forget(&self) -> Result<(), LogError> {
+        let mut known = self.known().await?;
         if known.len() <= self.limits.gone {
             return Ok(());
         }
@@ -259,7 +280,6 @@ impl Inner {
             let tenant = tenant.and_then(|id| id.parse().ok());
             !tenant.is_some_and(|id: Uuid| living.contains(&id))
         });
-        let last = |map: &PartialObjectMeta<ConfigMap>| map.annotations().get(LAST).cloned();
         known.sort_by_key(|map| std::cmp::Reverse(last(map)));
         for map in known.iter().skip(self.limits.gone) {
             let params = DeleteParams::default().preconditions(Preconditions {
