@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use lab::edge::Edge;
 use lab::topology::{A, Topology, Uplink};
 use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
 
 const SERVER: &str = "https://127.0.0.1:8080";
 
@@ -115,6 +116,19 @@ fn the_api_is_as_it_is_described_to_everybody() -> Result<()> {
     let member = world.member()?;
     let admin = world.edge.token().to_owned();
     println!("admin:\n{}", world.ask(Some(&admin), None)?);
+    // It got as far as tenants, and what is done to them.
+    let log = world
+        .edge
+        .vpn_edge(&["audit", "-o", "json", "--limit", "1000"])?;
+    let log: Value = serde_json::from_str(&log)?;
+    let records = log["records"].as_array().or(log.as_array());
+    let records = records.with_context(|| log.to_string())?;
+    for (action, status) in [("create", 201), ("change", 200), ("delete", 204)] {
+        let done = records
+            .iter()
+            .any(|record| record["action"] == action && record["outcome"]["status"] == status);
+        ensure!(done, "no {action} in {log}");
+    }
 
     let said = world.ask(None, None)?;
     let routes = said.split("Selected: ").nth(1);

@@ -2,8 +2,10 @@
 //! `playwright-core`. What it sees is judged in `browser/*.mjs`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::client::Client;
 use lab::edge::{Edge, stdout};
 use lab::node::{Node, Process};
 use lab::topology::{A, B, Topology, Uplink};
@@ -100,6 +102,7 @@ impl World {
             "server": SERVER,
             "tokens": self.tokens,
             "ids": ids,
+            "client": A.client,
             "folder": self.node().folder.join("pictures"),
         });
         let node = self.scripts.command(script, &[&known.to_string()]);
@@ -144,6 +147,33 @@ fn people_sign_in_by_token_and_by_provider_and_out() -> Result<()> {
 #[test]
 fn a_member_takes_the_vpn_through_its_life() -> Result<()> {
     World::new()?.browse("life")
+}
+
+#[test]
+fn the_live_session_is_followed() -> Result<()> {
+    let world = World::new()?;
+    world.edge.tenant(&["enable", ACME.1])?;
+    world.edge.await_state(ACME.1, "enabled")?;
+    let configuration = world.edge.configuration(ACME.1)?;
+    let laptop = world.topology.client_a.clone();
+    let [looked, connected] =
+        ["looked", "connected"].map(|what| world.node().folder.join(format!("pictures-{what}")));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| -> Result<Client> {
+            let start = Instant::now();
+            while !looked.exists() {
+                ensure!(start.elapsed() < Duration::from_secs(60), "nobody looks");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            std::fs::write(&connected, "")?;
+            let client = Client::up(&laptop, &configuration)?;
+            client.await_reach(A.server)?;
+            Ok(client)
+        });
+        let seen = world.browse("session");
+        let _client = client.join().expect("no panic")?;
+        seen
+    })
 }
 
 #[test]

@@ -1,13 +1,15 @@
 // Each page: its policy, its accessibility, its width, its keyboard.
 import assert from 'node:assert/strict';
 import { judge, judgeKeyboard } from './judge.mjs';
-import { done, server, signIn, tenant, visit } from './visit.mjs';
+import { done, ids, server, signIn, tenant, visit } from './visit.mjs';
 
 const pages = {
   admin: [
     '/tenants',
     '/tenants?search=kovra&state=disabled',
     '/tenants?search=nothing',
+    '/audit',
+    `/audit?tenant=${ids.acme}`,
     '/nothing',
   ].map((path) => server + path).concat(
     tenant('acme'),

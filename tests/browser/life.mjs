@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
-  awaitState, button, configuration, done, hinder, link, signIn, state, status, tenant, unhinder, visit,
+  awaitState, button, configuration, done, hinder, link, server, signIn, state, status, tenant, unhinder, visit,
 } from './visit.mjs';
 
 async function download(page) {
@@ -18,7 +18,7 @@ async function download(page) {
 
 const line = (text, key) => text.split('\n').find((found) => found.startsWith(`${key} =`));
 
-await visit({}, async (page) => {
+await visit({}, async (page, context) => {
   await signIn(page, 'acme');
   assert.equal(await state(page).textContent(), 'disabled');
   assert.equal(await link(page, 'Download configuration').count(), 0);
@@ -37,6 +37,11 @@ await visit({}, async (page) => {
   for (const text of [first.endpoint, first.client_address, first.server_public_key, first.client_public_key]) {
     await page.getByText(text, { exact: true }).waitFor();
   }
+
+  await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin: server });
+  await page.getByRole('button', { name: 'Copy the endpoint' }).click();
+  await button(page, 'Copied').waitFor().catch(() => {});
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), first.endpoint);
 
   const file = await download(page);
   assert.match(file.name, /^[a-zA-Z0-9_=+.-]{1,15}\.conf$/, 'a name that wg-quick takes');

@@ -103,7 +103,7 @@ async fn act(log: &KubeLog, tenant: &Tenant, action: Action) -> Result<Record> {
 
 async fn write(log: &KubeLog, tenant: &Tenant) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..10 {
         // One after the other, and two at once.
         let both = tokio::try_join!(
             act(log, tenant, Action::Enable),

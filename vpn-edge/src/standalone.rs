@@ -160,7 +160,11 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
     tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());
-    let server = HttpServer::start(listener, tls, router);
+    let serve = match args.identity.has_proxies() {
+        true => HttpServer::behind_proxies,
+        false => HttpServer::start,
+    };
+    let server = serve(listener, tls, router);
     let work = async { bail!("the controller ended: {:?}", (&mut controller).await) };
     let source = Arc::new(Local::new(registry, gateways));
     let outcome = edge.run(source, work, server.finish()).await;

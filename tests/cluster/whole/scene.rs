@@ -30,7 +30,7 @@ pub struct Scene {
     /// What their pods are run by, which go on without a kubelet.
     workers: Vec<Worker>,
     pub cluster: Cluster,
-    token: String,
+    pub token: String,
     pub region: Region,
 }
 

@@ -1,7 +1,7 @@
 //! A tenant's session as all edges of a cluster see it, and who hears of it.
 
 use anyhow::{Context, Result, ensure};
-use lab::cluster::SYSTEM;
+use lab::cluster::{SYSTEM, api};
 use lab::region::{EDGES, WORKERS};
 use lab::topology::A;
 use serde_json::Value;
@@ -27,6 +27,15 @@ impl Scene {
             EDGES[0].v4
         ))?;
         Ok(said.trim().to_owned())
+    }
+
+    /// A page of a controller, as the admin's browser gets it.
+    fn page(&self, controller: usize, path: &str) -> Result<String> {
+        self.cluster.node().sh(&format!(
+            "curl -sf -H 'Cookie: vpn-edge-session={}' -H 'Accept: text/html' http://127.0.0.1:{}{path}",
+            self.token,
+            api(controller)
+        ))
     }
 
     fn token_of(&self, account: &str, audience: &[&str]) -> Result<String> {
@@ -85,16 +94,33 @@ fn all_edges_tell_controllers_of_a_session_and_nobody_else() -> Result<()> {
         (&path, None, "401"),
         (&path, Some("made-up"), "401"),
         (&path, Some(&*other_audience), "401"),
-        (&path, Some(&*other_account), "403"),
+        (&path, Some(&*other_account), "401"),
         (&path, Some(&*good), "200"),
         // Again, when it is known.
         (&path, Some(&*good), "200"),
-        (&path, Some(&*other_account), "403"),
+        (&path, Some(&*other_account), "401"),
         // Of keys that are no longer, nothing is told.
         (&format!("{path}0"), Some(&*good), "404"),
     ] {
         let said = scene.agent_says(path, token)?;
         ensure!(said == wanted, "{path} {token:?}: {said}, not {wanted}");
+    }
+
+    // The page of any controller has it all, as a tenant's people see it.
+    let service = ["create", "service", "clusterip", "db-a1-rw", "--tcp=5432"];
+    scene.kubectl(&[&service[..], &["-n", "kovra-acme"]].concat())?;
+    for controller in 0..2 {
+        let page = scene.page(controller, &format!("/tenants/{}", ACME.id))?;
+        for words in [
+            ">connected</span>",
+            A.client,
+            "USER:PASSWORD@db-a1-rw.kovra-acme.svc.cluster.local:5432/app",
+            "Regenerate Keys",
+        ] {
+            ensure!(page.contains(words), "no {words:?} in {page}");
+        }
+        let audit = scene.page(controller, "/audit")?;
+        ensure!(audit.contains("download"), "{audit}");
     }
 
     // One that does not answer costs nothing but what it alone knows.

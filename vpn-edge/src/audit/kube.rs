@@ -20,7 +20,7 @@ use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Error, ResourceExt as _};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use self::page::{Edit, LAST, Page, SELECTOR, name};
@@ -36,11 +36,14 @@ const LIMITS: Limits = Limits {
 /// How long writing may take: less than a request to the API may.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two writes of one ConfigMap, doubled with each: the API server's store
-/// keeps each version for some minutes, and whoever calls the API again and again
-/// shall not fill it.
+/// Between two writes of one ConfigMap, so that what comes at once is one.
 const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(2);
+
+/// Writes of one ConfigMap in a row, and how long it takes until there may be one
+/// more: the API server's store keeps each version for some minutes, and whoever
+/// calls the API again and again shall not fill it.
+const BURST: u32 = 20;
+const REFILL: Duration = Duration::from_secs(2);
 
 /// Pause after a conflict, doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -63,6 +66,8 @@ struct Inner {
     limits: Limits,
     /// What is to be written, by tenant, while somebody is at it.
     queues: Mutex<HashMap<Uuid, Vec<Waiting>>>,
+    /// When each would have all of its burst again, of those that have not.
+    paces: Mutex<HashMap<Uuid, Instant>>,
     /// ConfigMaps made.
     made: AtomicUsize,
 }
@@ -91,6 +96,7 @@ impl KubeLog {
             registry,
             limits,
             queues: Mutex::default(),
+            paces: Mutex::default(),
             made: AtomicUsize::new(0),
         };
         KubeLog {
@@ -169,10 +175,20 @@ impl Inner {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long a tenant waits after a write.
+    fn pause(&self, tenant: Uuid) -> Duration {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        paces.retain(|_, full| *full > now);
+        let full = paces.entry(tenant).or_insert(now);
+        *full += REFILL;
+        let room = REFILL * BURST;
+        full.duration_since(now).saturating_sub(room).max(PAUSE)
+    }
+
     /// Writes what there is of a tenant, all that came meanwhile at once, until
     /// there is no more.
     async fn work(self: Arc<Self>, tenant: Uuid) {
-        let mut pause = PAUSE;
         loop {
             let waiting = match self.queues().entry(tenant) {
                 Entry::Occupied(mut queue) if !queue.get().is_empty() => take(queue.get_mut()),
@@ -202,8 +218,7 @@ impl Inner {
             {
                 tokio::spawn(Arc::clone(&self).forget());
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST);
+            sleep(self.pause(tenant)).await;
         }
     }
 

@@ -248,6 +248,10 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
     let health = health::router(candidate.leads(), registry.clone());
+    let serve = match args.callers.has_proxies() {
+        true => HttpServer::behind_proxies,
+        false => HttpServer::start,
+    };
     tracing::info!(listen = %args.listen, metrics = %args.metrics, identity, "ready");
     Ok(Running {
         settings: Settings {
@@ -259,7 +263,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         gateways,
         steered,
         candidate,
-        api: HttpServer::start(listener, tls, router),
+        api: serve(listener, tls, router),
         health: HttpServer::observed(observers, health),
     })
 }

@@ -484,7 +484,7 @@ async fn tenants_are_listed_searched_and_paged() {
     admin.get("/tenants?page=99").await.shows(&["51–61 of 61"]);
     admin.get("/tenants?page=x").await.shows(&["1–50 of 61"]);
 
-    let id = page(&path).rsplit('/').next().unwrap();
+    let id = id(&path);
     let tenant = server.registry.get(id.parse().unwrap()).await.unwrap();
     let port = tenant.unwrap().vpn.allocation.unwrap().port;
     for search in ["ACME", id, &id[..8], &port.to_string()] {
@@ -512,4 +512,102 @@ async fn what_is_not_there_is_a_page_for_browsers_and_json_for_programs() {
     let answer = browser.get("/v1/nothing").await;
     assert_eq!(answer.status, 404);
     answer.shows(&["{\"error\":\"there is nothing at /v1/nothing\"}"]);
+}
+
+#[tokio::test]
+async fn a_refusal_while_failed_stays_to_be_read() {
+    let server = Server::start().await;
+    let browser = Browser::new(&server, &server.acme);
+    let path = enabled(&server, &browser).await;
+    for _ in 0..2 {
+        let reason = "it died".to_owned();
+        server.observe(&path, GatewayState::Failed(reason)).await;
+    }
+    let follows = "data-follow=\"fast\"";
+    browser.get(page(&path)).await.shows(&["it died", follows]);
+    let enable = format!("{}/enable", page(&path));
+    let refused = browser.submit(&enable, "public_key=bad").await;
+    refused.shows(&["The public key is not valid", "value=\"bad\""]);
+    refused.hides(&[follows]);
+}
+
+#[tokio::test]
+async fn the_live_session_is_shown_while_there_can_be_one() {
+    let server = Server::start().await;
+    let browser = Browser::new(&server, &server.acme);
+    let path = enabled(&server, &browser).await;
+    let seen = browser.get(page(&path)).await;
+    seen.shows(&[
+        "data-follow=\"slow\"",
+        "data-live=\"session\"",
+        "Live session",
+    ]);
+    seen.shows(&["<span class=\"state connected\"", "203.0.113.9:30"]);
+    seen.shows(&["1 January 1970, 00:00:00 UTC", "300 bytes in 3 packets"]);
+    seen.shows(&["400 bytes in 4 packets"]);
+    browser
+        .submit(&format!("{}/disable", page(&path)), "")
+        .await;
+    browser.get(page(&path)).await.hides(&["Live session"]);
+}
+
+#[tokio::test]
+async fn the_audit_is_the_admins() {
+    let server = Server::start().await;
+    let admin = Browser::new(&server, &server.admin);
+    let member = Browser::new(&server, &server.acme);
+    let path = enabled(&server, &member).await;
+    member.get(&format!("{}/configuration", page(&path))).await;
+    member.submit(&format!("{}/enable", page(&path)), "").await;
+    let other = server.tenant("rival", "team", true).await;
+
+    let refused = member.get("/audit").await;
+    assert_eq!(refused.status, 403);
+    refused.shows(&["Only admins may see this."]);
+    refused.hides(&["token:"]);
+    member.get(page(&path)).await.hides(&["/audit"]);
+    admin
+        .get(page(&path))
+        .await
+        .shows(&[&format!("href=\"/audit?tenant={}\"", id(&path))]);
+
+    let seen = admin.get("/audit").await;
+    seen.shows(&[
+        "enable",
+        "download",
+        "create",
+        "409: VPN is already enabled",
+    ]);
+    seen.shows(&[
+        "acme",
+        "rival",
+        "token:",
+        "(admin)",
+        "<td data-label=\"Outcome\"><span>done",
+    ]);
+    seen.hides(&["Older"]);
+    let seen = admin.get(&format!("/audit?tenant={}", id(&other))).await;
+    seen.shows(&["rival", "create"]);
+    seen.hides(&["acme", "download"]);
+    admin
+        .get("/audit?tenant=00000000-0000-4000-8000-000000000000")
+        .await
+        .shows(&["There is no record."]);
+
+    for _ in 0..100 {
+        admin.get(&format!("{other}/vpn/config")).await;
+        server.tenant("rival", "team", true).await;
+    }
+    let first = admin.get("/audit").await;
+    let link = first.text.split("rel=\"next\" href=\"").nth(1);
+    let link = link.and_then(|rest| rest.split('"').next()).unwrap();
+    assert!(link.starts_with("/audit?before="), "{link}");
+    let next = admin.get(link).await;
+    assert_eq!(next.status, 200);
+    next.shows(&["<tr><td"]);
+    assert_ne!(first.text, next.text);
+}
+
+fn id(path: &str) -> &str {
+    path.rsplit('/').next().unwrap()
 }

@@ -97,6 +97,11 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
+    /// Whether clients come by proxies.
+    pub fn has_proxies(&self) -> bool {
+        !self.trusted_proxies.is_empty()
+    }
+
     /// What these options ask for; `tls` is whether browsers come by HTTPS in any
     /// case. The issuer need not be reachable yet: it is
     /// asked in the background, so that a mistake shows in the log at once.

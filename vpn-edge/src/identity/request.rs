@@ -60,6 +60,10 @@ impl Identity {
         if typed || parts.headers.contains_key(header::AUTHORIZATION) {
             return Ok(());
         }
+        // Browsers that say nothing of the site send no `Origin` with links either.
+        if site.is_none() && self.is_own(parts, &header::REFERER) == Some(true) {
+            return Ok(());
+        }
         self.check_same_origin(parts)
     }
 
@@ -69,14 +73,15 @@ impl Identity {
     pub(super) fn check_same_origin(&self, parts: &Parts) -> Result<(), Refused> {
         let same = match parts.headers.get(SEC_FETCH_SITE) {
             Some(site) => site == "same-origin",
-            None => self.is_own_origin(parts).unwrap_or(false),
+            None => self.is_own(parts, &header::ORIGIN).unwrap_or(false),
         };
         same.then_some(()).ok_or(Refused::CrossSite)
     }
 
-    /// Whether `Origin` is this server's; `None` where it is not told.
-    fn is_own_origin(&self, parts: &Parts) -> Option<bool> {
-        let origin = parts.headers.get(header::ORIGIN)?.to_str().ok()?;
+    /// Whether a header names this server's origin, or a page of it; `None` where
+    /// it is not told.
+    fn is_own(&self, parts: &Parts, name: &HeaderName) -> Option<bool> {
+        let origin = parts.headers.get(name)?.to_str().ok()?;
         let origin = Url::parse(origin).ok()?.origin();
         if let Some(public) = &self.public {
             return Some(origin == public.origin());

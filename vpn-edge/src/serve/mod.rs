@@ -76,6 +76,16 @@ impl HttpServer {
         HttpServer::with(listener, tls, app, Limits::default())
     }
 
+    /// The same for clients that come by proxies, which have few addresses.
+    pub fn behind_proxies(listener: TcpListener, tls: Option<Tls>, app: Router) -> HttpServer {
+        let limits = Limits::default();
+        let limits = Limits {
+            of_one: limits.connections,
+            ..limits
+        };
+        HttpServer::with(listener, tls, app, limits)
+    }
+
     /// The same for health and metrics, which nobody is long about asking for.
     pub fn observed(listener: TcpListener, app: Router) -> HttpServer {
         let limits = Limits {

@@ -110,8 +110,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether a token at least claims to be a controller's: who has none keeps
-    /// nobody waiting.
+    /// Whether a token at least claims to be a controller's: others need no review.
     fn may_be_ours(&self, token: &str) -> bool {
         #[derive(Deserialize)]
         struct Claims {

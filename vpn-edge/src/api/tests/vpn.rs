@@ -5,7 +5,7 @@ use crate::wireguard::{ClientKey, PrivateKey};
 
 const UPGRADE: &str = r#"{"error":"vpn_not_available","upgrade_required":true}"#;
 
-/// Asserts what each of the VPN's actions answers.
+/// Asserts what each of the VPN's actions answers, to a member and to the admin.
 async fn assert_refused(server: &Server, tenant: &str, table: &[(&str, u16, &str)]) {
     for (action, status, body) in table {
         let method = if *action == "config" {
@@ -14,14 +14,13 @@ async fn assert_refused(server: &Server, tenant: &str, table: &[(&str, u16, &str
             Method::POST
         };
         let path = format!("{tenant}/vpn/{action}");
-        let response = server
-            .request(&server.acme, method, &path)
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(response.headers()["content-type"], "application/json");
-        assert_eq!(response.status().as_u16(), *status, "{action}");
-        assert_eq!(response.text().await.unwrap(), *body, "{action}");
+        for token in [&server.acme, &server.admin] {
+            let request = server.request(token, method.clone(), &path);
+            let response = request.send().await.unwrap();
+            assert_eq!(response.headers()["content-type"], "application/json");
+            assert_eq!(response.status().as_u16(), *status, "{action}");
+            assert_eq!(response.text().await.unwrap(), *body, "{action}");
+        }
     }
 }
 

@@ -78,22 +78,25 @@ impl Page {
 
     /// With the newest records, `limit` of them at most.
     pub fn write(&self, tenant: Uuid, limit: usize, version: Option<String>) -> ConfigMap {
-        let mut room = MAX_BYTES;
-        let mut lesser = 0;
-        let newest = self.records.iter().rev().filter(|record| {
-            lesser += usize::from(record.is_lesser());
-            !record.is_lesser() || lesser <= limit.div_ceil(2)
-        });
-        let newest = newest.take(limit).map(|record| {
-            let line = serde_json::to_string(record).expect("a record is plain data");
-            line + "\n"
-        });
-        let fitting = newest.take_while(|line| {
-            let left = room.checked_sub(line.len());
-            room = left.unwrap_or(0);
+        let mut lines = Vec::new();
+        // Records, and bytes.
+        let mut room = (limit, MAX_BYTES);
+        let mut lesser = (limit.div_ceil(2), MAX_BYTES / 2);
+        let take = |room: &mut (usize, usize), bytes: usize| {
+            let left = room.0.checked_sub(1).zip(room.1.checked_sub(bytes));
+            *room = left.unwrap_or((0, 0));
             left.is_some()
-        });
-        let mut lines: Vec<String> = fitting.collect();
+        };
+        for record in self.records.iter().rev() {
+            let line = serde_json::to_string(record).expect("a record is plain data") + "\n";
+            if record.is_lesser() && !take(&mut lesser, line.len()) {
+                continue;
+            }
+            if !take(&mut room, line.len()) {
+                break;
+            }
+            lines.push(line);
+        }
         lines.reverse();
         let labels = [
             (label::NAME, NAME.to_owned()),
@@ -176,6 +179,13 @@ mod tests {
         }
         let (_, kept) = stored(&page, 4);
         assert_eq!(numbers(&kept), [1, 18, 19]);
+        // However long they are.
+        let words = "\"\\".repeat(2000);
+        for number in 20..200 {
+            page.take(&Edit::Begin(record(number, &words)));
+        }
+        let (_, kept) = stored(&page, 500);
+        assert_eq!((numbers(&kept)[0], kept.records.len() > 20), (1, true));
     }
 
     #[test]
@@ -195,7 +205,9 @@ mod tests {
         for number in 0..500 {
             // Each character of which takes two bytes in JSON.
             let words = "\"\\".repeat(2000);
-            page.take(&Edit::Begin(record(number, &words)));
+            let mut change = record(number, "");
+            change.outcome = Some(Outcome::new(200, Some(words)));
+            page.take(&Edit::Begin(change));
         }
         let (bytes, kept) = stored(&page, 500);
         assert!(bytes <= MAX_BYTES, "{bytes}");

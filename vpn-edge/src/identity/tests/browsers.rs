@@ -180,6 +180,45 @@ async fn by_https_the_cookies_are_this_hosts_alone() {
     assert!(cookie_of(&logout, &name).unwrap().0.is_empty());
 }
 
+#[test]
+fn a_certificate_of_its_own_is_https_as_well() {
+    let (_dir, identity, _) = identity();
+    assert_eq!(
+        (identity.is_https(), &*identity.cookie_name(SESSION)),
+        (false, SESSION)
+    );
+    let identity = Identity {
+        tls: true,
+        ..identity
+    };
+    assert!(identity.is_https());
+    assert_eq!(identity.cookie_name(SESSION), format!("__Host-{SESSION}"));
+}
+
+#[test]
+fn a_link_of_a_browser_that_names_no_site_is_told_by_its_page() {
+    let (_dir, identity, _) = identity();
+    let own = |referer: Option<&str>, site: Option<&str>| {
+        let mut request =
+            http::Request::get("/tenants/1/configuration").header("Host", "127.0.0.1:8080");
+        for (name, value) in [("Referer", referer), ("Sec-Fetch-Site", site)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        identity.check_own_link(&parts).is_ok()
+    };
+    let page = Some("http://127.0.0.1:8080/tenants/1");
+    assert!(own(page, None));
+    assert!(!own(
+        Some("http://evil.example/http://127.0.0.1:8080/"),
+        None
+    ));
+    assert!(!own(None, None));
+    assert!(!own(page, Some("cross-site")));
+}
+
 #[tokio::test]
 async fn a_session_that_comes_twice_is_nobodys() {
     let (server, jwt) = start().await;
