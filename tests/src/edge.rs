@@ -99,9 +99,9 @@ impl Edge {
     /// When it does not come up, with what it said.
     pub fn restart(&mut self) -> Result<()> {
         // Entering the node leads to its root: a core would go there.
-        let mut command = self.node.command("env");
+        let mut command = self.node.command("sh");
         command
-            .arg("--chdir")
+            .args(["-c", "cd \"$0\" && exec \"$@\""])
             .arg(&self.node.folder)
             .arg(&self.program)
             .arg("standalone")
