@@ -91,9 +91,7 @@ impl Api {
                 }
                 Ok(())
             });
-            let tenant = api.registry.update(id, change).await?;
-            api.revoked(id, Some(&tenant)).await;
-            Ok(tenant)
+            api.change(id, change).await
         })
         .await
     }
@@ -146,9 +144,7 @@ impl Api {
                     caller.check_sees(tenant)?;
                     tenant.disable(pool, Timestamp::now())
                 });
-                let tenant = api.registry.update(id, change).await?;
-                api.revoked(id, Some(&tenant)).await;
-                Ok(tenant)
+                api.change(id, change).await
             },
         )
         .await
@@ -173,12 +169,17 @@ impl Api {
                     caller.check_sees(tenant)?;
                     tenant.regenerate(keys.clone(), Timestamp::now())
                 });
-                let tenant = api.registry.update(id, change).await?;
-                api.revoked(id, Some(&tenant)).await;
-                Ok(tenant)
+                api.change(id, change).await
             },
         )
         .await
+    }
+
+    /// Changes a tenant, with what that revokes out of force.
+    async fn change(&self, id: Uuid, change: Change) -> Result<Tenant, ApiError> {
+        let tenant = self.registry.update(id, change).await?;
+        self.revoked(id, Some(&tenant)).await;
+        Ok(tenant)
     }
 
     /// What the client is to connect with.

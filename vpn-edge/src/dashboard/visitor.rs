@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::pages::Trouble;
 use crate::api::{Api, ApiError, TenantId};
 use crate::domain::VpnError;
-use crate::identity::{Caller, Invalid, Refused};
+use crate::identity::{Caller, Refused};
 
 /// A caller with a browser.
 pub struct Visitor(pub Caller);
@@ -64,8 +64,7 @@ impl FromRequestParts<Api> for Of {
 fn turned_away(parts: &Parts, refused: Refused) -> Response {
     let ended = match refused {
         Refused::Missing => "",
-        Refused::Invalid(Invalid::Expired) => "&ended",
-        // A token that was taken back, or an issuer's key that is no more.
+        // It expired, or was taken back, or the issuer's key is no more.
         Refused::Invalid(_) => "&ended",
         refused => return Trouble::from(ApiError::from(refused)).into_response(),
     };
