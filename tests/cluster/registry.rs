@@ -1,6 +1,7 @@
 //! The registry over a real API server.
 
 mod crashes;
+mod edit;
 mod hindrances;
 mod lifecycle;
 mod ports;

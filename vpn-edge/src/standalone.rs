@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpn_edge_common::NODE_SLOT;
 
-use crate::agent::{Edge, EdgeArgs, Local};
+use crate::agent::{Edge, EdgeArgs, EdgePorts, Local};
 use crate::api;
 use crate::audit::SqliteLog;
 use crate::controller::{self, Controller};
@@ -98,12 +98,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         ports <= u32::from(NODE_SLOT),
         "--ports names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
     );
-    let hops = args.edge.hop_range()?;
-    ensure!(
-        *hops.end() < args.ports.first() || *hops.start() > args.ports.last(),
-        "--hop-ports {} overlaps --ports: name ports that no tenant gets",
-        args.edge.hop_ports
-    );
+    args.edge.check_ports(&[args.ports])?;
     let tls = args.tls.load()?;
     let identity = args.identity.load(tls.is_some())?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
@@ -132,7 +127,13 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     })
     .await?;
     let gateways = Arc::new(gateways);
-    let edge = Edge::start(&args.edge, network, args.ports).await?;
+    let ports = EdgePorts {
+        // Tenants keep their ports when --ports is changed, and the registry is
+        // this machine's own.
+        steered: vec![PortRange::new(1024, u16::MAX)?],
+        pool: vec![args.ports],
+    };
+    let edge = Edge::start(&args.edge, network, ports).await?;
 
     let settings = controller::Settings {
         dns: args.dns,

@@ -70,6 +70,46 @@ fn ports_open_move_and_close_as_the_cluster_says() -> Result<()> {
 }
 
 #[test]
+fn a_port_outside_the_range_is_left_to_the_node_whoever_asks_for_it() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.agent.restart()?;
+    // What has gone wrong before this need not be known.
+    const VXLAN: u16 = 8472;
+    scene.enable(PORT, 1)?;
+    scene.enable(VXLAN, 1)?;
+    scene.place(VXLAN, 1, WORKER, true)?;
+    scene.await_modes(&[(PORT, "closed")])?;
+    let outside = |count: usize| {
+        let line = format!("^vpn_edge_ports_outside_range {count}$");
+        let ask = format!("curl -s 127.0.0.1:9096/metrics | grep -q '{line}'");
+        scene.cluster.eventually("the metric", async || {
+            Ok(scene.edge.sh(&ask).is_ok().then_some(()))
+        })
+    };
+    outside(1)?;
+    ensure!(
+        scene.agent.log().contains("the tenant's port is outside --ports"),
+        "{}",
+        scene.agent.log()
+    );
+    assert_eq!(scene.agent.health_said()?, "ok");
+    scene.disable(VXLAN)?;
+    outside(0)?;
+    scene.await_modes(&[(PORT, "closed")])?;
+
+    // An endpoint closes no port that the map does not know as its tenant's: its
+    // port is what somebody's Service says.
+    scene.enable(SECOND, 1)?;
+    scene.await_modes(&[(PORT, "closed"), (SECOND, "closed")])?;
+    scene.disable(SECOND)?;
+    scene.await_modes(&[(PORT, "closed")])?;
+    scene.place(SECOND, 1, WORKER, true)?;
+    scene.place(PORT, 1, WORKER, true)?;
+    scene.await_modes(&[(PORT, "hop")])?;
+    scene.agent.stop()
+}
+
+#[test]
 fn a_node_that_moves_is_followed_and_one_that_is_unknown_is_named() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.agent.restart()?;

@@ -73,7 +73,8 @@ fn an_uninstalled_system_leaves_nothing() -> Result<()> {
     }
     run(&scene, last)?;
     let kinds = "namespaces,crds,clusterroles,clusterrolebindings,deployments,daemonsets,pods,\
-                 services,secrets,networkpolicies,configmaps,leases";
+                 services,secrets,networkpolicies,configmaps,leases,\
+                 validatingadmissionpolicies,validatingadmissionpolicybindings";
     let all = scene.kubectl(&["get", kinds, "-A", "-o", "name"])?;
     let left: Vec<&str> = all
         .lines()

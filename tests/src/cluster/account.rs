@@ -38,25 +38,34 @@ pub(super) async fn files(client: &Client, pod: &Pod) -> Result<BTreeMap<String,
     Ok(files.into())
 }
 
-/// The spec with its variables' values, as far as they are the node's name and
-/// the API server's place, and with arguments that name them.
-pub(super) fn resolved(spec: &PodSpec) -> PodSpec {
+/// The spec with its variables' values, as far as they are the node's name, keys of
+/// ConfigMaps and the API server's place, and with arguments that name them.
+pub(super) async fn resolved(client: &Client, namespace: &str, spec: &PodSpec) -> Result<PodSpec> {
     let mut spec = spec.clone();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let node = spec.node_name.clone().unwrap_or_default();
     let all = spec.init_containers.iter_mut().flatten();
     for container in all.chain(&mut spec.containers) {
-        resolve(container, &node);
+        resolve(container, &node, &maps).await?;
     }
-    spec
+    Ok(spec)
 }
 
-fn resolve(container: &mut Container, node: &str) {
+async fn resolve(container: &mut Container, node: &str, maps: &Api<ConfigMap>) -> Result<()> {
     let variables = container.env.get_or_insert_default();
     for variable in variables.iter_mut() {
-        let source = variable.value_from.as_ref();
-        let field = source.and_then(|source| source.field_ref.as_ref());
+        let Some(source) = &variable.value_from else {
+            continue;
+        };
+        let field = source.field_ref.as_ref();
         if field.is_some_and(|field| field.field_path == "spec.nodeName") {
             variable.value = Some(node.to_owned());
+        }
+        if let Some(key) = &source.config_map_key_ref {
+            let map = maps.get(&key.name).await?.data.unwrap_or_default();
+            let value = map.get(&key.key);
+            let value = value.with_context(|| format!("{} has no key {}", key.name, key.key))?;
+            variable.value = Some(value.clone());
         }
     }
     for (name, value) in [
@@ -75,4 +84,5 @@ fn resolve(container: &mut Container, node: &str) {
             *argument = argument.replace(&format!("$({})", variable.name), value);
         }
     }
+    Ok(())
 }

@@ -32,6 +32,7 @@ impl Cluster {
         for file in [
             "base/namespace.yaml",
             "base/crd.yaml",
+            "base/admission.yaml",
             "base/agent/rbac.yaml",
             "base/controller/rbac.yaml",
         ] {

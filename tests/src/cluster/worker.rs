@@ -101,7 +101,9 @@ impl Worker {
             let account = Handle::current().block_on(account::files(&self.client, pod))?;
             secrets.insert(volume.name.clone(), account);
         }
-        let spec = account::resolved(spec);
+        let namespace = pod.namespace().unwrap_or_default();
+        let spec = account::resolved(&self.client, &namespace, spec);
+        let spec = Handle::current().block_on(spec)?;
         let running = Running {
             name: pod.name_any(),
             pod: Pod::run(&spec, &secrets, &self.node)?,

@@ -19,7 +19,7 @@ use vpn_edge_common::{FLOWS, UPLINKS};
 
 use super::{Agent, File, Kube, Source};
 use crate::datapath::{self, Datapath};
-use crate::domain::{PlanLimit, PlanLimits, PortRange};
+use crate::domain::{PlanLimit, PlanLimits, PortRange, PortRangeError};
 use crate::inspect::Output;
 use crate::kubernetes;
 use crate::listen::listen;
@@ -50,6 +50,18 @@ pub struct AgentArgs {
     /// sessions, and nobody else does [default: none].
     #[arg(long, requires = "node")]
     sessions: Option<SocketAddr>,
+    /// UDP ports that this edge may take from the node's kernel, as FIRST-LAST;
+    /// others are never steered, whatever the file or the cluster says. Pools as the
+    /// controller takes them, HOSTNAME=FIRST-LAST, are understood too.
+    #[arg(
+        long,
+        env = "VPN_EDGE_POOLS",
+        value_name = "RANGE",
+        value_delimiter = ',',
+        value_parser = ports,
+        default_value = "30000-32767"
+    )]
+    ports: Vec<PortRange>,
     #[command(flatten)]
     edge: EdgeArgs,
     /// Look for what keeps the edge from working on this node, say what to do
@@ -119,6 +131,23 @@ impl EdgeArgs {
         }
     }
 
+    /// Checks that no tenant's port is one that packets to other nodes leave from.
+    ///
+    /// # Errors
+    ///
+    /// When one is, and as [`EdgeArgs::hop_range`].
+    pub fn check_ports(&self, ranges: &[PortRange]) -> Result<()> {
+        let hops = self.hop_range()?;
+        for range in ranges {
+            ensure!(
+                *hops.end() < range.first() || *hops.start() > range.last(),
+                "--hop-ports {} overlaps --ports {range}: name ports that no tenant gets",
+                self.hop_ports
+            );
+        }
+        Ok(())
+    }
+
     /// What the preflight is to look at.
     ///
     /// # Errors
@@ -186,6 +215,14 @@ impl EdgeArgs {
     }
 }
 
+/// The ports of an edge.
+pub(crate) struct EdgePorts {
+    /// That may be taken from the node's kernel.
+    pub steered: Vec<PortRange>,
+    /// That are given to tenants.
+    pub pool: Vec<PortRange>,
+}
+
 /// An edge about to run: its agent, and what tells of it.
 pub(crate) struct Edge {
     pub agent: Agent,
@@ -202,7 +239,7 @@ impl Edge {
     /// # Errors
     ///
     /// Whatever keeps the edge from starting, with what to do about it.
-    pub async fn start(args: &EdgeArgs, network: Network, ports: PortRange) -> Result<Self> {
+    pub async fn start(args: &EdgeArgs, network: Network, ports: EdgePorts) -> Result<Self> {
         let [health, metrics] =
             [("health", args.health), ("metrics", args.metrics)].map(|(what, address)| {
                 listen(address).with_context(|| {
@@ -219,6 +256,7 @@ impl Edge {
             args.uplinks.clone(),
             args.hop_ports,
             limits,
+            ports.steered,
         )
         .await?;
         let draining = watch::Sender::new(false);
@@ -226,7 +264,7 @@ impl Edge {
             reader: datapath::Reader::open(&args.bpffs)?,
             programs,
             agent: agent.status(),
-            ports,
+            ports: ports.pool,
             uplinks: args.uplinks.clone(),
             bpffs: args.bpffs.clone(),
             draining: draining.subscribe(),
@@ -297,6 +335,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         allocations,
         node,
         sessions,
+        ports,
         mut edge,
         check,
         prepare,
@@ -308,6 +347,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
              as a privileged container has it",
         );
     }
+    edge.check_ports(&ports)?;
     let patience = if check { FIRST_LIST } else { PREFLIGHT };
     let mut cluster = None;
     let (source, nodes): (Arc<dyn Source>, _) = match (node, allocations) {
@@ -349,13 +389,16 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     // The agent goes on asking, and says why it must.
     edge.prepare(None, nodes.unwrap_or_default()).await?;
     let network = edge.network().await?;
-    let ports = PortRange::new(1024, u16::MAX)?;
     let sessions = sessions.map(|address| {
         listen(address).with_context(|| {
             format!("cannot serve sessions on {address}: name another address with --sessions")
         })
     });
     let sessions = sessions.transpose()?;
+    let ports = EdgePorts {
+        steered: ports.clone(),
+        pool: ports,
+    };
     let running = Edge::start(&edge, network, ports).await?;
     let known = LocalSessions::open(&edge.bpffs)?;
     tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
@@ -363,6 +406,12 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         HttpServer::start(listener, None, session::router(known, client))
     });
     running.run(source, pending(), ready(())).await
+}
+
+/// A range, which may be written as a pool.
+fn ports(text: &str) -> Result<PortRange, PortRangeError> {
+    let range = text.rsplit_once('=').map_or(text, |(_, range)| range);
+    range.trim().parse()
 }
 
 /// The nodes of the first world, if it is told soon.
@@ -405,7 +454,8 @@ mod tests {
         use clap::FromArgMatches;
         let command = AgentArgs::augment_args(Command::new("agent"))
             // Whoever runs the tests may be in a pod.
-            .mut_arg("node", |node| node.env(None::<&str>));
+            .mut_arg("node", |node| node.env(None::<&str>))
+            .mut_arg("ports", |ports| ports.env(None::<&str>));
         let arguments = std::iter::once("agent").chain(arguments.iter().copied());
         let matches = command.try_get_matches_from(arguments);
         let parsed = matches.and_then(|matches| AgentArgs::from_arg_matches(&matches));
@@ -419,6 +469,14 @@ mod tests {
         let cluster = said(&["--node", "worker-1"]).unwrap();
         assert_eq!(cluster.node.as_deref(), Some("worker-1"));
         assert!(cluster.edge.uplinks.is_empty());
+
+        let ranges = |of: &AgentArgs| of.ports.iter().map(PortRange::to_string).collect::<Vec<_>>();
+        assert_eq!(ranges(&cluster), ["30000-32767"]);
+        let pools = "vpn-a.example.com=30000-30049,30050-30099";
+        let cluster = said(&["--node", "worker-1", "--ports", pools]).unwrap();
+        assert_eq!(ranges(&cluster), ["30000-30049", "30050-30099"]);
+        let bad = said(&["--node", "worker-1", "--ports", "vpn.example.com=0-70000"]).unwrap_err();
+        assert!(bad.contains("\"0-70000\" is not a port range"), "{bad}");
 
         let none = said(&["--uplink", "eth0"]).unwrap_err();
         assert!(

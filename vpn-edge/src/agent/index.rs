@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
+use vpn_edge_common::Allocation;
 use vpn_edge_ebpf::mac1;
 
 use super::source::Allocated;
-use crate::domain::{GatewayState, Limits, PlanLimits};
+use crate::domain::{GatewayState, Limits, PlanLimits, PortRange};
 use crate::gateways::{Gateway, Location};
 
 /// What a port is to do.
@@ -31,24 +32,34 @@ pub struct Entry {
 #[derive(Default)]
 pub struct Index {
     limits: PlanLimits,
+    /// Other ports are never taken from the node's kernel, whoever asks for it.
+    ports: Vec<PortRange>,
     /// Without locations.
     tenants: Option<BTreeMap<u16, Entry>>,
     gateways: Option<BTreeMap<u16, Gateway>>,
+    /// Tenants whose port is outside the ranges.
+    outside: BTreeMap<u16, Uuid>,
 }
 
 impl Index {
-    /// An index that knows nothing yet but what plans may use.
+    /// An index that knows nothing yet but what plans may use, and which ports may
+    /// be steered at all.
     #[must_use]
-    pub fn new(limits: PlanLimits) -> Self {
+    pub fn new(limits: PlanLimits, ports: Vec<PortRange>) -> Self {
         Self {
             limits,
+            ports,
             ..Self::default()
         }
     }
 
     /// Takes the complete list of allocations.
     pub fn reset_allocations(&mut self, allocated: Vec<Allocated>) {
-        let by_port = allocated.into_iter().map(|allocated| {
+        let (inside, outside): (Vec<_>, Vec<_>) = allocated
+            .into_iter()
+            .partition(|allocated| self.may_steer(allocated.port));
+        self.outside = outside.iter().map(|of| (of.port, of.tenant)).collect();
+        let by_port = inside.into_iter().map(|allocated| {
             let entry = Entry {
                 tenant: allocated.tenant,
                 generation: allocated.generation,
@@ -67,15 +78,34 @@ impl Index {
         self.gateways = Some(by_port.collect());
     }
 
-    /// The desired port map, once both lists are known.
+    /// Tenants with a port outside the ranges that may be steered.
+    #[must_use]
+    pub fn outside(&self) -> &BTreeMap<u16, Uuid> {
+        &self.outside
+    }
+
+    fn may_steer(&self, port: u16) -> bool {
+        self.ports.iter().any(|range| range.contains(port))
+    }
+
+    /// The desired port map, once both lists are known; `observed` is the port map
+    /// as it is.
     ///
     /// The port of a gateway that is nobody's any more stays closed until it is
     /// gone: passed on, its packets might still find it. So does the port of one
-    /// that is left to the kernel until it is ready, and the right one.
+    /// that is left to the kernel until it is ready, and the right one. That a port
+    /// was its tenant's before is what the map says, and not the gateway: whoever
+    /// may make Services in one namespace can make an endpoint for any port.
     #[must_use]
-    pub fn desired(&self) -> Option<BTreeMap<u16, Entry>> {
+    pub fn desired(&self, observed: &BTreeMap<u16, Allocation>) -> Option<BTreeMap<u16, Entry>> {
         let (tenants, gateways) = (self.tenants.as_ref()?, self.gateways.as_ref()?);
-        let orphans = gateways.values().map(|gateway| {
+        let was_its_tenants = |gateway: &&Gateway| {
+            let observed = observed.get(&gateway.port);
+            observed.is_some_and(|observed| observed.tenant == *gateway.tenant.as_bytes())
+        };
+        let orphans = gateways.values().filter(was_its_tenants);
+        let orphans = orphans.filter(|gateway| self.may_steer(gateway.port));
+        let orphans = orphans.map(|gateway| {
             let entry = Entry {
                 tenant: gateway.tenant,
                 generation: gateway.generation,
@@ -152,26 +182,68 @@ mod tests {
         }
     }
 
+    fn index() -> Index {
+        Index::new(PlanLimits::default(), vec!["30000-32767".parse().unwrap()])
+    }
+
+    /// A map in which the port is this tenant's.
+    fn observed(tenant: u128) -> BTreeMap<u16, Allocation> {
+        let allocation = Allocation {
+            tenant: *Uuid::from_u128(tenant).as_bytes(),
+            ..Allocation::default()
+        };
+        [(PORT, allocation)].into()
+    }
+
     fn located(allocated: &[Allocated], gateways: Vec<Gateway>) -> Option<bool> {
-        let mut index = Index::default();
+        let mut index = index();
         index.reset_allocations(allocated.to_vec());
         index.reset_gateways(gateways);
-        let desired = index.desired().unwrap();
+        let desired = index.desired(&observed(7)).unwrap();
         desired.get(&PORT).map(|entry| entry.location.is_some())
     }
 
     #[test]
     fn nothing_is_desired_before_both_lists_are_complete() {
-        let mut index = Index::default();
-        assert_eq!(index.desired(), None);
+        let nothing = BTreeMap::new();
+        let mut index = self::index();
+        assert_eq!(index.desired(&nothing), None);
         index.reset_allocations(Vec::new());
-        assert_eq!(index.desired(), None);
+        assert_eq!(index.desired(&nothing), None);
         index.reset_gateways(Vec::new());
-        assert_eq!(index.desired(), Some(BTreeMap::new()));
+        assert_eq!(index.desired(&nothing), Some(BTreeMap::new()));
 
-        let mut index = Index::default();
+        let mut index = self::index();
         index.reset_gateways(Vec::new());
-        assert_eq!(index.desired(), None);
+        assert_eq!(index.desired(&nothing), None);
+    }
+
+    #[test]
+    fn a_port_outside_the_ranges_is_never_taken_from_the_kernel() {
+        let mut index = index();
+        let mut far = allocated();
+        far.port = 8472;
+        let mut gateway = gateway(&allocated());
+        gateway.port = far.port;
+        let observed = [(far.port, observed(7)[&PORT])].into();
+        index.reset_gateways(vec![gateway]);
+        index.reset_allocations(vec![far.clone()]);
+        assert_eq!(index.desired(&observed), Some(BTreeMap::new()));
+        assert_eq!(*index.outside(), [(far.port, far.tenant)].into());
+        index.reset_allocations(vec![allocated()]);
+        assert!(index.outside().is_empty());
+        let desired = index.desired(&observed).unwrap();
+        assert_eq!(desired.into_keys().collect::<Vec<_>>(), [PORT]);
+    }
+
+    #[test]
+    fn a_gateway_alone_closes_no_port_that_was_not_its_tenants() {
+        let mut index = index();
+        index.reset_allocations(Vec::new());
+        index.reset_gateways(vec![gateway(&allocated())]);
+        for before in [BTreeMap::new(), observed(8)] {
+            assert_eq!(index.desired(&before), Some(BTreeMap::new()));
+        }
     }
 
     #[test]
@@ -226,7 +298,7 @@ mod tests {
     #[test]
     fn what_proves_knowledge_of_the_key_follows_the_key() {
         let proof = |index: &Index| index.tenants.as_ref().unwrap()[&PORT].mac1;
-        let mut index = Index::default();
+        let mut index = index();
         let mut allocated = allocated();
         index.reset_allocations(vec![allocated.clone()]);
         assert_eq!(proof(&index), mac1::key(key(1).as_bytes()));

@@ -10,7 +10,7 @@ mod kube;
 mod source;
 mod status;
 
-pub(crate) use command::Edge;
+pub(crate) use command::{Edge, EdgePorts};
 pub use command::{AgentArgs, EdgeArgs, run};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
@@ -30,7 +30,7 @@ use vpn_edge_common::{Allocation, mode};
 
 use crate::conntrack;
 use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
-use crate::domain::PlanLimits;
+use crate::domain::{PlanLimits, PortRange};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
@@ -66,7 +66,8 @@ pub struct Agent {
 
 impl Agent {
     /// Attaches the ingress programs to the uplinks, in place of those of an
-    /// earlier agent. What they know stays as it is for now.
+    /// earlier agent. What they know stays as it is for now. Ports outside `ports`
+    /// are never steered.
     ///
     /// Programs of another schema go on until the first complete list: these
     /// know nothing yet.
@@ -80,6 +81,7 @@ impl Agent {
         uplinks: Vec<String>,
         hop_ports: u16,
         limits: PlanLimits,
+        ports: Vec<PortRange>,
     ) -> Result<Self> {
         let snapshot = network.snapshot().await?;
         let mut agent = Self {
@@ -87,7 +89,7 @@ impl Agent {
             network,
             uplinks,
             hop_ports,
-            index: Index::new(limits),
+            index: Index::new(limits, ports),
             observed: None,
             attached: BTreeMap::new(),
             hooked: BTreeMap::new(),
@@ -153,6 +155,7 @@ impl Agent {
         neighbours.extend(&world.near);
         self.index.reset_allocations(world.allocated);
         self.index.reset_gateways(world.gateways);
+        self.report_outside();
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
         // What is below makes packets faster or unsticks them. It keeps nothing
         // from being steered.
@@ -172,6 +175,22 @@ impl Agent {
         outcome
     }
 
+    /// Logs tenants whose port has come to be outside the ranges.
+    fn report_outside(&self) {
+        let outside = self.index.outside();
+        let before = self.status.set_outside(outside.clone());
+        for (port, tenant) in outside {
+            if before.get(port) != Some(tenant) {
+                tracing::error!(
+                    port,
+                    %tenant,
+                    "the tenant's port is outside --ports: it is not steered. If a pool was \
+                     added, give its range to the agents too."
+                );
+            }
+        }
+    }
+
     /// Makes the next [`Agent::sync`] look at the kernel anew.
     fn forget(&mut self) {
         self.observed = None;
@@ -181,13 +200,12 @@ impl Agent {
     /// Brings hooks and maps to what is desired. Gives back why a gateway could
     /// not be hooked, which is that gateway's matter and not the edge's.
     fn sync(&mut self, network: &network::Snapshot) -> Result<Option<anyhow::Error>> {
-        let Some(mut desired) = self.index.desired() else {
+        let look = self.observed.is_none();
+        let maps = &self.datapath.maps;
+        let observed = self.observed.get_or_insert_with(|| maps.allocations());
+        let Some(mut desired) = self.index.desired(observed) else {
             return Ok(None);
         };
-        let look = self.observed.is_none();
-        if look {
-            self.observed = Some(self.datapath.maps.allocations());
-        }
         self.revoke(&desired);
         self.set_edge(network)?;
         if self.datapath.upgrading() {

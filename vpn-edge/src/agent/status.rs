@@ -1,5 +1,6 @@
 //! How keeping the maps in step goes, for whoever watches the agent.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,6 +8,7 @@ use anyhow::Result;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::RESYNC;
 
@@ -37,6 +39,8 @@ struct State {
     failure: Option<String>,
     /// The first change that the maps do not follow yet.
     changed: Option<Instant>,
+    /// Tenants whose port is outside the ranges that may be steered.
+    outside: BTreeMap<u16, Uuid>,
 }
 
 /// What came of the agent's attempts.
@@ -68,6 +72,17 @@ impl SyncStatus {
     #[must_use]
     pub fn counts(&self) -> SyncCounts {
         self.state().counts
+    }
+
+    /// How many tenants have a port outside the ranges that may be steered.
+    #[must_use]
+    pub fn outside(&self) -> usize {
+        self.state().outside.len()
+    }
+
+    /// Sets them, and gives back which they were.
+    pub(super) fn set_outside(&self, outside: BTreeMap<u16, Uuid>) -> BTreeMap<u16, Uuid> {
+        std::mem::replace(&mut self.state().outside, outside)
     }
 
     /// Whether the maps are in step.

@@ -16,7 +16,7 @@ pub use error::VpnError;
 pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
 pub use pools::{Pool, Pools};
-pub use port_pool::{PortPool, PortRange, Ports};
+pub use port_pool::{PortPool, PortRange, PortRangeError, Ports};
 pub use tenant::Tenant;
 
 pub use crate::wireguard::Keys;

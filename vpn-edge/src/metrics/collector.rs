@@ -40,7 +40,9 @@ const REFUSALS: [DropReason; 4] = [
 #[derive(Debug)]
 pub struct Snapshot {
     ports: Vec<Port>,
-    range: PortRange,
+    ranges: Vec<PortRange>,
+    /// Tenants whose port may not be steered.
+    outside: usize,
     programs: Vec<ProgramFacts>,
     /// Whether the uplinks' hooks have them.
     attached: Vec<Attached>,
@@ -72,7 +74,8 @@ impl Snapshot {
     pub fn take(sources: &Sources, source_up: bool) -> Result<Self> {
         Ok(Self {
             ports: ports(&sources.reader)?,
-            range: sources.ports,
+            ranges: sources.ports.clone(),
+            outside: sources.agent.outside(),
             programs: sources.programs.facts().cloned().collect(),
             attached: attached(sources)?,
             node: sources.reader.counters(NODE_SLOT)?,
@@ -350,16 +353,19 @@ impl Snapshot {
     }
 
     fn room(&self, families: &mut Families<'_>) -> fmt::Result {
-        let pool = u64::from(self.range.last() - self.range.first()) + 1;
-        let allocated = self
-            .ports
-            .iter()
-            .filter(|port| self.range.contains(port.number));
-        families.gauge("pool_ports", "Ports for tenants (--ports).", pool)?;
+        let pool = self.ranges.iter().map(|range| range.ports().len() as u64);
+        let in_pool = |port: &&Port| self.ranges.iter().any(|range| range.contains(port.number));
+        let allocated = self.ports.iter().filter(in_pool);
+        families.gauge("pool_ports", "Ports for tenants (--ports).", pool.sum::<u64>())?;
         families.gauge(
             "pool_ports_allocated",
             "Ports of the pool that tenants hold on this edge.",
             allocated.count(),
+        )?;
+        families.gauge(
+            "ports_outside_range",
+            "Tenants whose port is outside --ports and therefore not steered.",
+            self.outside,
         )?;
         let entries = self.ports.len() as u64;
         let sessions: u64 = self.ports.iter().map(|port| port.sessions as u64).sum();
@@ -529,7 +535,8 @@ mod tests {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         Snapshot {
             ports: vec![open, closed],
-            range: PortRange::new(31_001, 31_010).unwrap(),
+            ranges: vec![PortRange::new(31_001, 31_010).unwrap()],
+            outside: 0,
             programs: vec![ProgramFacts {
                 name: "ingress".into(),
                 instructions: Some(4_321),

@@ -29,7 +29,7 @@ pub struct Sources {
     pub programs: Programs,
     pub agent: Arc<SyncStatus>,
     /// The ports for tenants.
-    pub ports: PortRange,
+    pub ports: Vec<PortRange>,
     pub uplinks: Vec<String>,
     /// Folder on bpffs where the agent pins.
     pub bpffs: PathBuf,

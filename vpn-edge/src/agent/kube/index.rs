@@ -5,10 +5,12 @@
 //! relist is never taken for an end of all tenants.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use ::kube::ResourceExt;
 use ::kube::runtime::watcher::Event;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::parts::{EndpointSlice, Node, VpnTenant};
@@ -100,6 +102,7 @@ fn key(object: &impl ResourceExt) -> Key {
 #[derive(Debug, PartialEq)]
 pub(super) struct Tenant {
     id: Uuid,
+    created: Option<Timestamp>,
     /// None while it holds no port, or is being deleted.
     allocated: Option<Allocated>,
 }
@@ -112,9 +115,14 @@ impl Row for Tenant {
             return None;
         }
         let id = object.spec.id.parse().ok()?;
-        let deleted = object.metadata.deletion_timestamp.is_some();
+        let metadata = &object.metadata;
+        let deleted = metadata.deletion_timestamp.is_some();
         let allocated = if deleted { None } else { object.allocated(id) };
-        Some(Self { id, allocated })
+        Some(Self {
+            id,
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            allocated,
+        })
     }
 }
 
@@ -255,19 +263,34 @@ impl Index {
         if !self.missing().is_empty() {
             return None;
         }
-        let mut held: BTreeMap<u16, (&str, &Allocated)> = BTreeMap::new();
+        let has_gateway = |namespace: &str, of: &Allocated| {
+            self.slices.rows().any(|((place, _), slice)| {
+                place == namespace
+                    && (slice.port, slice.tenant, slice.generation)
+                        == (of.port, of.tenant, of.generation)
+            })
+        };
+        let mut held: BTreeMap<u16, (&str, &Tenant, &Allocated)> = BTreeMap::new();
         let mut ids: BTreeMap<&str, Uuid> = BTreeMap::new();
         for ((namespace, _), row) in self.tenants.rows() {
             ids.insert(namespace, row.id);
             let Some(allocated) = &row.allocated else {
                 continue;
             };
-            // A port has one holder. Should two say that they are it, all
-            // edges believe the same one.
-            let rank = |of: &Allocated| (of.generation, of.tenant);
-            let holder = held.entry(allocated.port).or_insert((namespace, allocated));
-            if rank(holder.1) < rank(allocated) {
-                *holder = (namespace, allocated);
+            // A port has one holder. Should two say that they are it, all edges
+            // believe the same one: who has a gateway there, then the older. Numbers
+            // that tenants may have come by in other ways count for nothing.
+            let claim = (namespace.as_str(), row, allocated);
+            match held.entry(allocated.port) {
+                Entry::Vacant(free) => drop(free.insert(claim)),
+                Entry::Occupied(mut holder) => {
+                    let rank = |(namespace, row, of): (&str, &Tenant, &Allocated)| {
+                        (!has_gateway(namespace, of), row.created, row.id)
+                    };
+                    if rank(claim) < rank(*holder.get()) {
+                        holder.insert(claim);
+                    }
+                }
             }
         }
 
@@ -278,7 +301,7 @@ impl Index {
             if ids.get(namespace.as_str()) != Some(&slice.tenant) {
                 continue;
             }
-            let wanted = held.get(&slice.port).is_some_and(|(home, allocated)| {
+            let wanted = held.get(&slice.port).is_some_and(|(home, _, allocated)| {
                 home == namespace
                     && allocated.tenant == slice.tenant
                     && allocated.generation == slice.generation
@@ -321,7 +344,7 @@ impl Index {
                 location,
             });
         }
-        let allocated = held.into_values().map(|(_, allocated)| allocated.clone());
+        let allocated = held.into_values().map(|(_, _, allocated)| allocated.clone());
         seen.world.allocated = allocated.collect();
         Some(seen)
     }

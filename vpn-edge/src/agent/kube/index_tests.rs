@@ -332,13 +332,32 @@ fn the_gateway_of_the_tenants_generation_is_the_one() {
 
 #[test]
 fn of_two_that_claim_a_port_all_edges_believe_the_same() {
-    let tenants = [tenant(1, 3, 31_000), tenant(2, 5, 31_000)];
-    for order in [[0, 1], [1, 0]] {
-        let tenants = order.map(|place| tenants[place].clone());
-        let world = seen(&tenants, &[]).world;
-        assert_eq!(world.allocated.len(), 1);
-        assert_eq!(world.allocated[0].tenant, id(2));
-    }
+    let created = |number, generation, time: &str| {
+        let mut tenant = tenant(number, generation, 31_000);
+        tenant["metadata"]["creationTimestamp"] = json!(time);
+        tenant
+    };
+    // A generation is what a tenant may have forged.
+    let tenants = [
+        created(1, 3, "2026-11-30T10:00:00Z"),
+        created(2, i64::MAX, "2026-11-30T10:00:01Z"),
+    ];
+    let holder = |slices: &[Value]| {
+        let holders = [[0, 1], [1, 0]].map(|order| {
+            let tenants = order.map(|place| tenants[place].clone());
+            let world = seen(&tenants, slices).world;
+            assert_eq!(world.allocated.len(), 1);
+            world.allocated[0].tenant
+        });
+        assert_eq!(holders[0], holders[1], "the order of the list changes nothing");
+        holders[0]
+    };
+    assert_eq!(holder(&[]), id(1), "the older");
+    let of = |number, generation| slice(number, generation, 31_000, HOME, "10.244.1.9");
+    let newest = i64::MAX.cast_unsigned();
+    assert_eq!(holder(&[of(2, newest)]), id(2), "who has a gateway there");
+    assert_eq!(holder(&[of(2, 4)]), id(1), "a gateway of other keys");
+    assert_eq!(holder(&[of(1, 3), of(2, newest)]), id(1));
 }
 
 #[test]

@@ -26,6 +26,10 @@ pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
 /// On a gateway's Service until it has a gateway: when a tenant took the port.
 pub const CLAIMED: &str = "vpn-edge.dev/claimed";
 
+/// Generations grow by one a change from the tenant's creation in milliseconds. One
+/// that is further ahead than this was not written by a controller.
+const MAX_GENERATION_LEAD: u64 = 1 << 32;
+
 /// Condition of a resource that is a tenant.
 pub const ACCEPTED: &str = "Accepted";
 
@@ -111,7 +115,7 @@ fn kept(secret: &Secret) -> Option<Kept> {
             created_at: text("createdAt")?.parse().ok()?,
         },
         generation: text("generation")?.parse().ok()?,
-        key_generation: text("keyGeneration")?.parse().ok()?,
+        key_generation: text("keyGeneration")?.parse().ok().filter(|of| *of >= 0)?,
     })
 }
 
@@ -199,11 +203,27 @@ pub fn created(tenant: &VpnTenant) -> Timestamp {
 }
 
 impl View {
-    /// The keys, if they are this VpnTenant's and not of one that was deleted.
+    /// The keys, if they are this VpnTenant's and not of one that was deleted, and
+    /// of a generation that it can have come to.
     pub fn kept(&self) -> Option<&Kept> {
         let keys = self.keys.as_ref()?;
         let ours = keys.owner.is_some() && keys.owner == self.resource.metadata.uid;
-        keys.kept.as_ref().filter(|_| ours)
+        let newest = self.last_generation().saturating_add(MAX_GENERATION_LEAD);
+        let kept = keys.kept.as_ref().filter(|_| ours)?;
+        (kept.generation <= newest).then_some(kept)
+    }
+
+    /// Whether the gateway's Service holds this port.
+    pub fn reserves(&self, port: u16) -> bool {
+        let service = self.service.as_ref();
+        service.is_some_and(|service| service.ports.contains(&port))
+    }
+
+    /// Whether the status names this port for keys of this generation.
+    pub fn publishes(&self, port: u16, generation: u64) -> bool {
+        self.resource.status.as_ref().is_some_and(|status| {
+            status.port == Some(port) && u64::try_from(status.generation) == Ok(generation)
+        })
     }
 
     pub fn deleting(&self) -> bool {
@@ -280,9 +300,13 @@ impl View {
                 allocation: None,
             };
         };
-        let current = status.is_some_and(|status| {
-            u64::try_from(status.generation) == Ok(kept.generation) && !refused(status)
-        });
+        let port = kept.allocation.port;
+        // Whoever may write the Secret may write any port into it.
+        let reserved = self.reserves(port) || self.publishes(port, kept.generation);
+        let current = reserved
+            && status.is_some_and(|status| {
+                u64::try_from(status.generation) == Ok(kept.generation) && !refused(status)
+            });
         let (state, since) = match phase {
             Some(phase @ (State::Enabling | State::Enabled | State::Failed)) if current => {
                 (phase, since)

@@ -22,6 +22,18 @@ const STRANGER: Uuid = Uuid::max();
 /// holds it is not always seen: a Service that is gone holds it a moment longer.
 const REFUSED: SignedDuration = SignedDuration::from_secs(2);
 
+/// Who has the port that a tenant's keys Secret names. The API server decides it,
+/// by the Service that it gave the node port to; the Secret is only a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reservation {
+    /// The tenant's own Service.
+    Held,
+    /// Nobody, and it is a port of a pool: the gateway's Service takes it.
+    Free,
+    /// Another Service, or no pool has it.
+    Lost,
+}
+
 /// What a VpnTenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -331,16 +343,23 @@ impl Index {
         holders
     }
 
-    /// Whether somebody else has come by the port of these keys.
-    pub fn lost(&self, view: &View) -> bool {
-        let Some(port) = view.kept().map(|kept| kept.allocation.port) else {
-            return false;
+    /// Who has the port of these keys; none if there are no keys.
+    ///
+    /// A port that has left its pool stays the tenant's for as long as its
+    /// Service holds it.
+    pub fn reservation(&self, view: &View, pools: &Pools) -> Option<Reservation> {
+        let port = view.kept()?.allocation.port;
+        if view.reserves(port) {
+            return Some(Reservation::Held);
+        }
+        let taken = || {
+            let mut services = self.services.iter();
+            services.any(|(_, service)| service.ports.contains(&port))
         };
-        let ours = |namespace: &str, name: &str| namespace == view.namespace && name == GATEWAY;
-        view.claim() != Some(port)
-            && self.services.iter().any(|((namespace, name), service)| {
-                service.ports.contains(&port) && !ours(namespace, name)
-            })
+        if !pools.contains(port) || taken() {
+            return Some(Reservation::Lost);
+        }
+        Some(Reservation::Free)
     }
 
     /// The tenant that holds what a namespace has; nobody's else.

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::Settings;
 use super::convert::{ACCEPTED, View};
 use super::hindrance::Hindrance;
+use super::index::Reservation;
 use crate::domain::subnet::{client_address, client_address6};
 use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::{State, Tenant};
@@ -62,11 +63,17 @@ pub fn refused(
     }
 }
 
-/// The status of `tenant`, whose resource and keys are the view's. `hindered`
-/// is what keeps it from what it asks for.
+/// The status of `tenant`, whose resource and keys are the view's, and the port of
+/// these keys in this `reservation`. `hindered` is what keeps it from what it asks
+/// for.
+///
+/// A port is published once the gateway's Service holds it: edges act on what
+/// they read here. It stays published while that Service is missing and nobody
+/// else has the port, so that deleting a Service costs no sessions.
 pub fn of(
     view: &View,
     tenant: &Tenant,
+    reservation: Option<Reservation>,
     hindered: &Hindrance,
     settings: &Settings,
     now: Timestamp,
@@ -93,7 +100,13 @@ pub fn of(
             .map_or(current.key_generation, |kept| kept.key_generation),
         ..VpnTenantStatus::default()
     };
-    if let Some(allocation) = &vpn.allocation {
+    let allocation = vpn.allocation.as_ref();
+    let published = allocation.filter(|of| match reservation {
+        Some(Reservation::Held) => view.reserves(of.port),
+        Some(Reservation::Free) => view.publishes(of.port, vpn.generation),
+        Some(Reservation::Lost) | None => false,
+    });
+    if let Some(allocation) = published {
         let port = allocation.port;
         // A port that is in no pool any more still leads where it led.
         let old = current.endpoint.filter(|_| current.port == Some(port));
@@ -114,14 +127,21 @@ pub fn of(
         status.client_public_key = Some(allocation.keys.client.public().to_string());
         status.keys_created_at = Some(Time(whole_second(allocation.created_at)));
     }
-    let conditions = conditions(view, tenant, hindrance);
+    let in_pool = published.is_none_or(|of| settings.pools.contains(of.port));
+    let conditions = conditions(view, tenant, status.port, in_pool, hindrance);
     status.conditions = timed(view, &current.conditions, conditions, now);
     status
 }
 
-/// `hindrance` is the reason and message of what keeps the tenant from what it
-/// asks for.
-fn conditions(view: &View, tenant: &Tenant, hindrance: Option<(&'static str, &str)>) -> Vec<Says> {
+/// `published` is the port in the status, and `hindrance` the reason and message
+/// of what keeps the tenant from what it asks for.
+fn conditions(
+    view: &View,
+    tenant: &Tenant,
+    published: Option<u16>,
+    in_pool: bool,
+    hindrance: Option<(&'static str, &str)>,
+) -> Vec<Says> {
     let vpn = &tenant.vpn;
     let wanted = view.resource.spec.vpn.enabled;
     let failure = vpn.failure.as_deref().unwrap_or_default();
@@ -132,12 +152,31 @@ fn conditions(view: &View, tenant: &Tenant, hindrance: Option<(&'static str, &st
         _ if !tenant.ready => ("TenantNotReady", "the rest of the tenant is not ready"),
         _ => hindrance.unwrap_or(("Pending", "a port and keys are about to be made")),
     };
-    let port = match &vpn.allocation {
-        Some(allocation) => {
-            let message = format!("port {} is the tenant's", allocation.port);
+    let port = match (&vpn.allocation, published) {
+        (_, Some(port)) if !in_pool => {
+            let message = format!(
+                "port {port} is the tenant's, but no pool has it any more: edges do not steer                  it. Disable and enable the VPN to get a port of a pool."
+            );
+            says(PORT_ALLOCATED, true, "OutsidePools", &message)
+        }
+        (_, Some(port)) => {
+            let message = format!("port {port} is the tenant's");
             says(PORT_ALLOCATED, true, "Allocated", &message)
         }
-        None => says(PORT_ALLOCATED, false, absent.0, absent.1),
+        (Some(allocation), None) => {
+            let (reason, message) = hindrance.map_or_else(
+                || {
+                    let port = allocation.port;
+                    let message = format!(
+                        "port {port} of the keys Secret is not reserved by the gateway's Service"
+                    );
+                    ("NotReserved", message)
+                },
+                |(reason, message)| (reason, message.to_owned()),
+            );
+            says(PORT_ALLOCATED, false, reason, &message)
+        }
+        (None, None) => says(PORT_ALLOCATED, false, absent.0, absent.1),
     };
     let serving = "the gateway answers and the edge steers to it";
     let starting = "the gateway does not answer, or the edge does not steer to it yet";

@@ -19,7 +19,7 @@ use super::Inner;
 use super::claim::CLAIM;
 use super::convert::View;
 use super::hindrance::Hindrance;
-use super::index::Standing;
+use super::index::{Reservation, Standing};
 use super::write::{Miss, prompt};
 use crate::domain::{Keys, State, Tenant};
 use crate::kubernetes::{FINALIZER, GATEWAY};
@@ -44,7 +44,7 @@ pub enum Wish {
     Enable,
     Disable,
     Regenerate,
-    /// Somebody else has the port.
+    /// The port is another's, or no pool has it.
     Reallocate,
     /// Keys of nobody.
     DropKeys,
@@ -57,7 +57,12 @@ pub enum Wish {
 }
 
 /// The next step, if there is one to take now.
-pub fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Option<Wish> {
+pub fn next(
+    view: &View,
+    standing: &Standing,
+    reservation: Option<Reservation>,
+    now: Timestamp,
+) -> Option<Wish> {
     let guarded = view
         .resource
         .finalizers()
@@ -97,7 +102,7 @@ pub fn next(view: &View, standing: &Standing, lost: bool, now: Timestamp) -> Opt
         State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
         State::Enabled if other_keys => Some(Wish::Regenerate),
         State::Failed if other_keys => Some(Wish::Enable),
-        _ if lost => Some(Wish::Reallocate),
+        _ if reservation == Some(Reservation::Lost) => Some(Wish::Reallocate),
         _ => (!guarded).then_some(Wish::Guard),
     }
 }
@@ -272,13 +277,14 @@ impl Inner {
         let now = Timestamp::now();
         let known = self.with(|index| {
             let view = index.view(namespace)?;
-            let (standing, lost) = (index.standing(&view), index.lost(&view));
-            Some((view, standing, lost))
+            let standing = index.standing(&view);
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, standing, reservation))
         });
-        let Some((view, standing, lost)) = known else {
+        let Some((view, standing, reservation)) = known else {
             return Ok(Came::Settled);
         };
-        let outcome = self.step(&view, &standing, lost, now).await;
+        let outcome = self.step(&view, &standing, reservation, now).await;
         *hindered = match &outcome {
             Ok((_, hindered)) => hindered.clone(),
             Err(Miss::Failed(UpdateError::Registry(error @ RegistryError::Refused(_)))) => {
@@ -299,10 +305,10 @@ impl Inner {
         &self,
         view: &View,
         standing: &Standing,
-        lost: bool,
+        reservation: Option<Reservation>,
         now: Timestamp,
     ) -> Result<(Came, Hindrance), Miss> {
-        let wish = next(view, standing, lost, now);
+        let wish = next(view, standing, reservation, now);
         // A tenant's is valid.
         let given = view.given().ok().flatten();
         Ok(match (wish, standing) {

@@ -218,14 +218,14 @@ impl Inner {
         let asked = wish.is_none();
         let found = self.with(|index| {
             let (view, before) = index.find(id)?;
-            let lost = index.lost(&view);
-            Some((view, before, lost))
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, before, reservation))
         });
-        let (mut view, before, lost) = found.ok_or(UpdateError::NotFound)?;
+        let (mut view, before, reservation) = found.ok_or(UpdateError::NotFound)?;
         if let Some(wish) = wish {
             // Somebody may have carried it out, or taken it back, since it was seen.
             let standing = Standing::Tenant(Arc::clone(&before));
-            if wishes::next(&view, &standing, lost, Timestamp::now()) != Some(wish) {
+            if wishes::next(&view, &standing, reservation, Timestamp::now()) != Some(wish) {
                 return Ok(Arc::unwrap_or_clone(before));
             }
         }
@@ -415,12 +415,16 @@ impl Inner {
     /// Writes the status of a tenant after a change. Where the change holds
     /// already, the status may also be written later, by its follower.
     async fn tell(&self, namespace: &str, tenant: &Tenant, committed: bool) -> Result<(), Miss> {
-        let view = self.with(|index| index.view(namespace));
-        let Some(view) = view else {
+        let known = self.with(|index| {
+            let view = index.view(namespace)?;
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, reservation))
+        });
+        let Some((view, reservation)) = known else {
             return Ok(());
         };
         let (hindered, now) = (Hindrance::Unknown, Timestamp::now());
-        let status = status::of(&view, tenant, &hindered, &self.settings, now);
+        let status = status::of(&view, tenant, reservation, &hindered, &self.settings, now);
         match self.write_status(&view, &status).await {
             outcome if !committed => return outcome,
             Ok(()) => return Ok(()),
@@ -439,15 +443,16 @@ impl Inner {
             let known = self.with(|index| {
                 let view = index.view(namespace)?;
                 let standing = index.standing(&view);
-                Some((view, standing))
+                let reservation = index.reservation(&view, &self.settings.pools);
+                Some((view, standing, reservation))
             });
-            let Some((view, standing)) = known else {
+            let Some((view, standing, reservation)) = known else {
                 return Ok(());
             };
             let status = match (&standing, standing.refusal()) {
                 (_, Some((reason, message))) => status::refused(&view, reason, &message, now),
                 (Standing::Tenant(tenant), _) => {
-                    status::of(&view, tenant, hindered, &self.settings, now)
+                    status::of(&view, tenant, reservation, hindered, &self.settings, now)
                 }
                 _ => return Ok(()),
             };

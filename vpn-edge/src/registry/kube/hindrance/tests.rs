@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::super::convert::View;
+use super::super::index::Reservation;
 use super::super::status;
 use super::super::testing::{MADE, at, settings, view};
 use super::*;
@@ -21,7 +22,7 @@ fn tenant(state: State) -> (View, Tenant) {
 }
 
 fn tell(view: &mut View, tenant: &Tenant, hindered: &Hindrance) -> VpnTenantStatus {
-    let status = status::of(view, tenant, hindered, &settings(), at(MADE));
+    let status = status::of(view, tenant, Some(Reservation::Held), Some(Reservation::Held), hindered, &settings(), at(MADE));
     Arc::make_mut(&mut view.resource).status = Some(status.clone());
     status
 }

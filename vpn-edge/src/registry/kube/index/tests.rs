@@ -100,19 +100,30 @@ fn ports_are_held_by_keys_and_by_services_of_anybody() {
 }
 
 #[test]
-fn a_port_that_somebody_has_come_by_is_lost() {
+fn a_port_is_the_tenants_whose_service_holds_it() {
+    use Reservation::{Free, Held, Lost};
     let mut index = index(&[(1, "a", 0)]);
+    let reservation = |index: &Index| {
+        let view = index.view("a").unwrap();
+        index.reservation(&view, &settings().pools)
+    };
+    assert_eq!(reservation(&index), None, "no keys");
     put(&mut index, "a", 30000, 5);
-    let lost = |index: &Index| index.lost(&index.view("a").unwrap());
-    assert!(!lost(&index), "nobody has a Service yet");
+    assert_eq!(reservation(&index), Some(Free), "nobody has a Service yet");
     Service::take(&mut index, Event::Apply(service("a", GATEWAY, 30000, 6)));
-    assert!(!lost(&index), "its own");
+    assert_eq!(reservation(&index), Some(Held));
     Service::take(&mut index, Event::Delete(service("a", GATEWAY, 30000, 7)));
     index.news();
     Service::take(&mut index, Event::Apply(service("x", "own", 30000, 8)));
-    assert!(lost(&index));
+    assert_eq!(reservation(&index), Some(Lost));
     assert!(index.news().namespaces.contains("a"));
     assert!(!pool(&mut index, "a").keeps(30000, Uuid::from_u128(1)));
+    // No pool has it: the tenant's if its Service holds it, as when a pool shrank,
+    // and else nobody's to ask for.
+    put(&mut index, "a", 8472, 9);
+    assert_eq!(reservation(&index), Some(Lost));
+    Service::take(&mut index, Event::Apply(service("a", GATEWAY, 8472, 10)));
+    assert_eq!(reservation(&index), Some(Held));
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn known(state: State) -> View {
     let mut tenant = view.tenant().unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
-    let status = status::of(&view, &tenant, &Hindrance::Nothing, &settings(), at(MADE));
+    let status = status::of(&view, &tenant, Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing, &settings(), at(MADE));
     change(&mut view, |resource| {
         resource.status = Some(status);
         resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
@@ -44,7 +44,7 @@ fn wish(view: &View) -> Option<Wish> {
     } else {
         Standing::Tenant(Arc::new(view.tenant().unwrap()))
     };
-    next(view, &standing, false, at(MADE))
+    next(view, &standing, Some(Reservation::Held), at(MADE))
 }
 
 fn with(mut view: View, then: impl FnOnce(&mut VpnTenant)) -> View {
@@ -122,7 +122,7 @@ fn keys_and_claims_of_nobody_go() {
     assert_eq!(wish(&view), Some(Wish::DropKeys));
     let duplicate = Standing::Duplicate("t-0".to_owned());
     assert_eq!(
-        next(&known(State::Enabled), &duplicate, false, at(MADE)),
+        next(&known(State::Enabled), &duplicate, None, at(MADE)),
         Some(Wish::DropKeys)
     );
     let mut view = with(known(State::Enabled), |tenant| {
@@ -236,17 +236,14 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
     steps.push(tenant.clone());
     assert_eq!(tenant.vpn.state, State::Failed);
     for step in steps {
-        let status = status::of(&view, &step, &Hindrance::Nothing, &settings(), now);
+        let status = status::of(&view, &step, Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing, &settings(), now);
         let read = with(view.clone(), |resource| {
             resource.status = Some(status.clone())
         });
         let mut vpn = read.tenant().unwrap().vpn;
         vpn.since = step.vpn.since;
         assert_eq!(vpn, step.vpn);
-        let again = status::of(
-            &read,
-            &read.tenant().unwrap(),
-            &Hindrance::Nothing,
+        let again = status::of(&read, &read.tenant().unwrap(), Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing,
             &settings(),
             at(MADE),
         );
@@ -263,4 +260,78 @@ fn a_new_tenants_generation_starts_at_its_creation() {
         created(&view.resource).as_millisecond().cast_unsigned()
     );
     assert_eq!((vpn.state, vpn.since), (State::Disabled, at(MADE)));
+}
+
+#[test]
+fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
+    let published = known(State::Enabled);
+    let status = |view: &View, reservation| {
+        let tenant = view.tenant().unwrap();
+        let nothing = Hindrance::Nothing;
+        status::of(view, &tenant, Some(reservation), &nothing, &settings(), at(MADE))
+    };
+    let condition = |status: &crate::kubernetes::VpnTenantStatus| {
+        let mut conditions = status.conditions.iter();
+        let port = conditions.find(|of| of.type_ == "PortAllocated").unwrap();
+        format!("{} {}: {}", port.status, port.reason, port.message)
+    };
+    // The same keys with another port, as whoever may write the Secret can.
+    let mut forged = published.clone();
+    let mut kept = published.kept().unwrap().clone();
+    for port in [8472, 30_001] {
+        kept.allocation.port = port;
+        forged.keys = Some(keys_secret(&testing::stored(&published.resource, &kept, 9)));
+        let vpn = forged.tenant().unwrap().vpn;
+        assert_eq!(vpn.state, State::Enabling, "{port}");
+        for reservation in [Reservation::Free, Reservation::Lost] {
+            let status = status(&forged, reservation);
+            assert_eq!((status.port, status.endpoint.as_ref()), (None, None), "{port}");
+            assert_eq!(status.server_public_key, None);
+            assert_eq!(
+                condition(&status),
+                format!(
+                    "False NotReserved: port {port} of the keys Secret is not reserved by the \
+                     gateway's Service"
+                )
+            );
+        }
+        let standing = Standing::Tenant(Arc::new(forged.tenant().unwrap()));
+        let next = |reservation| next(&forged, &standing, Some(reservation), at(MADE));
+        assert_eq!(next(Reservation::Lost), Some(Wish::Reallocate));
+        assert_eq!(next(Reservation::Free), None, "the gateway's Service takes it");
+    }
+    // A Service that somebody deleted costs no session, unless the port is lost.
+    let mut bare = published.clone();
+    bare.service = None;
+    let kept = status(&bare, Reservation::Free);
+    assert_eq!(kept.port, Some(30_000));
+    assert_eq!(condition(&kept), "True Allocated: port 30000 is the tenant's");
+    assert_eq!(status(&bare, Reservation::Lost).port, None);
+    // A port that has left its pool.
+    let mut kept = published.kept().unwrap().clone();
+    kept.allocation.port = 31_000;
+    let mut shrunk = published.clone();
+    shrunk.keys = Some(keys_secret(&testing::stored(&published.resource, &kept, 9)));
+    shrunk.service.as_mut().unwrap().ports = vec![31_000];
+    let status = status(&shrunk, Reservation::Held);
+    assert_eq!(status.port, Some(31_000));
+    assert!(condition(&status).starts_with("True OutsidePools: port 31000 is"));
+}
+
+#[test]
+fn a_generation_that_no_tenant_came_to_is_not_read() {
+    let mut view = known(State::Enabled);
+    let mut kept = view.kept().unwrap().clone();
+    let far = GENERATION + 1 + (1 << 32);
+    for generation in [far, i64::MAX.cast_unsigned(), i64::MAX.cast_unsigned() + 1, u64::MAX] {
+        kept.generation = generation;
+        view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));
+        assert_eq!(view.kept(), None, "{generation}");
+        let vpn = view.tenant().unwrap().vpn;
+        assert_eq!((vpn.generation, vpn.allocation), (GENERATION, None));
+        assert_eq!(wish(&view), Some(Wish::DropKeys));
+    }
+    kept.generation = far - 1;
+    view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));
+    assert!(view.kept().is_some(), "a restored status may be old");
 }

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::super::super::index::Reservation;
 use super::super::super::status;
 use super::super::super::testing::{MADE, at, settings, view};
 use super::*;
@@ -26,7 +27,7 @@ fn told(state: State, hindered: &Hindrance) -> View {
     let mut tenant = view.tenant().unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
-    let status = status::of(&view, &tenant, hindered, &settings(), at(MADE));
+    let status = status::of(&view, &tenant, Some(Reservation::Held), Some(Reservation::Held), hindered, &settings(), at(MADE));
     Arc::make_mut(&mut view.resource).status = Some(status);
     view
 }
