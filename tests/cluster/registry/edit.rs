@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt as _;
 use k8s_openapi::ByteString;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use lab::cluster::Identity;
@@ -64,7 +64,8 @@ fn forge(scene: &Scene, client: &Client, namespace: &str, name: &str, value: &st
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let value = ByteString(value.as_bytes().to_vec());
     let patch = Patch::Merge(json!({ "data": { name: value } }));
-    let patched = secrets.patch(KEYS, &PatchParams::default(), &patch);
+    let params = PatchParams::default();
+    let patched = secrets.patch(KEYS, &params, &patch);
     scene.cluster.run(patched)?;
     Ok(())
 }
@@ -178,7 +179,8 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
             let made = scene.cluster.run(secrets.create(&post, &secret(name)?));
             refused(made.map(drop), &format!("{what}: create the Secret {name}"))?;
         }
-        let made = services.create(&post, &service(GATEWAY, 30_007)?);
+        let own = service(GATEWAY, 30_007)?;
+        let made = services.create(&post, &own);
         refused(
             scene.cluster.run(made).map(drop),
             &format!("{what}: create the Service"),
@@ -206,7 +208,8 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
     run(deleted.map(drop), "delete the Secret")?;
     let deleted = scene.cluster.run(services.delete(GATEWAY, &delete));
     run(deleted.map(drop), "delete the Service")?;
-    let all = secrets.delete_collection(&delete, &ListParams::default());
+    let any = ListParams::default();
+    let all = secrets.delete_collection(&delete, &any);
     run(scene.cluster.run(all).map(drop), "delete all Secrets")?;
 
     // Other names are the editor's own, and who administers the cluster may all.
