@@ -7,7 +7,6 @@
 mod key_file;
 mod key_source;
 mod row;
-mod schema;
 mod seal;
 mod unlock;
 
@@ -241,7 +240,7 @@ impl Store {
             .query_row(
                 "SELECT generation FROM deleted WHERE id = ?1",
                 [&id],
-                |row| unsigned(row, 0),
+                |row| unsigned(row, "generation"),
             )
             .optional()?;
         tenant.vpn.generation = last_generation.unwrap_or(tenant.vpn.generation);
@@ -352,7 +351,7 @@ fn connect(path: &Path) -> Result<(File, Connection), String> {
              PRAGMA foreign_keys = ON;",
         )
         .map_err(sql)?;
-    schema::migrate(&mut connection)?;
+    row::migrate(&mut connection)?;
     Ok((lock, connection))
 }
 

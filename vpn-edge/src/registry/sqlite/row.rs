@@ -1,12 +1,13 @@
-//! Tenants as rows.
+//! Tenants as rows, the schema of the database, and how older ones become it.
 
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params};
 use uuid::Uuid;
 
+use super::begin;
 use super::seal::{KeyRing, Place, SEALED};
 use crate::domain::{Allocation, State, Tenant, Vpn};
 use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
@@ -15,29 +16,135 @@ use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
 pub const SERVER_KEY: &str = "server_key";
 pub const CLIENT_KEY: &str = "client_key";
 
-pub const COLUMNS: &str = "id, organisation, plan, ready, namespace, networks, state, generation, \
-                       since, failure, port, server_key, client_key, client_public_key, \
-                       created_at, version";
+/// The tables, one step a version; `user_version` counts the steps taken.
+pub const MIGRATIONS: [&str; 2] = [
+    "
+    CREATE TABLE tenant (
+        id TEXT PRIMARY KEY NOT NULL CHECK (length(id) = 36),
+        organisation TEXT NOT NULL CHECK (organisation <> ''),
+        plan TEXT NOT NULL
+            CHECK (plan IN ('developer', 'team', 'business', 'enterprise_cloud')),
+        ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+        namespace TEXT NOT NULL UNIQUE,
+        networks TEXT NOT NULL CHECK (json_valid(networks)),
+        state TEXT NOT NULL
+            CHECK (state IN ('unavailable', 'disabled', 'enabling', 'enabled', 'failed')),
+        generation INTEGER NOT NULL CHECK (generation >= 0),
+        since TEXT NOT NULL,
+        failure TEXT CHECK ((failure IS NOT NULL) = (state = 'failed')),
+        port INTEGER UNIQUE CHECK (port BETWEEN 1024 AND 65535),
+        server_key BLOB CHECK (length(server_key) = 32),
+        client_key BLOB CHECK (length(client_key) = 32),
+        created_at TEXT,
+        version INTEGER NOT NULL CHECK (version > 0),
+        CHECK ((port IS NULL) = (server_key IS NULL)),
+        CHECK ((port IS NULL) = (client_key IS NULL)),
+        CHECK ((port IS NULL) = (created_at IS NULL)),
+        CHECK (port IS NOT NULL OR state NOT IN ('enabling', 'enabled')),
+        CHECK (port IS NULL OR state NOT IN ('unavailable', 'disabled'))
+    ) STRICT;
+    -- Ports that were held once, in the order of their release.
+    CREATE TABLE released (
+        turn INTEGER PRIMARY KEY,
+        port INTEGER NOT NULL UNIQUE
+    ) STRICT;
+    -- The last generation of deleted tenants.
+    CREATE TABLE deleted (
+        id TEXT PRIMARY KEY NOT NULL,
+        generation INTEGER NOT NULL
+    ) STRICT;
+",
+    "
+    -- Of its client a tenant has the private key or, if the client gave it, the
+    -- public one. Constraints change only with the table.
+    CREATE TABLE new (
+        id TEXT PRIMARY KEY NOT NULL CHECK (length(id) = 36),
+        organisation TEXT NOT NULL CHECK (organisation <> ''),
+        plan TEXT NOT NULL
+            CHECK (plan IN ('developer', 'team', 'business', 'enterprise_cloud')),
+        ready INTEGER NOT NULL CHECK (ready IN (0, 1)),
+        namespace TEXT NOT NULL UNIQUE,
+        networks TEXT NOT NULL CHECK (json_valid(networks)),
+        state TEXT NOT NULL
+            CHECK (state IN ('unavailable', 'disabled', 'enabling', 'enabled', 'failed')),
+        generation INTEGER NOT NULL CHECK (generation >= 0),
+        since TEXT NOT NULL,
+        failure TEXT CHECK ((failure IS NOT NULL) = (state = 'failed')),
+        port INTEGER UNIQUE CHECK (port BETWEEN 1024 AND 65535),
+        server_key BLOB,
+        client_key BLOB,
+        client_public_key BLOB CHECK (length(client_public_key) = 32),
+        created_at TEXT,
+        version INTEGER NOT NULL CHECK (version > 0),
+        CHECK ((port IS NULL) = (server_key IS NULL)),
+        CHECK ((port IS NOT NULL) = (client_key IS NOT NULL) + (client_public_key IS NOT NULL)),
+        CHECK ((port IS NULL) = (created_at IS NULL)),
+        CHECK (port IS NOT NULL OR state NOT IN ('enabling', 'enabled')),
+        CHECK (port IS NULL OR state NOT IN ('unavailable', 'disabled'))
+    ) STRICT;
+    INSERT INTO new
+        SELECT id, organisation, plan, ready, namespace, networks, state, generation, since,
+               failure, port, server_key, client_key, NULL, created_at, version
+        FROM tenant;
+    DROP TABLE tenant;
+    ALTER TABLE new RENAME TO tenant;
+    -- One row. The name is what the database's key file knows it by. Private keys
+    -- are encrypted by super::unlock, since it takes keys; until the file was
+    -- rewritten after that, they may be in its free pages as they were.
+    CREATE TABLE sealing (
+        database TEXT NOT NULL CHECK (length(database) = 32),
+        state TEXT NOT NULL CHECK (state IN ('plain', 'unscrubbed', 'sealed'))
+    ) STRICT;
+    INSERT INTO sealing VALUES (lower(hex(randomblob(16))), 'plain');
+",
+];
 
-/// Not `INSERT OR REPLACE`, which would drop another tenant that holds the port.
-const ASSIGNMENTS: &str = "
-    organisation = excluded.organisation, plan = excluded.plan, ready = excluded.ready,
-    namespace = excluded.namespace, networks = excluded.networks, state = excluded.state,
-    generation = excluded.generation, since = excluded.since, failure = excluded.failure,
-    port = excluded.port, server_key = excluded.server_key, client_key = excluded.client_key,
-    client_public_key = excluded.client_public_key, created_at = excluded.created_at,
-    version = excluded.version";
+/// Brings the tables up to this program's.
+///
+/// # Errors
+///
+/// When it is none of this program's, or newer.
+pub fn migrate(connection: &mut Connection) -> Result<(), String> {
+    let sql = |error: rusqlite::Error| error.to_string();
+    let number = |connection: &Connection, query: &str| {
+        connection
+            .query_row(query, [], |row| row.get::<_, i64>(0))
+            .map_err(sql)
+    };
+    let version = number(connection, "PRAGMA user_version")?;
+    let known = MIGRATIONS.len();
+    if usize::try_from(version).is_ok_and(|version| version > known) {
+        return Err(format!(
+            "it has schema {version} and this vpn-edge knows schemas up to {known}; use the newer vpn-edge"
+        ));
+    }
+    if version == 0 && number(connection, "SELECT count(*) FROM sqlite_schema")? > 0 {
+        return Err("it is a database of another program; name another file".to_owned());
+    }
+    for (step, migration) in (1..)
+        .zip(MIGRATIONS)
+        .skip_while(|(step, _)| *step <= version)
+    {
+        let transaction = begin(connection).map_err(sql)?;
+        transaction.execute_batch(migration).map_err(sql)?;
+        transaction
+            .pragma_update(None, "user_version", step)
+            .map_err(sql)?;
+        transaction.commit().map_err(sql)?;
+    }
+    Ok(())
+}
 
 pub fn list(connection: &Connection, ring: &KeyRing) -> rusqlite::Result<Vec<Tenant>> {
     connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM tenant ORDER BY id"))?
+        .prepare_cached("SELECT * FROM tenant ORDER BY id")?
         .query_map([], |row| tenant(row, ring))?
         .collect()
 }
 
 pub fn get(connection: &Connection, ring: &KeyRing, id: Uuid) -> rusqlite::Result<Option<Tenant>> {
     connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM tenant WHERE id = ?1"))?
+        .prepare_cached("SELECT * FROM tenant WHERE id = ?1")?
         .query_row([id.to_string()], |row| tenant(row, ring))
         .optional()
 }
@@ -64,99 +171,113 @@ pub fn put(transaction: &Transaction<'_>, ring: &KeyRing, tenant: &Tenant) -> ru
     let client = sealed(CLIENT_KEY, made)?;
     let networks = serde_json::to_string(&tenant.networks)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    transaction
-        .prepare_cached(&format!(
-            "INSERT INTO tenant ({COLUMNS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-             ON CONFLICT (id) DO UPDATE SET {ASSIGNMENTS}"
-        ))?
-        .execute((
-            tenant.id.to_string(),
-            &tenant.organisation,
-            tenant.plan.as_str(),
-            tenant.ready,
-            &tenant.namespace,
-            networks,
-            vpn.state.as_str(),
-            vpn.generation.cast_signed(),
-            vpn.since.to_string(),
-            &vpn.failure,
-            allocation.map(|a| a.port),
-            server,
-            client,
-            given.map(PublicKey::as_bytes),
-            allocation.map(|a| a.created_at.to_string()),
-            tenant.version.cast_signed(),
-        ))?;
+    let values = named_params! {
+        ":id": tenant.id.to_string(),
+        ":organisation": tenant.organisation,
+        ":plan": tenant.plan.as_str(),
+        ":ready": tenant.ready,
+        ":namespace": tenant.namespace,
+        ":networks": networks,
+        ":state": vpn.state.as_str(),
+        ":generation": vpn.generation.cast_signed(),
+        ":since": vpn.since.to_string(),
+        ":failure": vpn.failure,
+        ":port": allocation.map(|a| a.port),
+        ":server_key": server,
+        ":client_key": client,
+        ":client_public_key": given.map(PublicKey::as_bytes),
+        ":created_at": allocation.map(|a| a.created_at.to_string()),
+        ":version": tenant.version.cast_signed(),
+    };
+    let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+    let columns: Vec<&str> = names
+        .iter()
+        .map(|name| name.trim_start_matches(':'))
+        .collect();
+    // Not `INSERT OR REPLACE`, which would drop another tenant that holds the port.
+    let replaced: Vec<String> = columns
+        .iter()
+        .map(|column| format!("{column} = excluded.{column}"))
+        .collect();
+    let statement = format!(
+        "INSERT INTO tenant ({}) VALUES ({}) ON CONFLICT (id) DO UPDATE SET {}",
+        columns.join(", "),
+        names.join(", "),
+        replaced.join(", ")
+    );
+    transaction.prepare_cached(&statement)?.execute(values)?;
     Ok(())
 }
 
 fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
-    let networks: String = row.get(5)?;
-    let state: String = row.get(6)?;
-    let (id, generation) = (parsed::<Uuid>(row, 0)?, unsigned(row, 7)?);
-    let given = row.get::<_, Option<[u8; 32]>>(13)?;
-    let private_key = |index: usize, column| {
+    let state: String = row.get("state")?;
+    let (id, generation) = (parsed::<Uuid>(row, "id")?, unsigned(row, "generation")?);
+    let given = row.get::<_, Option<[u8; 32]>>("client_public_key")?;
+    let private_key = |column| {
         let place = Place {
             tenant: id,
             generation,
             given,
             column,
         };
-        let sealed = row.get::<_, [u8; SEALED]>(index)?;
+        let sealed = row.get::<_, [u8; SEALED]>(column)?;
         let opened = ring.open(&sealed, place);
-        opened.map_err(|error| unreadable(index, error))
+        opened.map_err(|error| unreadable(row, column, error))
     };
-    let allocation = match row.get(10)? {
+    let allocation = match row.get("port")? {
         Some(port) => Some(Allocation {
             port,
             keys: Keys {
-                server: private_key(11, SERVER_KEY)?,
+                server: private_key(SERVER_KEY)?,
                 client: match given {
                     Some(given) => ClientKey::Given(PublicKey::from_bytes(given)),
-                    None => ClientKey::Made(private_key(12, CLIENT_KEY)?),
+                    None => ClientKey::Made(private_key(CLIENT_KEY)?),
                 },
             },
-            created_at: parsed(row, 14)?,
+            created_at: parsed(row, "created_at")?,
         }),
         None => None,
     };
+    let networks: String = row.get("networks")?;
+    let networks = serde_json::from_str(&networks);
     Ok(Tenant {
         id,
-        organisation: row.get(1)?,
-        plan: parsed(row, 2)?,
-        ready: row.get(3)?,
-        namespace: row.get(4)?,
-        networks: serde_json::from_str(&networks).map_err(|error| unreadable(5, error))?,
+        organisation: row.get("organisation")?,
+        plan: parsed(row, "plan")?,
+        ready: row.get("ready")?,
+        namespace: row.get("namespace")?,
+        networks: networks.map_err(|error| unreadable(row, "networks", error))?,
         vpn: Vpn {
             state: State::ALL
                 .into_iter()
                 .find(|known| known.as_str() == state)
-                .ok_or_else(|| unreadable(6, format!("unknown state {state}")))?,
+                .ok_or_else(|| unreadable(row, "state", format!("unknown state {state}")))?,
             generation,
-            since: parsed::<Timestamp>(row, 8)?,
-            failure: row.get(9)?,
+            since: parsed::<Timestamp>(row, "since")?,
+            failure: row.get("failure")?,
             allocation,
         },
-        version: unsigned(row, 15)?,
+        version: unsigned(row, "version")?,
     })
 }
 
-pub fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+pub fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
     let text: String = row.get(column)?;
-    text.parse().map_err(|error| unreadable(column, error))
+    text.parse().map_err(|error| unreadable(row, column, error))
 }
 
-pub fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub fn unsigned(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     row.get(column).map(i64::cast_unsigned)
 }
 
 fn unreadable(
-    column: usize,
+    row: &Row<'_>,
+    column: &str,
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
+    let index = row.as_ref().column_index(column).unwrap_or_default();
+    rusqlite::Error::FromSqlConversionFailure(index, Type::Text, error.into())
 }

@@ -5,7 +5,6 @@ use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use super::row::COLUMNS;
 use super::*;
 use crate::domain::{GatewayState, Observed, Plan, State, VpnError};
 use crate::wireguard::{ClientKey, Keys, PrivateKey};
@@ -431,8 +430,16 @@ fn the_database_itself_refuses_what_must_not_be() {
     let insert = |id: u128, state: &str, port: Option<u16>| {
         let key = port.map(|_| [1u8; 32]);
         by_hand.execute(
-            &format!("INSERT INTO tenant ({COLUMNS}) VALUES (?1, 'acme', 'business', 1, ?1, '[]', ?2, 1, 't', NULL, ?3, ?4, ?4, NULL, ?5, 1)"),
-            (Uuid::from_u128(id).to_string(), state, port, key, port.map(|_| "t")),
+            "INSERT INTO tenant (id, organisation, plan, ready, namespace, networks, state,
+                 generation, since, port, server_key, client_key, created_at, version)
+             VALUES (?1, 'acme', 'business', 1, ?1, '[]', ?2, 1, 't', ?3, ?4, ?4, ?5, 1)",
+            (
+                Uuid::from_u128(id).to_string(),
+                state,
+                port,
+                key,
+                port.map(|_| "t"),
+            ),
         )
     };
     insert(1, "enabled", Some(30000)).unwrap();
@@ -474,7 +481,7 @@ async fn what_the_first_schema_held_is_kept() {
     let (dir, path) = scratch();
     let id = Uuid::from_u128(1);
     let old = Connection::open(&path).unwrap();
-    old.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    old.execute_batch(row::MIGRATIONS[0]).unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();
     old.execute(
         "INSERT INTO tenant VALUES (?1, 'acme', 'business', 1, 'acme-1', '[\"10.1.0.0/16\"]',

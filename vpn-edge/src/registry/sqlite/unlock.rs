@@ -213,12 +213,12 @@ fn rows(connection: &Connection) -> rusqlite::Result<Vec<Stored>> {
         let mut select = connection.prepare(&select)?;
         let found = select.query_map([], |row| {
             let place = Place {
-                tenant: parsed(row, 0)?,
-                generation: unsigned(row, 1)?,
-                given: row.get(2)?,
+                tenant: parsed(row, "id")?,
+                generation: unsigned(row, "generation")?,
+                given: row.get("client_public_key")?,
                 column,
             };
-            let bytes = Zeroizing::new(row.get(3)?);
+            let bytes = Zeroizing::new(row.get(column)?);
             Ok(Stored { place, bytes })
         })?;
         for row in found {
