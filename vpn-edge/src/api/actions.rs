@@ -18,7 +18,6 @@ use super::body::{CreateTenant, PatchTenant, VpnStatus};
 use super::error::ApiError;
 use crate::audit::Action;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
-use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
 use crate::identity::Caller;
 use crate::registry::Change;
@@ -51,14 +50,7 @@ impl Api {
 
     pub async fn create(&self, caller: &Caller, new: CreateTenant) -> Result<Tenant, ApiError> {
         caller.check_admin()?;
-        let id = new.id.unwrap_or_else(Uuid::new_v4);
-        let mut tenant = Tenant::new(id, new.organisation, new.plan, Timestamp::now())?;
-        if let Some(namespace) = new.namespace {
-            tenant.set_namespace(namespace)?;
-        }
-        check_versions(&new.networks, self.settings.tunnel_ipv6)?;
-        tenant.set_networks(new.networks)?;
-        tenant.set_ready(new.ready);
+        let tenant = new.tenant(self.settings.tunnel_ipv6, Timestamp::now())?;
         let new = tenant.clone();
         self.recorded(caller, &tenant, Action::Create, |api, _| async move {
             Ok(api.registry.create(new).await?)
@@ -75,20 +67,9 @@ impl Api {
         let tenant = self.find(caller, id).await?;
         self.recorded(caller, &tenant, Action::Change, |api, caller| async move {
             caller.check_admin()?;
-            if let Some(networks) = &patch.networks {
-                check_versions(networks, api.settings.tunnel_ipv6)?;
-                check_networks(networks)?;
-            }
+            patch.check(api.settings.tunnel_ipv6)?;
             let change: Change = Box::new(move |tenant, pool| {
-                if let Some(plan) = patch.plan {
-                    tenant.set_plan(plan, pool, Timestamp::now());
-                }
-                if let Some(ready) = patch.ready {
-                    tenant.set_ready(ready);
-                }
-                if let Some(networks) = &patch.networks {
-                    tenant.networks.clone_from(networks);
-                }
+                patch.apply(tenant, pool, Timestamp::now());
                 Ok(())
             });
             api.change(id, change).await

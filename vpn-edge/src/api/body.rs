@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::schema;
 use crate::audit::{Action, Outcome, Record};
-use crate::domain::{Plan, State, Tenant};
+use crate::domain::tenant::{InvalidTenant, check_networks, check_versions};
+use crate::domain::{Plan, Ports, State, Tenant};
 use crate::wireguard::PublicKey;
 
 /// `POST /v1/tenants`.
@@ -159,6 +160,69 @@ pub struct ErrorBody {
     pub error: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub upgrade_required: bool,
+}
+
+impl CreateTenant {
+    /// The tenant that is asked for. Only tunnels with `ipv6` lead to IPv6.
+    ///
+    /// # Errors
+    ///
+    /// What of it cannot be a tenant's.
+    pub fn tenant(self, ipv6: bool, now: Timestamp) -> Result<Tenant, InvalidTenant> {
+        let CreateTenant {
+            id,
+            organisation,
+            plan,
+            ready,
+            namespace,
+            networks,
+        } = self;
+        let id = id.unwrap_or_else(Uuid::new_v4);
+        let mut tenant = Tenant::new(id, organisation, plan, now)?;
+        if let Some(namespace) = namespace {
+            tenant.set_namespace(namespace)?;
+        }
+        check_versions(&networks, ipv6)?;
+        tenant.set_networks(networks)?;
+        tenant.set_ready(ready);
+        Ok(tenant)
+    }
+}
+
+impl PatchTenant {
+    /// # Errors
+    ///
+    /// What of it cannot be a tenant's.
+    pub fn check(&self, ipv6: bool) -> Result<(), InvalidTenant> {
+        let PatchTenant {
+            plan: _,
+            ready: _,
+            networks,
+        } = self;
+        if let Some(networks) = networks {
+            check_versions(networks, ipv6)?;
+            check_networks(networks)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the tenant; what was checked holds.
+    pub fn apply(&self, tenant: &mut Tenant, pool: &mut dyn Ports, now: Timestamp) {
+        let PatchTenant {
+            plan,
+            ready,
+            networks,
+        } = self;
+        if let Some(plan) = plan {
+            tenant.set_plan(*plan, pool, now);
+        }
+        if let Some(ready) = ready {
+            tenant.set_ready(*ready);
+        }
+        if let Some(networks) = networks {
+            tenant.networks.clone_from(networks);
+        }
+    }
 }
 
 impl From<&Tenant> for TenantBody {

@@ -5,13 +5,16 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Plan, State};
+use crate::domain::tenant::InvalidTenant;
+use crate::domain::{Plan, State, Tenant};
 
 /// A tenant of the cluster, and the VPN that it wants. One a namespace, named
 /// `vpn`.
@@ -94,6 +97,45 @@ pub struct VpnTenantSpec {
     /// How its gateway is to run.
     #[serde(default)]
     pub gateway: GatewayPod,
+}
+
+impl VpnTenantSpec {
+    /// What the tenant has set.
+    #[must_use]
+    pub fn of(tenant: &Tenant) -> Self {
+        Self {
+            id: tenant.id.to_string(),
+            organisation: tenant.organisation.clone(),
+            plan: tenant.plan,
+            ready: tenant.ready,
+            networks: tenant.networks.iter().map(ToString::to_string).collect(),
+            vpn: WantedVpn::default(),
+            gateway: GatewayPod::default(),
+        }
+    }
+
+    /// The tenant of this spec in `namespace`, without what it has of a VPN.
+    ///
+    /// # Errors
+    ///
+    /// What makes it none of a tenant, in words for its author.
+    pub fn tenant(&self, namespace: &str, made: Timestamp) -> Result<Tenant, String> {
+        let id = self.id.parse();
+        let id = id.map_err(|_| format!("spec.id {:?} is no UUID", self.id))?;
+        let words = |error: InvalidTenant| error.to_string();
+        let organisation = self.organisation.clone();
+        let mut tenant = Tenant::new(id, organisation, self.plan, made).map_err(words)?;
+        // A namespace that there is has a valid name.
+        namespace.clone_into(&mut tenant.namespace);
+        tenant.set_ready(self.ready);
+        let networks = self.networks.iter().map(|text| {
+            text.parse::<IpNet>()
+                .map_err(|_| format!("spec.networks: {text:?} is no network in CIDR notation"))
+        });
+        let networks = networks.collect::<Result<_, _>>()?;
+        tenant.set_networks(networks).map_err(words)?;
+        Ok(tenant)
+    }
 }
 
 /// The VPN that a tenant wants.

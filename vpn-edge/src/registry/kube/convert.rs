@@ -7,15 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource as _, ResourceExt as _};
-use uuid::Uuid;
 
-use crate::domain::tenant::{check_networks, check_organisation};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
 use crate::kubernetes::{KEYS, VpnTenant, label};
 use crate::wireguard::{ClientKey, KeyError, PrivateKey, PublicKey};
@@ -250,30 +247,13 @@ impl View {
     ///
     /// What makes the spec none of a tenant, in words for its author.
     pub fn tenant(&self) -> Result<Tenant, String> {
-        let spec = &self.resource.spec;
-        let id: Uuid = spec
-            .id
-            .parse()
-            .map_err(|_| format!("spec.id {:?} is no UUID", spec.id))?;
-        check_organisation(&spec.organisation).map_err(|error| error.to_string())?;
-        let networks = spec.networks.iter().map(|text| {
-            text.parse::<IpNet>()
-                .map_err(|_| format!("spec.networks: {text:?} is no network in CIDR notation"))
-        });
-        let networks: Vec<IpNet> = networks.collect::<Result<_, _>>()?;
-        check_networks(&networks).map_err(|error| error.to_string())?;
+        let made = created(&self.resource);
+        let mut tenant = self.resource.spec.tenant(&self.namespace, made)?;
         self.given()?;
+        tenant.vpn = self.vpn();
         let keys = self.keys.as_ref().map_or("", |keys| &keys.version);
-        Ok(Tenant {
-            id,
-            organisation: spec.organisation.clone(),
-            plan: spec.plan,
-            ready: spec.ready,
-            namespace: self.namespace.clone(),
-            networks,
-            vpn: self.vpn(),
-            version: version(&self.resource.metadata).max(keys.parse().unwrap_or(0)),
-        })
+        tenant.version = version(&self.resource.metadata).max(keys.parse().unwrap_or(0));
+        Ok(tenant)
     }
 
     fn vpn(&self) -> Vpn {

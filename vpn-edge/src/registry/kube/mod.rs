@@ -36,7 +36,6 @@ use self::index::{Index, Kind};
 use self::write::{Miss, params, prompt, storage};
 use super::{Change, Registry, RegistryError, UpdateError};
 use crate::domain::{Pools, Tenant};
-use crate::kubernetes::crd::WantedVpn;
 use crate::kubernetes::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 
 /// What tenants are given, and what their status says of it.
@@ -236,17 +235,8 @@ impl Inner {
             return Err(exists());
         }
         let namespace = tenant.namespace.clone();
-        let spec = VpnTenantSpec {
-            id: tenant.id.to_string(),
-            organisation: tenant.organisation.clone(),
-            plan: tenant.plan,
-            ready: tenant.ready,
-            networks: tenant.networks.iter().map(ToString::to_string).collect(),
-            vpn: WantedVpn::default(),
-            gateway: crate::kubernetes::crd::GatewayPod::default(),
-        };
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &namespace);
-        let resource = VpnTenant::new(TENANT, spec);
+        let resource = VpnTenant::new(TENANT, VpnTenantSpec::of(&tenant));
         let made = match prompt(tenants.create(&params(), &resource)).await {
             Ok(made) => made,
             Err(Error::Api(status)) if status.is_already_exists() => {

@@ -25,7 +25,9 @@ use super::index::{Offer, Standing};
 use super::wishes::{self, Wish};
 use super::{Inner, claim, status};
 use crate::domain::{State, Tenant, VpnError};
-use crate::kubernetes::{FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus};
+use crate::kubernetes::{
+    FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus,
+};
 use crate::registry::{Change, RegistryError, UpdateError};
 use crate::wireguard::PublicKey;
 
@@ -102,17 +104,16 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
     let mut spec = Map::new();
     let mut set = |name: &str, value: Value| spec.insert(name.to_owned(), value);
     if asked {
-        if after.plan != before.plan {
-            set("plan", json!(after.plan));
-        }
-        if after.ready != before.ready {
-            set("ready", json!(after.ready));
-        }
-        if after.networks != before.networks {
-            set("networks", json!(after.networks));
-        }
-        if after.organisation != before.organisation {
-            set("organisation", json!(after.organisation));
+        let fields = |tenant: &Tenant| match json!(VpnTenantSpec::of(tenant)) {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        let (old, new) = (fields(before), fields(after));
+        for name in old.keys().chain(new.keys()) {
+            // What is left out is as if nothing were said.
+            if old.get(name) != new.get(name) {
+                set(name, new.get(name).cloned().unwrap_or_default());
+            }
         }
         // What is seen of a gateway moves states too, and is nobody's wish.
         let holds = |tenant: &Tenant| tenant.vpn.allocation.is_some();
