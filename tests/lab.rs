@@ -1,5 +1,7 @@
 //! The whole system end to end, in the lab: real WireGuard at both ends.
 
+#[path = "lab/options.rs"]
+mod options;
 #[path = "lab/own_key.rs"]
 mod own_key;
 #[path = "lab/secrets.rs"]

@@ -1,6 +1,7 @@
 //! The audit log of a cluster, as the shipped roles let controllers keep it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use nix::sys::signal::Signal;
 use uuid::Uuid;
 use vpn_edge::api::AuditList;
 use vpn_edge::audit::{Action, KubeLog, Limits, Log as _, Outcome, Query, Record};
-use vpn_edge::domain::{Plan, Pools, Tenant};
+use vpn_edge::domain::{Plan, Pools, Tenant, TunnelSettings};
 use vpn_edge::identity::{Caller, Role};
 use vpn_edge::registry::kube::Settings;
 use vpn_edge::registry::{KubeRegistry, Registry};
@@ -50,8 +51,12 @@ impl Scene {
     fn registry(&self) -> Result<Arc<KubeRegistry>> {
         let settings = Settings {
             pools: Pools::new(vec!["vpn.example.com=30000-30009".parse()?])?,
-            cluster_ranges: Vec::new(),
-            tunnel_ipv6: false,
+            tunnels: TunnelSettings {
+                cluster_ranges: Vec::new(),
+                dns: IpAddr::from([10, 96, 0, 10]),
+                ipv6: false,
+                mtu: None,
+            },
         };
         let client = self.client()?;
         let registry = self.cluster.run(KubeRegistry::start(client, settings))?;

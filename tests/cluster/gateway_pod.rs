@@ -6,7 +6,7 @@ use lab::client::Client;
 use lab::node::{Lab, Node};
 use lab::pod::{Pod, Secrets, secrets};
 use vpn_edge::gateways::GatewaySpec;
-use vpn_edge::gateways::kube::objects::{Place, Settings, Shape, config, deployment, secret};
+use vpn_edge::gateways::kube::objects::{Place, Settings, Shape, deployment, secret};
 use vpn_edge::gateways::kube::{INIT, MAIN};
 
 use super::tunnel::{OTHER_SERVER, SERVER, configuration, spec};
@@ -53,15 +53,13 @@ impl Scene {
 
 fn template(spec: &GatewaySpec) -> Result<PodSpec> {
     let settings = Settings::new("none".into());
-    let shape = Shape::of(&config(spec, &settings));
-    let made = deployment(&place(), &shape, &settings);
+    let made = deployment(&place(), &Shape::of(spec), &settings);
     let template = made.spec.context("a Deployment has a spec")?.template;
     template.spec.context("a template has a spec")
 }
 
 fn mounted(spec: &GatewaySpec) -> Secrets {
-    let config = config(spec, &Settings::new("none".into()));
-    secrets([secret(&place(), &config)])
+    secrets([secret(&place(), spec)])
 }
 
 fn place() -> Place {
@@ -160,7 +158,7 @@ fn without_its_init_a_gateway_says_what_is_missing() -> Result<()> {
 }
 
 #[test]
-fn networks_change_in_place_and_keys_never() -> Result<()> {
+fn what_is_live_changes_in_place_and_keys_never() -> Result<()> {
     let scene = Scene::new()?;
     let before = spec(1, &["10.97.1.0/24"])?;
     let mut pod = run(&before, &scene)?;
@@ -173,6 +171,23 @@ fn networks_change_in_place_and_keys_never() -> Result<()> {
     client.await_reach(OTHER_SERVER)?;
     ensure!(!client.reaches(SERVER), "what was taken away is reached");
     assert_eq!(session()?, first, "the session was lost");
+
+    // Another DNS server, and what else will take another pod: that may come late.
+    let mut other = spec(1, &["10.97.1.0/24"])?;
+    other.tunnel.live.dns = "10.96.0.11".parse()?;
+    other.tunnel.fixed.mtu = Some(1380);
+    let resolves = |server: &str| {
+        let rules = scene.pod.sh("nft list table inet vpn-edge")?;
+        anyhow::Ok(rules.contains(&format!("ip daddr {server} udp dport 53 accept")))
+    };
+    ensure!(resolves("10.96.0.10")?);
+    pod.update(&mounted(&other))?;
+    client.await_reach(SERVER)?;
+    ensure!(resolves("10.96.0.11")? && !resolves("10.96.0.10")?);
+    client.await_cut(OTHER_SERVER)?;
+    assert_eq!(session()?, first, "the session was lost");
+    pod.update(&mounted(&spec(1, &["10.98.0.0/16"])?))?;
+    client.await_reach(OTHER_SERVER)?;
 
     // The Secret of the next pod, which this one is mounted too.
     let after = spec(2, &["10.97.1.0/24"])?;

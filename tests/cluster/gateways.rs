@@ -108,11 +108,12 @@ impl Scene {
 
     fn await_ready(&self, spec: &GatewaySpec) -> Result<()> {
         let gateway = self.await_state("a ready gateway", |gateway| {
-            gateway.state == GatewayState::Ready && gateway.generation == spec.generation
+            gateway.state == GatewayState::Ready
+                && gateway.generation == spec.tunnel.fixed.generation
         })?;
         assert_eq!(gateway.tenant, spec.tenant);
-        assert_eq!(gateway.port, spec.port);
-        assert_eq!(gateway.networks, spec.networks);
+        assert_eq!(gateway.port, spec.tunnel.fixed.port);
+        assert_eq!(gateway.digest, spec.tunnel.digest());
         assert_eq!(gateway.location, None, "where it is, agents find");
         Ok(())
     }
@@ -134,7 +135,7 @@ impl Scene {
             label::TENANT,
             spec.tenant,
             label::GENERATION,
-            spec.generation
+            spec.tunnel.fixed.generation
         );
         let ours = ListParams::default().labels(&ours);
         self.cluster.eventually("an endpoint", async || {
@@ -195,7 +196,7 @@ fn a_gateway_serves_changes_its_keys_and_leaves_nothing() -> Result<()> {
     let ports = service.spec.context("a Service has a spec")?.ports;
     let ports = ports.context("it has ports")?;
     assert_eq!(ports.len(), 1);
-    assert_eq!(ports[0].node_port, Some(first.port.into()));
+    assert_eq!(ports[0].node_port, Some(first.tunnel.fixed.port.into()));
     let laptop = Laptop::up(
         &scene.laptop,
         &configuration(&first, &scene.endpoint(&first)?),
@@ -210,7 +211,7 @@ fn a_gateway_serves_changes_its_keys_and_leaves_nothing() -> Result<()> {
     laptop.await_reach(OTHER_SERVER)?;
     let after = scene.pods()?;
     assert_eq!(before[0].uid(), after[0].uid(), "another pod");
-    assert_eq!(scene.list()?[0].networks, wider.networks);
+    assert_eq!(scene.list()?[0].digest, wider.tunnel.digest());
 
     // Keys are a new pod's, and never those of two.
     let second = spec(2, &["10.97.1.0/24"])?;
@@ -229,7 +230,9 @@ fn a_gateway_serves_changes_its_keys_and_leaves_nothing() -> Result<()> {
     let laptop = Laptop::up(&scene.laptop, &configuration(&second, &address))?;
     laptop.await_reach(SERVER)?;
 
-    scene.cluster.run(scene.gateways.remove(second.port))?;
+    scene
+        .cluster
+        .run(scene.gateways.remove(second.tunnel.fixed.port))?;
     assert_eq!(scene.left()?, Vec::<&str>::new());
     assert_eq!(scene.list()?, []);
     assert_eq!(scene.worker.pods(), 0, "the pod runs on");
@@ -310,9 +313,11 @@ fn what_is_missing_is_made_again_and_of_two_ports_one_is_removed() -> Result<()>
 
     // A tenant that has got another port, while the old one is to go.
     let mut new = spec(2, &[])?;
-    new.port = 31_002;
+    new.tunnel.fixed.port = 31_002;
     scene.ensure(&new)?;
-    scene.cluster.run(scene.gateways.remove(old.port))?;
+    scene
+        .cluster
+        .run(scene.gateways.remove(old.tunnel.fixed.port))?;
     assert_eq!(scene.left()?, ALL, "removed what is for the new port");
     scene.await_ready(&new)?;
     let service = scene.cluster.run(scene.api::<Service>().get(GATEWAY))?;
@@ -334,7 +339,7 @@ fn refusals_have_the_clusters_words() -> Result<()> {
     let service = json!({
         "metadata": { "name": "by-hand" },
         "spec": { "type": "NodePort", "ports": [
-            { "protocol": "UDP", "port": 53, "nodePort": spec.port },
+            { "protocol": "UDP", "port": 53, "nodePort": spec.tunnel.fixed.port },
         ]},
     });
     let services: Api<Service> = Api::default_namespaced(scene.cluster.client());
@@ -349,9 +354,11 @@ fn refusals_have_the_clusters_words() -> Result<()> {
     );
     // What was made of it is found, so that it is removed.
     scene.await_state("what is left of it", |gateway| {
-        gateway.port == spec.port && gateway.state == GatewayState::Absent
+        gateway.port == spec.tunnel.fixed.port && gateway.state == GatewayState::Absent
     })?;
-    scene.cluster.run(scene.gateways.remove(spec.port))?;
+    scene
+        .cluster
+        .run(scene.gateways.remove(spec.tunnel.fixed.port))?;
     assert_eq!(scene.left()?, Vec::<&str>::new());
     let params = DeleteParams::default();
     scene.cluster.run(services.delete("by-hand", &params))?;

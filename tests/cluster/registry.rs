@@ -8,6 +8,7 @@ mod ports;
 mod refusals;
 
 use std::fs;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +21,9 @@ use lab::node::Lab;
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use vpn_edge::domain::{GatewayState, Keys, Observed, Plan, Pools, State, Tenant, VpnError};
+use vpn_edge::domain::{
+    GatewayState, Keys, Observed, Plan, Pools, State, Tenant, TunnelSettings, VpnError,
+};
 use vpn_edge::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
 use vpn_edge::registry::kube::Settings;
 use vpn_edge::registry::{Change, KubeRegistry, Registry, UpdateError};
@@ -140,8 +143,12 @@ impl Drop for Follower {
 fn settings(pool: &str) -> Result<Settings> {
     Ok(Settings {
         pools: Pools::new(vec![pool.parse()?])?,
-        cluster_ranges: vec!["10.96.0.0/12".parse()?],
-        tunnel_ipv6: false,
+        tunnels: TunnelSettings {
+            cluster_ranges: vec!["10.96.0.0/12".parse()?],
+            dns: IpAddr::from([10, 96, 0, 10]),
+            ipv6: false,
+            mtu: None,
+        },
     })
 }
 
@@ -182,7 +189,7 @@ async fn enable_for(
     given: Option<PublicKey>,
 ) -> Result<Tenant, UpdateError> {
     let change: Change = Box::new(move |tenant, pool| {
-        tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
+        tenant.enable(pool, &[], Keys::generate_for(given), Timestamp::now())
     });
     registry.update(id, change).await
 }

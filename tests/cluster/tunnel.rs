@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use uuid::Uuid;
+use vpn_edge::domain::TunnelSpec;
+use vpn_edge::domain::tunnel::{Fixed, Live, Peer};
 use vpn_edge::gateways::GatewaySpec;
 use vpn_edge::wireguard::PrivateKey;
 
@@ -21,20 +23,30 @@ pub fn spec(generation: u64, networks: &[&str]) -> Result<GatewaySpec> {
     Ok(GatewaySpec {
         tenant: Uuid::from_u128(7),
         namespace: "tenant-acme".into(),
-        generation,
-        port: 31_001,
-        subnet: "10.42.128.0/24".parse()?,
-        subnet6: None,
-        private_key: PrivateKey::from_bytes([u8::try_from(generation)?; 32]),
-        client: client_key().public(),
-        dns: IpAddr::from([10, 96, 0, 10]),
-        networks: networks.collect::<Result<_, _>>()?,
+        tunnel: TunnelSpec {
+            fixed: Fixed {
+                port: 31_001,
+                generation,
+                server_key: PrivateKey::from_bytes([u8::try_from(generation)?; 32]),
+                addresses: vec!["10.42.128.1/24".parse()?],
+                client: Peer {
+                    public_key: client_key().public(),
+                    allowed_ips: vec!["10.42.128.2/32".parse()?],
+                },
+                mtu: None,
+            },
+            live: Live {
+                networks: networks.collect::<Result<_, _>>()?,
+                dns: IpAddr::from([10, 96, 0, 10]),
+            },
+        },
     })
 }
 
 /// As the tenant downloads it, but for where the gateway is.
 pub fn configuration(spec: &GatewaySpec, address: &str) -> String {
-    let (own, server) = (client_key().to_base64(), spec.private_key.public());
+    let fixed = &spec.tunnel.fixed;
+    let (own, server) = (client_key().to_base64(), fixed.server_key.public());
     let own = &*own;
     format!(
         "[Interface]
@@ -46,6 +58,6 @@ PublicKey = {server}
 AllowedIPs = 10.97.0.0/16, 10.98.0.0/16
 Endpoint = {address}:{}
 ",
-        spec.port
+        fixed.port
     )
 }

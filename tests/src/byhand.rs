@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use vpn_edge::gateway::{GatewayConfig, Peer};
+use vpn_edge::domain::TunnelSpec;
+use vpn_edge::domain::tunnel::{Fixed, Live, Peer};
+use vpn_edge::gateway::GatewayConfig;
 use vpn_edge::wireguard::{ClientConfig, Keys};
 
 use crate::kube_proxy::Service;
@@ -119,19 +121,25 @@ fn configuration(node: &Node, port: u16, keys: &Keys, side: &Side) -> Result<Gat
     let status: PathBuf = node.folder.join("status.sock");
     Ok(GatewayConfig {
         tenant: "7c9e6679-7425-40de-944b-e07fc1f90ae7".parse()?,
-        generation: 1,
-        port,
+        tunnel: TunnelSpec {
+            fixed: Fixed {
+                port,
+                generation: 1,
+                server_key: keys.server.clone(),
+                addresses: vec![TUNNEL[0].parse()?],
+                client: Peer {
+                    public_key: keys.client.public(),
+                    allowed_ips: vec![CLIENT.parse()?],
+                },
+                mtu: Some(1420),
+            },
+            live: Live {
+                networks: vec![side.network.parse()?],
+                dns: DNS.parse()?,
+            },
+        },
         interface: "wg0".into(),
         link: "eth0".into(),
-        addresses: vec![TUNNEL[0].parse()?],
-        mtu: Some(1420),
-        private_key: keys.server.clone(),
-        peers: vec![Peer {
-            public_key: keys.client.public(),
-            allowed_ips: vec![CLIENT.parse()?],
-        }],
-        dns: DNS.parse()?,
-        networks: vec![side.network.parse()?],
         status,
         only_edge: false,
     })

@@ -15,9 +15,10 @@ use vpn_edge_common::NODE_SLOT;
 use crate::agent::{Edge, EdgeArgs, EdgePorts, Local};
 use crate::api;
 use crate::audit::SqliteLog;
-use crate::controller::{self, Controller};
+use crate::controller::Controller;
 use crate::databases;
-use crate::domain::{Pool, Pools, PortRange};
+use crate::domain::{Pool, Pools, PortRange, TunnelSettings};
+use crate::gateway::{LEAST_IPV6_MTU, OVERHEAD};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::identity::IdentityArgs;
 use crate::key::DatabaseArgs;
@@ -103,27 +104,39 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let identity = args.identity.load(tls.is_some())?;
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
+    let snapshot = network.snapshot().await?;
+    // What goes into a gateway is to fit out of every uplink.
+    let uplinks = snapshot.uplinks.iter().map(|uplink| uplink.mtu);
+    let mtu = uplinks.min().unwrap_or(1500);
+    ensure!(
+        !args.tunnel_ipv6 || mtu >= OVERHEAD + LEAST_IPV6_MTU,
+        "IPv6 in the tunnels takes an uplink with an MTU of {} or more, and this one has {mtu}: \
+         raise it, or go without --tunnel-ipv6",
+        OVERHEAD + LEAST_IPV6_MTU
+    );
+    let tunnels = TunnelSettings {
+        cluster_ranges: args.cluster_ranges,
+        dns: args.dns,
+        ipv6: args.tunnel_ipv6,
+        mtu: Some(mtu.saturating_sub(OVERHEAD)),
+    };
     let database = &args.database;
-    let registry =
-        SqliteRegistry::open_with(&database.database, args.ports, &database.key_source()?)?;
+    let registry = SqliteRegistry::open_with(
+        &database.database,
+        args.ports,
+        &tunnels.cluster_ranges,
+        &database.key_source()?,
+    )?;
     let registry = Arc::new(registry);
     let audit = SqliteLog::beside(&database.database, registry.clone())?;
     let listener =
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
 
-    let snapshot = network.snapshot().await?;
     let gateways = NetnsGateways::adopt(netns::Settings {
         runtime: args.runtime,
         range: args.gateway_range,
         range6: args.gateway_range6,
-        // What goes into a gateway is to fit out of every uplink.
-        mtu: snapshot
-            .uplinks
-            .iter()
-            .map(|uplink| uplink.mtu)
-            .min()
-            .unwrap_or(1500),
-        tunnel_ipv6: args.tunnel_ipv6,
+        mtu,
     })
     .await?;
     let gateways = Arc::new(gateways);
@@ -135,19 +148,12 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     };
     let edge = Edge::start(&args.edge, network, ports).await?;
 
-    let settings = controller::Settings {
-        dns: args.dns,
-        cluster_ranges: args.cluster_ranges.clone(),
-        tunnel_ipv6: args.tunnel_ipv6,
-    };
     let steered = edge.agent.steered();
-    let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
+    let controller = Controller::new(tunnels.clone(), registry.clone(), gateways.clone(), steered);
     let settings = api::Settings {
         pools,
-        dns: args.dns,
         allowed_ips: args.allowed_ips,
-        cluster_ranges: args.cluster_ranges,
-        tunnel_ipv6: args.tunnel_ipv6,
+        tunnels,
     };
     let backends = api::Backends {
         registry: registry.clone(),

@@ -57,7 +57,7 @@ fn what_somebody_edits_is_changed_back() -> Result<()> {
     is_back("its pod")?;
 
     let port = json!({ "name": "odd", "protocol": "UDP", "port": 53,
-        "targetPort": 53, "nodePort": spec.port });
+        "targetPort": 53, "nodePort": spec.tunnel.fixed.port });
     edit(&scene, "service", &json!({ "spec": { "ports": [port] } }))?;
     is_back("the Service's port")?;
     let selector = json!({ "spec": { "selector": { "app": "another" } } });
@@ -83,8 +83,8 @@ fn what_somebody_adds_to_lists_is_taken_off() -> Result<()> {
     let before = scene.cluster.run(specs(&scene))?;
     let is_back = |what: &str| await_specs(&scene, &before, what);
     let ports = [
-        json!({ "name": "wireguard", "protocol": "UDP", "port": spec.port,
-            "targetPort": spec.port, "nodePort": spec.port }),
+        json!({ "name": "wireguard", "protocol": "UDP", "port": spec.tunnel.fixed.port,
+            "targetPort": spec.tunnel.fixed.port, "nodePort": spec.tunnel.fixed.port }),
         json!({ "name": "odd", "protocol": "TCP", "port": 53, "targetPort": 53 }),
     ];
     edit(&scene, "service", &json!({ "spec": { "ports": ports } }))?;

@@ -182,3 +182,32 @@ fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_gateway_of_an_earlier_build_keeps_its_pod() -> Result<()> {
+    let mut scene = Scene::new(1, FIRST)?;
+    let spec = scene.tenants[0].clone();
+    let pod = scene.pod(&spec)?;
+    let deployments: Api<Deployment> = scene.api(&spec);
+    let read = || scene.cluster.run(deployments.get(GATEWAY));
+    let before = read()?.annotations().clone();
+    // As it was before these annotations were written.
+    let mut annotate = vec!["annotate", "deployment", GATEWAY, "--overwrite"];
+    annotate.extend(["-n", &spec.namespace]);
+    annotate.extend(["vpn-edge.dev/fixed-", "vpn-edge.dev/live-"]);
+    annotate.push("vpn-edge.dev/applied=0123456789abcdef");
+    scene.cluster.kubectl_said(&annotate)?;
+    scene.cluster.eventually("the annotations", async || {
+        let deployment = deployments.get(GATEWAY).await?;
+        let mut now = deployment.annotations().clone();
+        now.remove("vpn-edge.dev/rolled");
+        ensure!(now == before, "{now:?}");
+        Ok(Some(()))
+    })?;
+    ensure!(scene.pod(&spec)? == pod, "the pod was replaced");
+    // Nor does the controller find anything to do, who asks for the same.
+    scene.lead(FIRST)?;
+    scene.ensure(&spec)?;
+    ensure!(scene.pod(&spec)? == pod, "the pod was replaced");
+    Ok(())
+}

@@ -169,13 +169,12 @@ impl Scene {
 }
 
 fn spec(number: u8) -> Result<GatewaySpec> {
-    Ok(GatewaySpec {
-        tenant: Uuid::from_u128(number.into()),
-        namespace: format!("tenant-{number}"),
-        port: 31_000 + u16::from(number),
-        private_key: PrivateKey::from_bytes([number; 32]),
-        ..tunnel::spec(1, &["10.97.1.0/24"])?
-    })
+    let mut spec = tunnel::spec(1, &["10.97.1.0/24"])?;
+    spec.tenant = Uuid::from_u128(number.into());
+    spec.namespace = format!("tenant-{number}");
+    spec.tunnel.fixed.port = 31_000 + u16::from(number);
+    spec.tunnel.fixed.server_key = PrivateKey::from_bytes([number; 32]);
+    Ok(spec)
 }
 
 fn image(pod: &Pod) -> String {

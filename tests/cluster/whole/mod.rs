@@ -1,6 +1,7 @@
 //! Tenants of a cluster from the first YAML to the last packet.
 
 mod dead_node;
+mod options;
 mod refused;
 mod scene;
 mod session;

@@ -17,8 +17,9 @@ use lab::cluster::{
 use lab::node::{Node as Host, program};
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::VpnTenant;
+use vpn_edge::kubernetes::{GATEWAY, VpnTenant};
 
 pub struct Scene {
     pub controllers: Vec<Controller>,
@@ -149,6 +150,18 @@ impl Scene {
         Ok(())
     }
 
+    /// Ends the controllers, and starts them with such an environment.
+    pub fn change(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        for controller in &mut self.controllers {
+            controller.end(Signal::SIGTERM)?;
+        }
+        for controller in &mut self.controllers {
+            controller.change(environment);
+            controller.launch()?;
+        }
+        Ok(())
+    }
+
     /// Applies YAML as a tenant's GitOps would.
     pub fn apply(&self, text: &str) -> Result<()> {
         let path = self.cluster.node().folder.join("applied.yaml");
@@ -225,6 +238,20 @@ impl Scene {
             error.context(seen.collect::<Vec<_>>().join("\n"))
         })?;
         Ok(client)
+    }
+
+    /// The uids of the tenant's pods.
+    pub fn pods(&self, tenant: &Tenant) -> Result<String> {
+        let jsonpath = "-o=jsonpath={.items[*].metadata.uid}";
+        self.kubectl(&["get", "pods", "-n", tenant.namespace, jsonpath])
+    }
+
+    /// The rules of the one gateway that runs.
+    pub fn rules(&self) -> Result<String> {
+        let look = |_: &mut lab::pod::Pod, node: &Host| node.sh("nft list table inet vpn-edge");
+        let mut workers = self.workers.iter();
+        let rules = workers.find_map(|worker| worker.with(GATEWAY, look));
+        rules.context("no gateway runs")?
     }
 
     /// The worker that the tenant's pod is on.

@@ -129,6 +129,7 @@ pub struct Controller {
     number: usize,
     kubeconfig: PathBuf,
     pool: String,
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -149,10 +150,19 @@ impl Controller {
             number,
             kubeconfig,
             pool: format!("{HOSTNAME}={pool}"),
+            environment: Vec::new(),
             process: None,
         };
         controller.launch()?;
         Ok(controller)
+    }
+
+    /// Starts it with such variables in its environment from now on.
+    pub fn change(&mut self, environment: &[(&str, &str)]) {
+        let environment = environment.iter();
+        self.environment = environment
+            .map(|&(name, value)| (name.into(), value.into()))
+            .collect();
     }
 
     /// Starts it, which must not be running, and waits until it is ready.
@@ -173,6 +183,7 @@ impl Controller {
             .args(["--namespace", SYSTEM, "--identity", &identity])
             .arg("--tokens")
             .arg(tokens)
+            .envs(self.environment.iter().cloned())
             .env("KUBECONFIG", &self.kubeconfig);
         self.process = Some(self.node.start(&identity, command)?);
         let start = Instant::now();

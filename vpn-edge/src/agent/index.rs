@@ -142,7 +142,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::domain::Plan;
+    use crate::domain::{Plan, TunnelDigest};
     use crate::gateways::{Addresses, Link};
     use crate::wireguard::{PrivateKey, PublicKey};
 
@@ -167,7 +167,7 @@ mod tests {
             tenant: allocated.tenant,
             generation: allocated.generation,
             port: PORT,
-            networks: Vec::new(),
+            digest: TunnelDigest::default(),
             state: GatewayState::Ready,
             location: Some(Location::Here(Link {
                 interface: "vpn-edge-31001".into(),

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::domain::{GatewayState, Plan, Tenant};
+use crate::domain::{GatewayState, Plan, Tenant, TunnelDigest};
 use crate::gateways::{Addresses, Gateway, Gateways, Location};
 use crate::registry::Registry;
 use crate::wireguard::PublicKey;
@@ -266,7 +266,7 @@ fn parse(text: &str) -> Result<World> {
                 tenant: row.tenant,
                 generation: row.generation,
                 port,
-                networks: Vec::new(),
+                digest: TunnelDigest::default(),
                 state: GatewayState::Ready,
                 location: Some(Location::There(node)),
             });

@@ -5,10 +5,11 @@
 //! fill another's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -17,8 +18,7 @@ use super::Api;
 use super::body::{CreateTenant, PatchTenant, VpnStatus};
 use super::error::ApiError;
 use crate::audit::Action;
-use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
-use crate::domain::{Tenant, VpnError};
+use crate::domain::{Tenant, TunnelSpec, VpnError};
 use crate::identity::Caller;
 use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys, PublicKey};
@@ -50,7 +50,7 @@ impl Api {
 
     pub async fn create(&self, caller: &Caller, new: CreateTenant) -> Result<Tenant, ApiError> {
         caller.check_admin()?;
-        let tenant = new.tenant(self.settings.tunnel_ipv6, Timestamp::now())?;
+        let tenant = new.tenant(self.settings.tunnels.ipv6, Timestamp::now())?;
         let new = tenant.clone();
         self.recorded(caller, &tenant, Action::Create, |api, _| async move {
             Ok(api.registry.create(new).await?)
@@ -67,7 +67,7 @@ impl Api {
         let tenant = self.find(caller, id).await?;
         self.recorded(caller, &tenant, Action::Change, |api, caller| async move {
             caller.check_admin()?;
-            patch.check(api.settings.tunnel_ipv6)?;
+            patch.check(api.settings.tunnels.ipv6)?;
             let change: Change = Box::new(move |tenant, pool| {
                 patch.apply(tenant, pool, Timestamp::now());
                 Ok(())
@@ -104,9 +104,11 @@ impl Api {
             &tenant,
             Action::Enable,
             move |api, caller| async move {
+                let settings = Arc::clone(&api.settings);
                 let change: Change = Box::new(move |tenant, pool| {
                     caller.check_sees(tenant)?;
-                    tenant.enable(pool, Keys::generate_for(given), Timestamp::now())
+                    let ranges = &settings.tunnels.cluster_ranges;
+                    tenant.enable(pool, ranges, Keys::generate_for(given), Timestamp::now())
                 });
                 Ok(api.registry.update(id, change).await?)
             },
@@ -185,28 +187,21 @@ impl Api {
 
     fn client(&self, tenant: &Tenant) -> Result<Configuration, ApiError> {
         let allocation = tenant.configuration()?;
-        let subnet = self.subnet(tenant)?;
-        let address = Ipv4Net::new(client_address(subnet), subnet.prefix_len());
-        let mut addresses = vec![IpNet::V4(address.map_err(ApiError::internal)?)];
+        let TunnelSpec { fixed, live } = self.tunnel(tenant).ok_or(VpnError::NotEnabled)?;
         let mut allowed_ips = self.settings.allowed_ips.clone();
-        if let Some(subnet6) = self.subnet6(tenant) {
-            let address = Ipv6Net::new(client_address6(subnet6), subnet6.prefix_len());
-            addresses.push(address.map_err(ApiError::internal)?.into());
+        for subnet in fixed.subnets().filter(|subnet| subnet.addr().is_ipv6()) {
             // The gateway itself: no range of the cluster's can be meant to have it.
-            if !allowed_ips
-                .iter()
-                .any(|net| net.contains(&IpNet::V6(subnet6)))
-            {
-                allowed_ips.push(subnet6.into());
+            if !allowed_ips.iter().any(|net| net.contains(&subnet)) {
+                allowed_ips.push(subnet);
             }
         }
         let text = ClientConfig {
             key: allocation.keys.client.clone(),
-            addresses,
-            dns: self.settings.dns,
-            server_public_key: allocation.keys.server.public(),
+            addresses: fixed.client_addresses().collect(),
+            dns: live.dns,
+            server_public_key: fixed.server_key.public(),
             allowed_ips,
-            endpoint: self.settings.pools.endpoint(allocation.port),
+            endpoint: self.settings.pools.endpoint(fixed.port),
         }
         .render();
         Ok(Configuration {
@@ -216,7 +211,7 @@ impl Api {
     }
 
     /// A tenant's VPN as it is shown.
-    pub fn status(&self, tenant: &Tenant) -> Result<VpnStatus, ApiError> {
+    pub fn status(&self, tenant: &Tenant) -> VpnStatus {
         let vpn = &tenant.vpn;
         let mut body = VpnStatus {
             state: vpn.state,
@@ -234,29 +229,33 @@ impl Api {
             since: whole_second(vpn.since),
             failure: vpn.failure.clone(),
         };
-        if let Some(allocation) = &vpn.allocation {
-            let subnet = self.subnet(tenant)?;
-            body.endpoint = Some(self.settings.pools.endpoint(allocation.port));
-            body.port = Some(allocation.port);
-            body.subnet = Some(subnet);
-            body.client_address = Some(client_address(subnet));
-            body.subnet6 = self.subnet6(tenant);
-            body.client_address6 = body.subnet6.map(client_address6);
-            body.server_public_key = Some(allocation.keys.server.public());
-            body.client_public_key = Some(allocation.keys.client.public());
-            body.client_key_given = Some(allocation.keys.client.given().is_some());
-            body.created_at = Some(whole_second(allocation.created_at));
+        let Some((allocation, tunnel)) = vpn.allocation.as_ref().zip(self.tunnel(tenant)) else {
+            return body;
+        };
+        let fixed = tunnel.fixed;
+        body.endpoint = Some(self.settings.pools.endpoint(fixed.port));
+        body.port = Some(fixed.port);
+        for subnet in fixed.subnets() {
+            match subnet {
+                IpNet::V4(subnet) => body.subnet = Some(subnet),
+                IpNet::V6(subnet) => body.subnet6 = Some(subnet),
+            }
         }
-        Ok(body)
+        for address in fixed.client_addresses() {
+            match address.addr() {
+                IpAddr::V4(address) => body.client_address = Some(address),
+                IpAddr::V6(address) => body.client_address6 = Some(address),
+            }
+        }
+        body.server_public_key = Some(fixed.server_key.public());
+        body.client_public_key = Some(fixed.client.public_key);
+        body.client_key_given = Some(allocation.keys.client.given().is_some());
+        body.created_at = Some(whole_second(allocation.created_at));
+        body
     }
 
-    fn subnet(&self, tenant: &Tenant) -> Result<Ipv4Net, ApiError> {
-        tunnel_subnet(tenant.id, &self.settings.cluster_ranges).map_err(ApiError::internal)
-    }
-
-    fn subnet6(&self, tenant: &Tenant) -> Option<Ipv6Net> {
-        let ipv6 = self.settings.tunnel_ipv6;
-        ipv6.then(|| tunnel_subnet6(tenant.id))
+    fn tunnel(&self, tenant: &Tenant) -> Option<TunnelSpec> {
+        TunnelSpec::of(tenant, &self.settings.tunnels)
     }
 
     /// Waits until the edge steers no packet by keys that the tenant no longer

@@ -13,7 +13,6 @@ mod session;
 mod tenants;
 mod vpn;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ use crate::agent::Steered;
 use crate::audit::Log;
 use crate::dashboard;
 use crate::databases::Databases;
-use crate::domain::Pools;
+use crate::domain::{Pools, TunnelSettings};
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
 use crate::session::Sessions;
@@ -58,13 +57,9 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Settings {
     /// The hosts of all endpoints.
     pub pools: Pools,
-    pub dns: IpAddr,
     /// What clients route into the tunnel.
     pub allowed_ips: Vec<IpNet>,
-    /// What no tunnel's subnet may overlap.
-    pub cluster_ranges: Vec<IpNet>,
-    /// Tunnels carry IPv6.
-    pub tunnel_ipv6: bool,
+    pub tunnels: TunnelSettings,
 }
 
 /// What the API works on.

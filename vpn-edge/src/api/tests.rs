@@ -6,7 +6,7 @@ mod requests;
 mod roles;
 mod vpn;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ impl Server {
     /// With IPv6 in the tunnels.
     pub async fn dual_stack() -> Server {
         let mut settings = settings();
-        settings.tunnel_ipv6 = true;
+        settings.tunnels.ipv6 = true;
         Server::over(settings, "30000-30099", REQUEST_DEADLINE).await
     }
 
@@ -56,7 +56,7 @@ impl Server {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("registry.db");
-        let registry = SqliteRegistry::open(&database, ports.parse().unwrap()).unwrap();
+        let registry = SqliteRegistry::open(&database, ports.parse().unwrap(), &[]).unwrap();
         let registry = Arc::new(registry);
         let file = dir.path().join("tokens");
         let member = |organisation: &str| {
@@ -166,13 +166,16 @@ impl Sessions for Everybody {
 fn settings() -> Settings {
     Settings {
         pools: Pools::new(vec!["vpn.example.org=30000-30999".parse().unwrap()]).unwrap(),
-        dns: IpAddr::from([10, 96, 0, 10]),
         allowed_ips: vec![
             "10.96.0.0/12".parse().unwrap(),
             "10.0.0.0/8".parse().unwrap(),
         ],
-        cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
-        tunnel_ipv6: false,
+        tunnels: TunnelSettings {
+            cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+            dns: IpAddr::from([10, 96, 0, 10]),
+            ipv6: false,
+            mtu: None,
+        },
     }
 }
 

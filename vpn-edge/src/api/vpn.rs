@@ -155,5 +155,5 @@ pub fn given_key(text: &str) -> Result<PublicKey, ApiError> {
 }
 
 fn answer(api: &Api, status: StatusCode, tenant: &Tenant) -> Status {
-    Ok((status, Json(api.status(tenant)?)))
+    Ok((status, Json(api.status(tenant))))
 }

@@ -15,12 +15,12 @@ use tokio::time::timeout;
 use vpn_edge_common::NODE_SLOT;
 
 use super::leader::Candidate;
-use super::{Controller, Settings, health, steered};
+use super::{Controller, health, steered};
 use crate::agent::Steered;
 use crate::api;
 use crate::audit::KubeLog;
 use crate::databases;
-use crate::domain::{Pool, Pools};
+use crate::domain::{Pool, Pools, TunnelSettings};
 use crate::gateways::kube::{self as kube_gateways, KubeGateways};
 use crate::identity::IdentityArgs;
 use crate::kubernetes;
@@ -127,7 +127,7 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
 
 /// A controller about to run.
 struct Running {
-    settings: Settings,
+    settings: TunnelSettings,
     registry: Arc<KubeRegistry>,
     gateways: Arc<KubeGateways>,
     steered: watch::Receiver<Steered>,
@@ -201,13 +201,18 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         None => own_image(client.clone(), &args.namespace, &identity).await?,
     };
 
+    let tunnels = TunnelSettings {
+        cluster_ranges: args.cluster_ranges.clone(),
+        dns: args.dns,
+        ipv6: args.tunnel_ipv6,
+        mtu: args.mtu,
+    };
     let registry = Arc::new(
         KubeRegistry::start(
             client.clone(),
             kube_registry::Settings {
                 pools: pools.clone(),
-                cluster_ranges: args.cluster_ranges.clone(),
-                tunnel_ipv6: args.tunnel_ipv6,
+                tunnels: tunnels.clone(),
             },
         )
         .await?,
@@ -217,7 +222,6 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             client.clone(),
             kube_gateways::Settings {
                 image_pull_secrets: args.image_pull_secrets.clone(),
-                mtu: args.mtu,
                 ..kube_gateways::Settings::new(image)
             },
         )
@@ -240,10 +244,8 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         backends,
         api::Settings {
             pools,
-            dns: args.dns,
             allowed_ips: args.allowed_ips.clone(),
-            cluster_ranges: args.cluster_ranges.clone(),
-            tunnel_ipv6: args.tunnel_ipv6,
+            tunnels: tunnels.clone(),
         },
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
@@ -254,11 +256,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     };
     tracing::info!(listen = %args.listen, metrics = %args.metrics, identity, "ready");
     Ok(Running {
-        settings: Settings {
-            dns: args.dns,
-            cluster_ranges: args.cluster_ranges,
-            tunnel_ipv6: args.tunnel_ipv6,
-        },
+        settings: tunnels,
         registry,
         gateways,
         steered,

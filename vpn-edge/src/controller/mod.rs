@@ -9,15 +9,13 @@ mod steered;
 mod troubles;
 
 pub use command::{ControllerArgs, run};
-pub use plan::{Action, plan};
+pub use plan::{Action, Wanted, plan};
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{self, JoinSet};
@@ -25,9 +23,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use crate::agent::Steered;
-use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::check_versions;
-use crate::domain::{GatewayState, Observed, State, Tenant};
+use crate::domain::{GatewayState, Observed, State, Tenant, TunnelSettings};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Change, Registry, UpdateError};
 
@@ -37,15 +34,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Pause before the second attempt at a gateway; doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// What gateways are made with, the same for all.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub dns: IpAddr,
-    pub cluster_ranges: Vec<IpNet>,
-    /// Tunnels carry IPv6.
-    pub tunnel_ipv6: bool,
-}
 
 /// Gateways that are made at a time, that are removed, and tenants that are
 /// written back.
@@ -58,10 +46,13 @@ const LONGEST_REST: Duration = Duration::from_millis(250);
 
 /// See the module.
 pub struct Controller {
-    settings: Settings,
+    settings: TunnelSettings,
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
     steered: watch::Receiver<Steered>,
+    /// What tenants asked for at the last look: keys and digests take time to work
+    /// out.
+    wanted: HashMap<Uuid, Wanted>,
     /// Actions under way, and the ports they are for.
     under_way: JoinSet<anyhow::Result<()>>,
     busy: BTreeMap<task::Id, (u16, Option<Uuid>)>,
@@ -89,7 +80,7 @@ impl Controller {
     /// A controller over `registry` and `gateways`, told by `steered` what the
     /// edge does.
     pub fn new(
-        settings: Settings,
+        settings: TunnelSettings,
         registry: Arc<dyn Registry>,
         gateways: Arc<dyn Gateways>,
         steered: watch::Receiver<Steered>,
@@ -99,6 +90,7 @@ impl Controller {
             registry,
             gateways,
             steered,
+            wanted: HashMap::new(),
             busy: BTreeMap::new(),
             under_way: JoinSet::new(),
             attempts: BTreeMap::new(),
@@ -137,6 +129,7 @@ impl Controller {
         let tenants = self.registry.list().await?;
         let gateways = self.gateways.list().await?;
         let tenants = tenants.iter().map(Arc::as_ref);
+        let wanted = self.wanted(tenants.clone());
         let by_keys: Served = gateways
             .iter()
             .map(|gateway| ((gateway.tenant, gateway.generation), gateway))
@@ -146,8 +139,9 @@ impl Controller {
         for tenant in tenants.clone() {
             let (id, generation) = (tenant.id, tenant.vpn.generation);
             let gateway = by_keys.get(&(id, generation));
-            let is_there = gateway.is_some_and(|gateway| {
-                gateway.networks == tenant.networks && gateway.state == GatewayState::Ready
+            let wanted = wanted.get(&id);
+            let is_there = gateway.zip(wanted).is_some_and(|(gateway, wanted)| {
+                wanted.is(gateway) && gateway.state == GatewayState::Ready
             });
             if let Some(attempts) = before.remove(&id)
                 && attempts.generation == generation
@@ -157,12 +151,13 @@ impl Controller {
             }
         }
         let mut removed = Vec::new();
-        for action in plan(tenants.clone(), &gateways) {
+        for action in plan(wanted.values(), &gateways) {
             match action {
                 Action::Remove(port) => removed.push(port),
-                Action::Ensure(tenant) => self.ensure(tenant),
+                Action::Ensure(spec) => self.ensure(spec),
             }
         }
+        self.wanted = wanted;
         self.removals.retain(|port, _| removed.contains(port));
         // Those that were not tried yet come first, so that others that hang do
         // not take all turns.
@@ -208,15 +203,30 @@ impl Controller {
         self.busy.insert(task.id(), (port, None));
     }
 
-    fn ensure(&mut self, tenant: &Tenant) {
-        let Some(allocation) = &tenant.vpn.allocation else {
-            return;
-        };
+    /// What these tenants ask for, as far as it changed worked out anew.
+    fn wanted<'a>(
+        &mut self,
+        tenants: impl IntoIterator<Item = &'a Tenant>,
+    ) -> HashMap<Uuid, Wanted> {
+        let mut before = std::mem::take(&mut self.wanted);
+        let mut wanted = HashMap::with_capacity(before.len());
+        for tenant in tenants {
+            let known = before.remove(&tenant.id);
+            let known = known.filter(|known| known.is_of(tenant));
+            if let Some(found) = known.or_else(|| Wanted::of(tenant, &self.settings)) {
+                wanted.insert(tenant.id, found);
+            }
+        }
+        wanted
+    }
+
+    fn ensure(&mut self, spec: &GatewaySpec) {
+        let (id, fixed) = (spec.tenant, &spec.tunnel.fixed);
+        let (port, generation) = (fixed.port, fixed.generation);
         let others = self.busy.values().filter(|(_, tenant)| tenant.is_some());
-        let busy = self.is_busy(allocation.port) || others.count() == AT_ONCE;
+        let busy = self.is_busy(port) || others.count() == AT_ONCE;
         let now = Instant::now();
-        let generation = tenant.vpn.generation;
-        let attempts = self.attempts.entry(tenant.id).or_insert(Attempts {
+        let attempts = self.attempts.entry(id).or_insert(Attempts {
             generation,
             pause: FIRST_PAUSE,
             next: now,
@@ -227,38 +237,19 @@ impl Controller {
         }
         attempts.next = now + attempts.pause;
         attempts.pause = (attempts.pause * 2).min(LONGEST_PAUSE);
-        let subnet = match tunnel_subnet(tenant.id, &self.settings.cluster_ranges) {
-            Ok(subnet) => subnet,
-            Err(error) => {
-                attempts.failure = Some(error.to_string());
-                return;
-            }
-        };
-        if let Err(error) = check_versions(&tenant.networks, self.settings.tunnel_ipv6) {
+        if let Err(error) = check_versions(&spec.tunnel.live.networks, self.settings.ipv6) {
             // A gateway that there is goes on.
-            tracing::error!(tenant = %tenant.id, "its networks stay as they were: {error}");
+            tracing::error!(tenant = %id, "its networks stay as they were: {error}");
             attempts.failure = Some(error.to_string());
             return;
         }
-        let spec = GatewaySpec {
-            tenant: tenant.id,
-            namespace: tenant.namespace.clone(),
-            generation,
-            port: allocation.port,
-            subnet,
-            subnet6: self.settings.tunnel_ipv6.then(|| tunnel_subnet6(tenant.id)),
-            private_key: allocation.keys.server.clone(),
-            client: allocation.keys.client.public(),
-            dns: self.settings.dns,
-            networks: tenant.networks.clone(),
-        };
-        let port = spec.port;
-        tracing::info!(tenant = %tenant.id, port, generation, "making gateway");
+        tracing::info!(tenant = %id, port, generation, "making gateway");
         let gateways = Arc::clone(&self.gateways);
+        let spec = spec.clone();
         let task = self
             .under_way
             .spawn(async move { gateways.ensure(&spec).await });
-        self.busy.insert(task.id(), (port, Some(tenant.id)));
+        self.busy.insert(task.id(), (port, Some(id)));
     }
 
     fn is_busy(&self, port: u16) -> bool {

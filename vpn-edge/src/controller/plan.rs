@@ -2,40 +2,78 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{GatewayState, Tenant};
-use crate::gateways::Gateway;
+use crate::domain::{GatewayState, Tenant, TunnelDigest, TunnelSettings, TunnelSpec};
+use crate::gateways::{Gateway, GatewaySpec};
+
+/// A gateway that a tenant asks for.
+#[derive(Debug)]
+pub struct Wanted {
+    pub spec: GatewaySpec,
+    /// Of the spec's tunnel.
+    pub digest: TunnelDigest,
+    /// The tenant's, of which this was made.
+    pub version: u64,
+}
+
+impl Wanted {
+    /// None for a tenant without port and keys.
+    #[must_use]
+    pub fn of(tenant: &Tenant, settings: &TunnelSettings) -> Option<Self> {
+        let tunnel = TunnelSpec::of(tenant, settings)?;
+        Some(Self {
+            digest: tunnel.digest(),
+            spec: GatewaySpec {
+                tenant: tenant.id,
+                namespace: tenant.namespace.clone(),
+                tunnel,
+            },
+            version: tenant.version,
+        })
+    }
+
+    /// Whether this was made of the tenant as it is. A tenant that was deleted and
+    /// made again may have the version once more, but not the generation.
+    #[must_use]
+    pub fn is_of(&self, tenant: &Tenant) -> bool {
+        self.version == tenant.version && self.spec.tunnel.fixed.generation == tenant.vpn.generation
+    }
+
+    /// Whether this is the gateway.
+    #[must_use]
+    pub fn is(&self, gateway: &Gateway) -> bool {
+        gateway.matches(&self.spec, &self.digest)
+    }
+}
 
 /// A step towards the gateways that are asked for.
 #[derive(Debug)]
 pub enum Action<'a> {
     /// End whatever is on this port.
     Remove(u16),
-    /// Make this tenant's gateway, in place of any other on its port, or tell
-    /// the one that it has which networks it may reach now.
-    Ensure(&'a Tenant),
+    /// Make this gateway, in place of any other on its port, or update the one that
+    /// is there in place.
+    Ensure(&'a GatewaySpec),
 }
 
-/// The steps from `gateways` to what `tenants` ask for, over the union of
-/// both: a gateway that no tenant asks for is removed.
+/// The steps from `gateways` to what is `wanted`, over the union of both: a gateway
+/// that no tenant asks for is removed.
 #[must_use]
 pub fn plan<'a>(
-    tenants: impl IntoIterator<Item = &'a Tenant>,
+    wanted: impl IntoIterator<Item = &'a Wanted>,
     gateways: &[Gateway],
 ) -> Vec<Action<'a>> {
-    let wanted: BTreeMap<u16, &Tenant> = tenants
+    let wanted: BTreeMap<u16, &Wanted> = wanted
         .into_iter()
-        .filter_map(|tenant| Some((tenant.vpn.allocation.as_ref()?.port, tenant)))
+        .map(|wanted| (wanted.spec.tunnel.fixed.port, wanted))
         .collect();
     let serves = |gateway: &&Gateway| {
-        wanted.get(&gateway.port).is_some_and(|tenant| {
-            gateway.tenant == tenant.id
-                && gateway.generation == tenant.vpn.generation
-                && gateway.networks == tenant.networks
-                && !matches!(
-                    gateway.state,
-                    GatewayState::Failed(_) | GatewayState::Absent
-                )
-        })
+        let runs = match gateway.state {
+            GatewayState::Starting | GatewayState::Ready => true,
+            GatewayState::Failed(_) | GatewayState::Absent => false,
+        };
+        runs && wanted
+            .get(&gateway.port)
+            .is_some_and(|wanted| wanted.is(gateway))
     };
     let served: BTreeMap<u16, &Gateway> = gateways
         .iter()
@@ -50,12 +88,14 @@ pub fn plan<'a>(
     let missing = wanted
         .iter()
         .filter(|(port, _)| !served.contains_key(port))
-        .map(|(_, tenant)| Action::Ensure(tenant));
+        .map(|(_, wanted)| Action::Ensure(&wanted.spec));
     orphans.chain(missing).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use jiff::Timestamp;
     use uuid::Uuid;
 
@@ -70,8 +110,19 @@ mod tests {
         tenant.set_ready(true);
         let range = format!("{port}-{port}").parse().unwrap();
         let mut pool = PortPool::new(range, [], []).unwrap();
-        tenant.enable(&mut pool, Keys::generate(), now).unwrap();
         tenant
+            .enable(&mut pool, &[], Keys::generate(), now)
+            .unwrap();
+        tenant
+    }
+
+    fn settings() -> TunnelSettings {
+        TunnelSettings {
+            cluster_ranges: Vec::new(),
+            dns: IpAddr::from([10, 96, 0, 10]),
+            ipv6: false,
+            mtu: None,
+        }
     }
 
     fn gateway(tenant: &Tenant, state: GatewayState) -> Gateway {
@@ -79,18 +130,30 @@ mod tests {
             tenant: tenant.id,
             generation: tenant.vpn.generation,
             port: tenant.vpn.allocation.as_ref().unwrap().port,
-            networks: tenant.networks.clone(),
+            digest: TunnelSpec::of(tenant, &settings()).unwrap().digest(),
             state,
             location: None,
         }
     }
 
     fn steps(tenants: &[Tenant], gateways: &[Gateway]) -> Vec<String> {
-        plan(tenants, gateways)
+        steps_with(&settings(), tenants, gateways)
+    }
+
+    fn steps_with(
+        settings: &TunnelSettings,
+        tenants: &[Tenant],
+        gateways: &[Gateway],
+    ) -> Vec<String> {
+        let wanted = tenants.iter();
+        let wanted: Vec<Wanted> = wanted
+            .filter_map(|tenant| Wanted::of(tenant, settings))
+            .collect();
+        plan(&wanted, gateways)
             .into_iter()
             .map(|action| match action {
                 Action::Remove(port) => format!("remove {port}"),
-                Action::Ensure(tenant) => format!("ensure {}", tenant.id.as_u128()),
+                Action::Ensure(spec) => format!("ensure {}", spec.tenant.as_u128()),
             })
             .collect()
     }
@@ -133,6 +196,39 @@ mod tests {
             .set_networks(vec!["10.97.1.0/24".parse().unwrap()])
             .unwrap();
         assert_eq!(steps(&[tenant], &[gateway]), ["ensure 1"]);
+    }
+
+    #[test]
+    fn a_gateway_of_other_settings_is_brought_up_to_date() {
+        let tenant = tenant(1, 31_001);
+        let gateway = gateway(&tenant, GatewayState::Ready);
+        let changes: [fn(&mut TunnelSettings); 3] = [
+            |settings| settings.dns = IpAddr::from([10, 96, 0, 11]),
+            |settings| settings.ipv6 = true,
+            |settings| settings.mtu = Some(1380),
+        ];
+        for change in changes {
+            let mut settings = settings();
+            change(&mut settings);
+            let steps = steps_with(&settings, std::slice::from_ref(&tenant), &[gateway.clone()]);
+            assert_eq!(steps, ["ensure 1"], "{settings:?}");
+        }
+        // Its subnet stays, whatever is reserved by now.
+        let mut settings = settings();
+        settings.cluster_ranges = vec!["10.0.0.0/8".parse().unwrap()];
+        assert!(steps_with(&settings, &[tenant], &[gateway]).is_empty());
+    }
+
+    #[test]
+    fn a_spec_is_of_the_tenant_as_it_was() {
+        let mut tenant = tenant(1, 31_001);
+        let wanted = Wanted::of(&tenant, &settings()).unwrap();
+        assert!(wanted.is_of(&tenant));
+        tenant.version += 1;
+        assert!(!wanted.is_of(&tenant));
+        tenant.version -= 1;
+        tenant.vpn.generation += 1;
+        assert!(!wanted.is_of(&tenant), "deleted and made again");
     }
 
     #[test]

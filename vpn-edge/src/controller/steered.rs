@@ -82,7 +82,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{Plan, PortPool};
+    use crate::domain::{Plan, PortPool, TunnelDigest};
     use crate::wireguard::Keys;
 
     #[test]
@@ -92,12 +92,14 @@ mod tests {
         let mut tenant = Tenant::new(id, "acme".into(), Plan::Business, now).unwrap();
         tenant.set_ready(true);
         let mut pool = PortPool::new("31001-31001".parse().unwrap(), [], []).unwrap();
-        tenant.enable(&mut pool, Keys::generate(), now).unwrap();
+        tenant
+            .enable(&mut pool, &[], Keys::generate(), now)
+            .unwrap();
         let gateway = |generation, state| Gateway {
             tenant: id,
             generation,
             port: 31_001,
-            networks: Vec::new(),
+            digest: TunnelDigest::default(),
             state,
             location: None,
         };

@@ -44,14 +44,16 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::domain::{Keys, Plan, PortPool};
+    use crate::domain::{Keys, Plan, PortPool, TunnelDigest};
 
     fn tenant(id: u128, state: State) -> Tenant {
         let (id, now) = (Uuid::from_u128(id), Timestamp::UNIX_EPOCH);
         let mut tenant = Tenant::new(id, "acme".into(), Plan::Business, now).unwrap();
         tenant.set_ready(true);
         let mut pool = PortPool::new("31001-31001".parse().unwrap(), [], []).unwrap();
-        tenant.enable(&mut pool, Keys::generate(), now).unwrap();
+        tenant
+            .enable(&mut pool, &[], Keys::generate(), now)
+            .unwrap();
         tenant.vpn.state = state;
         tenant
     }
@@ -61,7 +63,7 @@ mod tests {
             tenant: tenant.id,
             generation,
             port: 31_001,
-            networks: Vec::new(),
+            digest: TunnelDigest::default(),
             state: GatewayState::Failed(words.into()),
             location: None,
         }

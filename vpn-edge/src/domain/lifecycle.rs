@@ -4,12 +4,14 @@
 //! Guarantees: a refused transition changes nothing; keys and a port exist only
 //! in `enabling`, `enabled` and `failed`; the generation never goes back.
 
+use ipnet::{IpNet, Ipv4Net};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::error::VpnError;
 use super::plan::Plan;
 use super::port_pool::Ports;
+use super::subnet::tunnel_subnet;
 use super::tenant::Tenant;
 use crate::wireguard::keys::{KeyError, Keys};
 
@@ -82,6 +84,9 @@ pub struct Vpn {
 pub struct Allocation {
     /// The UDP port of the endpoint.
     pub port: u16,
+    /// The tunnel's. It stays until the VPN is enabled anew, whatever ranges are
+    /// reserved meanwhile: the client and the gateway are set up with it.
+    pub subnet: Ipv4Net,
     pub keys: Keys,
     /// When the keys were made.
     pub created_at: Timestamp,
@@ -138,13 +143,16 @@ impl Vpn {
 }
 
 impl Tenant {
-    /// Asks for a gateway: a port of `pool` and the new `keys`.
+    /// Asks for a gateway: a port of `pool`, a subnet clear of `cluster_ranges` and
+    /// the new `keys`.
     ///
     /// From `failed` this is a fresh attempt that keeps its port while it holds
-    /// it and the pool has it. Keys that could not be made lead to `failed`.
+    /// it and the pool has it. Keys that could not be made lead to `failed`, and
+    /// so do ranges that leave no subnet.
     pub fn enable(
         &mut self,
         pool: &mut dyn Ports,
+        cluster_ranges: &[IpNet],
         keys: Result<Keys, KeyError>,
         now: Timestamp,
     ) -> Result<(), VpnError> {
@@ -166,19 +174,22 @@ impl Tenant {
             pool.release(old);
         }
         self.vpn.generation += 1;
-        match keys {
-            Ok(keys) => {
+        let keys = keys.map_err(|error| error.to_string());
+        let subnet = tunnel_subnet(self.id, cluster_ranges).map_err(|error| error.to_string());
+        match keys.and_then(|keys| Ok((keys, subnet?))) {
+            Ok((keys, subnet)) => {
                 self.vpn.allocation = Some(Allocation {
                     port,
+                    subnet,
                     keys,
                     created_at: now,
                 });
                 self.vpn.enter(State::Enabling, now);
             }
-            Err(error) => {
+            Err(reason) => {
                 self.vpn.allocation = None;
                 pool.release(port);
-                self.vpn.fail(error.to_string(), now);
+                self.vpn.fail(reason, now);
             }
         }
         Ok(())
@@ -198,10 +209,11 @@ impl Tenant {
         }
     }
 
-    /// Replaces the keys; the port, and with it the endpoint, stays.
+    /// Replaces the keys; the port, and with it the endpoint, and the subnet stay.
     pub fn regenerate(&mut self, keys: Keys, now: Timestamp) -> Result<(), VpnError> {
-        let port = self.configuration()?.port;
-        self.begin(port, keys, now);
+        let allocation = self.configuration()?;
+        let (port, subnet) = (allocation.port, allocation.subnet);
+        self.begin(port, subnet, keys, now);
         Ok(())
     }
 
@@ -213,18 +225,18 @@ impl Tenant {
         keys: Keys,
         now: Timestamp,
     ) -> Result<(), VpnError> {
-        if self.vpn.allocation.is_none() {
-            return Err(VpnError::NotEnabled);
-        }
+        let allocation = self.vpn.allocation.as_ref().ok_or(VpnError::NotEnabled)?;
+        let subnet = allocation.subnet;
         let port = pool.allocate(self.id).ok_or(VpnError::NoPortsAvailable)?;
-        self.begin(port, keys, now);
+        self.begin(port, subnet, keys, now);
         Ok(())
     }
 
     /// Asks for a gateway of a new generation.
-    fn begin(&mut self, port: u16, keys: Keys, now: Timestamp) {
+    fn begin(&mut self, port: u16, subnet: Ipv4Net, keys: Keys, now: Timestamp) {
         self.vpn.allocation = Some(Allocation {
             port,
+            subnet,
             keys,
             created_at: now,
         });

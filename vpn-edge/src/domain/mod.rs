@@ -1,5 +1,5 @@
 //! What a tenant is and what may happen to it: plans, the VPN's lifecycle, the
-//! port pool and the tunnel's subnet.
+//! port pool and the tunnel.
 //!
 //! Nothing here does I/O, knows a runtime, Kubernetes or eBPF. Time and keys
 //! come in as arguments.
@@ -11,6 +11,7 @@ pub mod pools;
 pub mod port_pool;
 pub mod subnet;
 pub mod tenant;
+pub mod tunnel;
 
 pub use error::VpnError;
 pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
@@ -18,5 +19,6 @@ pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
 pub use pools::{Pool, Pools};
 pub use port_pool::{PortPool, PortRange, PortRangeError, Ports};
 pub use tenant::Tenant;
+pub use tunnel::{TunnelDigest, TunnelSettings, TunnelSpec};
 
 pub use crate::wireguard::Keys;

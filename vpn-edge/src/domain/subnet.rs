@@ -32,6 +32,13 @@ pub fn tunnel_subnet(id: Uuid, reserved: &[IpNet]) -> Result<Ipv4Net, NoSubnetLe
         .ok_or(NoSubnetLeft)
 }
 
+/// Whether it can be a tunnel's: a /24 of 10.0.0.0/8.
+pub fn is_tunnel_subnet(subnet: Ipv4Net) -> bool {
+    subnet.prefix_len() == 24
+        && subnet.addr() == subnet.network()
+        && subnet.addr().octets()[0] == 10
+}
+
 /// The tenant's tunnel subnet for IPv6: subnet 0 of a unique local prefix (RFC
 /// 4193) whose 40 random bits are the first of BLAKE2s-256 over a text of our
 /// own and the UUID's 16 bytes. So random a prefix keeps clear of the cluster's
@@ -123,6 +130,19 @@ mod tests {
             let id: Uuid = id.parse().unwrap();
             assert_eq!(tunnel_subnet(id, &[]), Ok(net(first)));
             assert_eq!(tunnel_subnet(id, &[net(first).into()]), Ok(net(next)));
+        }
+    }
+
+    #[test]
+    fn a_tunnels_subnet_is_a_24_of_ten() {
+        for (text, is) in [
+            ("10.55.59.0/24", true),
+            ("10.55.59.1/24", false),
+            ("10.55.59.0/25", false),
+            ("10.0.0.0/8", false),
+            ("192.168.1.0/24", false),
+        ] {
+            assert_eq!(is_tunnel_subnet(net(text)), is, "{text}");
         }
     }
 

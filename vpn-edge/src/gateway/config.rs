@@ -12,49 +12,127 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::wireguard::{PrivateKey, PublicKey};
+use crate::domain::TunnelSpec;
+use crate::domain::tunnel::{Fixed, Live, Peer};
+use crate::wireguard::PrivateKey;
 
-/// The configuration file: JSON, readable by root alone, as it holds a key.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What a gateway is made from: its tunnel, and where it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "File", into = "File")]
 pub struct GatewayConfig {
     pub tenant: Uuid,
-    /// Of the tenant's keys. A gateway serves one generation.
-    pub generation: u64,
-    /// UDP port that WireGuard listens on: the tenant's own.
-    pub port: u16,
+    pub tunnel: TunnelSpec,
     /// WireGuard interface to make.
     pub interface: String,
     /// Interface that leads out of the namespace.
     pub link: String,
-    /// The gateway's addresses in the tunnel, at most one of each IP version,
-    /// with the tunnel's prefix lengths.
-    #[serde(alias = "address", deserialize_with = "one_or_more")]
-    pub addresses: Vec<IpNet>,
-    /// Of the tunnel; the link's without what WireGuard takes of it, where
-    /// nothing is said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u32>,
-    #[serde(with = "private_key")]
-    pub private_key: PrivateKey,
-    pub peers: Vec<Peer>,
-    /// The tenant's DNS server, reachable besides `networks`.
-    pub dns: IpAddr,
-    /// What peers may reach.
-    pub networks: Vec<IpNet>,
     /// Unix socket that tells the gateway's status.
     pub status: PathBuf,
     /// WireGuard takes packets from the edge alone. Without it, from anyone:
     /// for gateways that something else may lead to, such as a Service.
-    #[serde(default = "yes")]
     pub only_edge: bool,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The configuration file: JSON, readable by root alone, as it holds a key.
+///
+/// Gateways outlive the build that made them, and may be of another one than who
+/// writes to them: what is new here is left out where it is not set.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Peer {
-    pub public_key: PublicKey,
-    pub allowed_ips: Vec<IpNet>,
+struct File {
+    tenant: Uuid,
+    generation: u64,
+    port: u16,
+    interface: String,
+    link: String,
+    #[serde(alias = "address", deserialize_with = "one_or_more")]
+    addresses: Vec<IpNet>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(with = "private_key")]
+    private_key: PrivateKey,
+    peers: [Peer; 1],
+    dns: IpAddr,
+    networks: Vec<IpNet>,
+    status: PathBuf,
+    #[serde(default = "yes")]
+    only_edge: bool,
+}
+
+impl From<GatewayConfig> for File {
+    fn from(config: GatewayConfig) -> Self {
+        let GatewayConfig {
+            tenant,
+            tunnel: TunnelSpec { fixed, live },
+            interface,
+            link,
+            status,
+            only_edge,
+        } = config;
+        let Fixed {
+            port,
+            generation,
+            server_key,
+            addresses,
+            client,
+            mtu,
+        } = fixed;
+        let Live { networks, dns } = live;
+        Self {
+            tenant,
+            generation,
+            port,
+            interface,
+            link,
+            addresses,
+            mtu,
+            private_key: server_key,
+            peers: [client],
+            dns,
+            networks,
+            status,
+            only_edge,
+        }
+    }
+}
+
+impl From<File> for GatewayConfig {
+    fn from(file: File) -> Self {
+        let File {
+            tenant,
+            generation,
+            port,
+            interface,
+            link,
+            addresses,
+            mtu,
+            private_key: server_key,
+            peers: [client],
+            dns,
+            networks,
+            status,
+            only_edge,
+        } = file;
+        let fixed = Fixed {
+            port,
+            generation,
+            server_key,
+            addresses,
+            client,
+            mtu,
+        };
+        Self {
+            tenant,
+            tunnel: TunnelSpec {
+                fixed,
+                live: Live { networks, dns },
+            },
+            interface,
+            link,
+            status,
+            only_edge,
+        }
+    }
 }
 
 /// What WireGuard takes of a link's MTU over IPv6, the larger of the two.
@@ -64,36 +142,6 @@ pub const OVERHEAD: u32 = 80;
 pub const LEAST_IPV6_MTU: u32 = 1280;
 
 impl GatewayConfig {
-    /// Whether the tunnel carries IPv6.
-    #[must_use]
-    pub fn has_ipv6(&self) -> bool {
-        self.addresses.iter().any(|a| a.addr().is_ipv6())
-    }
-
-    /// Whether a gateway of this configuration becomes that of the other one by
-    /// no more than new rules.
-    #[must_use]
-    pub fn is_same_gateway(&self, other: &Self) -> bool {
-        let fixed = |config: &Self| {
-            let Self {
-                tenant,
-                generation,
-                port,
-                mtu,
-                only_edge,
-                ..
-            } = config;
-            (*tenant, *generation, *port, *mtu, *only_edge)
-        };
-        fixed(self) == fixed(other)
-            && self.interface == other.interface
-            && self.link == other.link
-            && self.addresses == other.addresses
-            && self.private_key.as_bytes() == other.private_key.as_bytes()
-            && self.peers == other.peers
-            && self.status == other.status
-    }
-
     /// Reads the file at `path`.
     ///
     /// # Errors
@@ -176,15 +224,29 @@ mod tests {
         fs::write(&path, EARLIER).unwrap();
         for _ in 0..2 {
             let config = GatewayConfig::read(&path).unwrap();
-            assert_eq!(config.addresses, ["10.55.59.1/24".parse().unwrap()]);
-            assert_eq!(
-                config.peers[0].allowed_ips,
-                ["10.55.59.2/32".parse().unwrap()]
-            );
+            let fixed = &config.tunnel.fixed;
+            assert_eq!(fixed.addresses, ["10.55.59.1/24".parse().unwrap()]);
+            assert_eq!(fixed.client.allowed_ips, ["10.55.59.2/32".parse().unwrap()]);
             assert!(config.only_edge, "what was not said stays as it was");
             // And again as this build writes it.
             config.write(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn a_gateway_of_an_earlier_build_can_read_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, EARLIER).unwrap();
+        let config = GatewayConfig::read(&path).unwrap();
+        config.write(&path).unwrap();
+        let written = fs::read_to_string(&path).unwrap();
+        let earlier = EARLIER.replace(
+            r#""address":"10.55.59.1/24""#,
+            r#""addresses":["10.55.59.1/24"]"#,
+        );
+        let earlier = earlier.strip_suffix('}').unwrap();
+        assert_eq!(written, format!(r#"{earlier},"only_edge":true}}"#));
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Device {
         };
         device.configure(config).await?;
         let index = netlink::index(&handle, &config.interface).await?;
-        let mtu = match config.mtu {
+        let mtu = match config.tunnel.fixed.mtu {
             Some(mtu) => mtu,
             None => within(&handle, config).await?,
         };
@@ -59,7 +59,7 @@ impl Device {
         };
         let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         handle.link().set(link).execute().await?;
-        for address in &config.addresses {
+        for address in &config.tunnel.fixed.addresses {
             handle
                 .address()
                 .add(index, address.addr(), address.prefix_len())
@@ -113,8 +113,9 @@ impl Device {
     async fn configure(&self, config: &GatewayConfig) -> Result<()> {
         let name: InterfaceName = config.interface.parse()?;
         let backend = self.backend();
-        let key = Key(*config.private_key.as_bytes());
-        let port = config.port;
+        let fixed = &config.tunnel.fixed;
+        let key = Key(*fixed.server_key.as_bytes());
+        let port = fixed.port;
         // Key and port go first and alone: the userspace device takes a peer
         // only once it has a key, and may still hold the port for a moment
         // when it is told the same one again.
@@ -135,15 +136,13 @@ impl Device {
             .with_context(|| format!("cannot set key and port {port}"))?;
 
         let name: InterfaceName = config.interface.parse()?;
-        let mut update = DeviceUpdate::new();
-        for peer in &config.peers {
-            let mut builder =
-                PeerConfigBuilder::new(&Key(*peer.public_key.as_bytes())).replace_allowed_ips();
-            for network in &peer.allowed_ips {
-                builder = builder.add_allowed_ip(network.addr(), network.prefix_len());
-            }
-            update = update.add_peer(builder);
+        let client = &fixed.client;
+        let mut peer =
+            PeerConfigBuilder::new(&Key(*client.public_key.as_bytes())).replace_allowed_ips();
+        for network in &client.allowed_ips {
+            peer = peer.add_allowed_ip(network.addr(), network.prefix_len());
         }
+        let update = DeviceUpdate::new().add_peer(peer);
         tokio::task::spawn_blocking(move || update.apply(&name, backend))
             .await?
             .context("cannot set peers")
@@ -157,11 +156,12 @@ impl Device {
             tokio::task::spawn_blocking(move || wireguard_control::Device::get(&name, backend))
                 .await?
                 .context("the device does not answer")?;
-        let public = Key(*config.private_key.public().as_bytes());
+        let fixed = &config.tunnel.fixed;
+        let public = Key(*fixed.server_key.public().as_bytes());
         ensure!(
-            found.listen_port == Some(config.port)
+            found.listen_port == Some(fixed.port)
                 && found.public_key == Some(public)
-                && found.peers.len() == config.peers.len(),
+                && found.peers.len() == 1,
             "the device did not take its configuration"
         );
         Ok(())
@@ -182,7 +182,7 @@ async fn within(handle: &Handle, config: &GatewayConfig) -> Result<u32> {
     let outer = mtu.with_context(|| format!("{} tells no MTU", config.link))?;
     let mtu = outer.saturating_sub(OVERHEAD);
     ensure!(
-        !config.has_ipv6() || mtu >= LEAST_IPV6_MTU,
+        !config.tunnel.fixed.has_ipv6() || mtu >= LEAST_IPV6_MTU,
         "IPv6 in the tunnel takes a link with an MTU of {} or more, and {} has {outer}",
         OVERHEAD + LEAST_IPV6_MTU,
         config.link

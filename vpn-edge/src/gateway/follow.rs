@@ -16,16 +16,16 @@ use super::{GatewayConfig, nat};
 /// watches for all of its pods, and rules that were refused are tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Holds the rules to the networks in the file at `path`, beginning with those
-/// that `config`, made from an earlier state of it, has put in place. Never
-/// ends. All else keeps its value for the gateway's life.
-pub async fn networks(path: &Path, config: &GatewayConfig) -> std::convert::Infallible {
+/// Keeps the live part of the tunnel as in the file at `path`, beginning with that
+/// of `config`, made from an earlier state of it, which is in place. Never ends. The
+/// fixed part keeps its value for the gateway's life.
+pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallible {
     let events = watch(path)
         .inspect_err(|error| tracing::info!("not told of changes, looking for them: {error}"))
         .ok();
     let mut look = interval(LOOK_AGAIN);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reach = (config.dns, config.networks.clone());
+    let mut current = config.clone();
     let mut complained = false;
     loop {
         // At once at first: the file may have changed before it was watched.
@@ -34,29 +34,46 @@ pub async fn networks(path: &Path, config: &GatewayConfig) -> std::convert::Infa
             () = told(events.as_ref()) => {}
         }
         let found = match GatewayConfig::read(path) {
-            Ok(found) if found.is_same_gateway(config) => found,
+            Ok(found) if has_same_keys(&found, config) => found,
             outcome => {
                 if !std::mem::replace(&mut complained, true) {
                     match outcome {
                         Ok(_) => tracing::info!("the configuration is another gateway's by now"),
-                        Err(error) => tracing::warn!("the networks stay as they are: {error:#}"),
+                        Err(error) => {
+                            tracing::warn!("the tunnel's settings stay as they are: {error:#}")
+                        }
                     }
                 }
                 continue;
             }
         };
         complained = false;
-        if (found.dns, &found.networks) == (reach.0, &reach.1) {
+        let live = found.tunnel.live;
+        if live == current.tunnel.live {
             continue;
         }
-        match nat::apply(&found).await {
+        let before = std::mem::replace(&mut current.tunnel.live, live);
+        match nat::apply(&current).await {
             Ok(()) => {
-                tracing::info!(networks = ?found.networks, "networks changed");
-                reach = (found.dns, found.networks);
+                let live = &current.tunnel.live;
+                tracing::info!(?live, "the tunnel's settings changed");
             }
-            Err(error) => tracing::error!("the networks stay as they are: {error:#}"),
+            Err(error) => {
+                current.tunnel.live = before;
+                tracing::error!("the tunnel's settings stay as they are: {error:#}");
+            }
         }
     }
+}
+
+/// Whether both are of the same keys. Where anything else of the fixed part differs,
+/// another gateway is about to take over, and until then this one's tenant is to
+/// reach no more than it may.
+fn has_same_keys(found: &GatewayConfig, config: &GatewayConfig) -> bool {
+    let (found_fixed, fixed) = (&found.tunnel.fixed, &config.tunnel.fixed);
+    found.tenant == config.tenant
+        && found_fixed.generation == fixed.generation
+        && found_fixed.server_key == fixed.server_key
 }
 
 struct Events(Inotify);

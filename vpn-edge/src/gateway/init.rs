@@ -27,7 +27,7 @@ const WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 /// When the gateway could not run after it.
 pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()> {
     nat::forward(config).context("cannot switch on forwarding")?;
-    if config.has_ipv6() {
+    if config.tunnel.fixed.has_ipv6() {
         nat::set(WITHOUT_IPV6, "0").context("cannot switch on IPv6 for the tunnel")?;
     }
     // Without it frames that the edge redirects here are lost without a word.

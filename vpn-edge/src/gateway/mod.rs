@@ -1,7 +1,8 @@
 //! `vpn-edge gateway`: the process inside a tenant's network namespace or pod.
 //!
-//! A gateway is made once and keeps its keys for life: new keys mean a new
-//! gateway. Only what its tenant may reach can change meanwhile. It sets up
+//! A gateway is made once and keeps the fixed part of its tunnel for life, such as
+//! its keys: another one means a new gateway. The live part, such as what its tenant
+//! may reach, changes meanwhile. It sets up
 //! WireGuard (the kernel's, or else its own userspace implementation) and NAT,
 //! answers on its status socket, and takes its device with it when it is told to
 //! end.
@@ -17,7 +18,7 @@ mod init;
 pub mod nat;
 mod status;
 
-pub use config::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Peer};
+pub use config::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD};
 pub use status::{Phase, Status, subscribe};
 
 use std::convert::Infallible;
@@ -41,7 +42,7 @@ pub struct GatewayArgs {
     /// Generation of the keys that the configuration must have.
     #[arg(long)]
     generation: Option<u64>,
-    /// Follow the configuration's networks as they change.
+    /// Follow what changes of the configuration without another gateway.
     #[arg(long, conflicts_with_all = ["init", "probe"])]
     follow: bool,
     /// Ready the namespace for a gateway with `CAP_NET_ADMIN` alone, and end.
@@ -66,11 +67,11 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
     let config = GatewayConfig::read(&args.config)?;
     if let Some(generation) = args.generation {
         // A node may mount an earlier state of a Secret.
+        let found = config.tunnel.fixed.generation;
         ensure!(
-            config.generation == generation,
-            "{} has keys of generation {}, and {generation} are wanted",
-            args.config.display(),
-            config.generation
+            found == generation,
+            "{} has keys of generation {found}, and {generation} are wanted",
+            args.config.display()
         );
     }
     if args.init {
@@ -116,7 +117,7 @@ async fn serve(
         .with_context(|| format!("cannot set up WireGuard on {}", config.interface))?;
     tracing::info!(
         tenant = %config.tenant,
-        port = config.port,
+        port = config.tunnel.fixed.port,
         wireguard = device.kind(),
         "gateway ready"
     );
@@ -137,7 +138,7 @@ async fn serve(
 
 async fn follow(args: &GatewayArgs, config: &GatewayConfig) -> Infallible {
     if args.follow {
-        follow::networks(&args.config, config).await
+        follow::live(&args.config, config).await
     } else {
         std::future::pending().await
     }

@@ -14,12 +14,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::GatewayConfig;
+use crate::domain::tunnel::{Fixed, Live};
 use crate::link::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
 pub fn forward(config: &GatewayConfig) -> io::Result<()> {
     set("/proc/sys/net/ipv4/ip_forward", "1")?;
-    if config.has_ipv6() {
+    if config.tunnel.fixed.has_ipv6() {
         set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())
@@ -67,15 +68,16 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 /// it as its source would be taken for WireGuard traffic by the edge.
 fn rules(config: &GatewayConfig) -> String {
     let GatewayConfig {
-        port,
         interface,
         link,
-        addresses,
-        dns,
-        networks,
         only_edge,
+        tunnel,
         ..
     } = config;
+    let Fixed {
+        port, addresses, ..
+    } = &tunnel.fixed;
+    let Live { networks, dns } = &tunnel.live;
     let wireguard = if *only_edge {
         let [a, b, c, d, e, f] = EDGE_MAC;
         format!(
@@ -162,24 +164,35 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::domain::TunnelSpec;
+    use crate::domain::tunnel::Peer;
     use crate::wireguard::PrivateKey;
 
     fn config(port: u16) -> GatewayConfig {
         GatewayConfig {
             tenant: Uuid::nil(),
-            generation: 1,
-            port,
+            tunnel: TunnelSpec {
+                fixed: Fixed {
+                    port,
+                    generation: 1,
+                    server_key: PrivateKey::from_bytes([7; 32]),
+                    addresses: vec!["10.42.128.1/24".parse().unwrap()],
+                    client: Peer {
+                        public_key: PrivateKey::from_bytes([9; 32]).public(),
+                        allowed_ips: vec!["10.42.128.2/32".parse().unwrap()],
+                    },
+                    mtu: Some(1420),
+                },
+                live: Live {
+                    networks: vec![
+                        "10.97.1.0/24".parse().unwrap(),
+                        "10.98.0.0/16".parse().unwrap(),
+                    ],
+                    dns: IpAddr::from([10, 96, 0, 10]),
+                },
+            },
             interface: "wg31001".into(),
             link: "eth0".into(),
-            addresses: vec!["10.42.128.1/24".parse().unwrap()],
-            mtu: Some(1420),
-            private_key: PrivateKey::from_bytes([7; 32]),
-            peers: Vec::new(),
-            dns: IpAddr::from([10, 96, 0, 10]),
-            networks: vec![
-                "10.97.1.0/24".parse().unwrap(),
-                "10.98.0.0/16".parse().unwrap(),
-            ],
             status: "/run/status.sock".into(),
             only_edge: true,
         }
@@ -192,10 +205,11 @@ mod tests {
 
     fn dual_stack(port: u16) -> GatewayConfig {
         let mut config = config(port);
-        config
+        let TunnelSpec { fixed, live } = &mut config.tunnel;
+        fixed
             .addresses
             .push("fd12:3456:789a::1/64".parse().unwrap());
-        config.networks.push("fd00:97:1::/64".parse().unwrap());
+        live.networks.push("fd00:97:1::/64".parse().unwrap());
         config
     }
 

@@ -52,8 +52,8 @@ impl Reporter {
         let listener = UnixListener::bind(&config.status)?;
         let (sender, receiver) = watch::channel(Status {
             tenant: config.tenant,
-            generation: config.generation,
-            port: config.port,
+            generation: config.tunnel.fixed.generation,
+            port: config.tunnel.fixed.port,
             phase: Phase::Starting,
         });
         tokio::spawn(async move {

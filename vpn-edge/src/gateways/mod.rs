@@ -2,18 +2,15 @@
 
 pub mod kube;
 pub mod netns;
-mod tunnel;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::domain::GatewayState;
-use crate::wireguard::{PrivateKey, PublicKey};
+use crate::domain::{GatewayState, TunnelDigest, TunnelSpec};
 
 /// A gateway as it is to be.
 #[derive(Clone, Debug)]
@@ -21,17 +18,7 @@ pub struct GatewaySpec {
     pub tenant: Uuid,
     /// The tenant's own.
     pub namespace: String,
-    pub generation: u64,
-    pub port: u16,
-    /// The tunnel's subnet: the gateway is `.1`, the client `.2`.
-    pub subnet: Ipv4Net,
-    /// The same for IPv6, if the tunnel carries it: `::1` and `::2`.
-    pub subnet6: Option<Ipv6Net>,
-    pub private_key: PrivateKey,
-    pub client: PublicKey,
-    pub dns: IpAddr,
-    /// What the tenant may reach.
-    pub networks: Vec<IpNet>,
+    pub tunnel: TunnelSpec,
 }
 
 /// A gateway as it is.
@@ -40,11 +27,29 @@ pub struct Gateway {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
-    /// What it lets its tenant reach.
-    pub networks: Vec<IpNet>,
+    /// Of the tunnel that it has.
+    pub digest: TunnelDigest,
     pub state: GatewayState,
     /// Where to steer its packets, once it is ready.
     pub location: Option<Location>,
+}
+
+impl Gateway {
+    /// Whether it is the gateway of this spec, whose tunnel has this `digest`, with
+    /// all that is set.
+    #[must_use]
+    pub fn matches(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
+        self.is_fixed_as(spec, digest) && self.digest.live == digest.live
+    }
+
+    /// The same but for what changes in place.
+    #[must_use]
+    pub fn is_fixed_as(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
+        self.tenant == spec.tenant
+            && self.generation == spec.tunnel.fixed.generation
+            && self.port == spec.tunnel.fixed.port
+            && self.digest.fixed == digest.fixed
+    }
 }
 
 /// Where a gateway is.
@@ -82,10 +87,10 @@ pub struct Addresses {
 /// Makes, removes and finds gateways.
 #[async_trait]
 pub trait Gateways: Send + Sync + 'static {
-    /// Makes the gateway, in place of any other on its port. One of the same
-    /// generation that is ready stays, with its sessions, and is only told
-    /// which networks it may reach. Returns once the gateway is started;
-    /// [`Gateways::list`] says when it is ready.
+    /// Makes the gateway, in place of any other on its port. One that is ready
+    /// and has the same fixed part stays, with its sessions, and is updated in
+    /// place. Returns once the gateway is started; [`Gateways::list`] says when
+    /// it is ready.
     ///
     /// # Errors
     ///

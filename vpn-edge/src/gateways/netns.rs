@@ -27,9 +27,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Gateway, GatewaySpec, Gateways, Location, tunnel};
-use crate::domain::GatewayState;
-use crate::gateway::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Phase, nat, subscribe};
+use super::{Gateway, GatewaySpec, Gateways, Location};
+use crate::domain::{GatewayState, TunnelDigest};
+use crate::gateway::{GatewayConfig, Phase, nat, subscribe};
 use crate::registry::sqlite::KEY_VARIABLE;
 use crate::{link, netlink};
 
@@ -55,8 +55,6 @@ pub struct Settings {
     pub range6: Ipv6Net,
     /// MTU of the links: the uplink's.
     pub mtu: u32,
-    /// Tunnels carry IPv6.
-    pub tunnel_ipv6: bool,
 }
 
 impl Settings {
@@ -68,7 +66,6 @@ impl Settings {
             range: Ipv4Net::default(),
             range6: Ipv6Net::default(),
             mtu: 0,
-            tunnel_ipv6: false,
         }
     }
 }
@@ -136,13 +133,6 @@ impl NetnsGateways {
             "the gateway range {} is too small: it takes a /112 or larger",
             settings.range6
         );
-        ensure!(
-            !settings.tunnel_ipv6 || settings.mtu >= OVERHEAD + LEAST_IPV6_MTU,
-            "IPv6 in the tunnels takes an uplink with an MTU of {} or more, and this one has {}: \
-             raise it, or go without --tunnel-ipv6",
-            OVERHEAD + LEAST_IPV6_MTU,
-            settings.mtu
-        );
         let folder = settings.runtime.join("gateways");
         fs::DirBuilder::new()
             .recursive(true)
@@ -176,23 +166,14 @@ impl NetnsGateways {
             let port = place.port;
             match GatewayConfig::read(&place.config()) {
                 Ok(config) => {
-                    let ipv6 = config.has_ipv6();
-                    let mut gateway = Gateway {
+                    let gateway = Gateway {
                         tenant: config.tenant,
-                        generation: config.generation,
+                        generation: config.tunnel.fixed.generation,
                         port,
-                        networks: config.networks,
+                        digest: config.tunnel.digest(),
                         state: GatewayState::Starting,
                         location: None,
                     };
-                    if gateways.settings.tunnel_ipv6 && !ipv6 {
-                        // It keeps its addresses for life: the controller makes
-                        // another in its place.
-                        let reason = "its tunnel was made without IPv6";
-                        gateway.state = GatewayState::Failed(reason.into());
-                        gateways.know(gateway, || tokio::spawn(async {}));
-                        continue;
-                    }
                     let first = gateways.watch(place, gateway, None);
                     states.spawn(async move { timeout(PATIENCE, first).await });
                 }
@@ -204,7 +185,7 @@ impl NetnsGateways {
                             tenant: Uuid::nil(),
                             generation: 0,
                             port,
-                            networks: Vec::new(),
+                            digest: TunnelDigest::default(),
                             state: GatewayState::Starting,
                             location: None,
                         },
@@ -282,19 +263,17 @@ impl NetnsGateways {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether the gateway of `spec`'s keys is there and ready.
-    fn serves(&self, spec: &GatewaySpec) -> bool {
+    /// Whether this gateway is there and ready, but for what changes in place.
+    fn serves(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
         let known = self.known.lock().expect("no panic under this lock");
-        known.get(&spec.port).is_some_and(|known| {
-            known.gateway.tenant == spec.tenant
-                && known.gateway.generation == spec.generation
-                && known.gateway.state == GatewayState::Ready
+        known.get(&spec.tunnel.fixed.port).is_some_and(|known| {
+            known.gateway.is_fixed_as(spec, digest) && known.gateway.state == GatewayState::Ready
         })
     }
 
-    async fn tell_networks(&self, spec: &GatewaySpec, place: &Place) -> Result<()> {
+    async fn update(&self, spec: &GatewaySpec, digest: TunnelDigest, place: &Place) -> Result<()> {
         let mut config = GatewayConfig::read(&place.config())?;
-        config.networks.clone_from(&spec.networks);
+        config.tunnel.live.clone_from(&spec.tunnel.live);
         // The file follows the rules: a daemon that starts in between must not
         // take for done what is not.
         let file = place.config();
@@ -304,8 +283,8 @@ impl NetnsGateways {
         })
         .await?;
         let mut known = self.known.lock().expect("no panic under this lock");
-        if let Some(known) = known.get_mut(&spec.port) {
-            known.gateway.networks.clone_from(&spec.networks);
+        if let Some(known) = known.get_mut(&place.port) {
+            known.gateway.digest = digest;
         }
         drop(known);
         self.changes.send_modify(|count| *count += 1);
@@ -319,16 +298,9 @@ impl NetnsGateways {
             .create(&place.folder)?;
         let config = GatewayConfig {
             tenant: spec.tenant,
-            generation: spec.generation,
-            port: spec.port,
+            tunnel: spec.tunnel.clone(),
             interface: place.wireguard(),
             link: link::GATEWAY_END.into(),
-            addresses: tunnel::addresses(spec),
-            mtu: Some(self.settings.mtu - OVERHEAD),
-            private_key: spec.private_key.clone(),
-            peers: vec![tunnel::client(spec)],
-            dns: spec.dns,
-            networks: spec.networks.clone(),
             status: place.socket(),
             only_edge: true,
         };
@@ -351,16 +323,17 @@ impl NetnsGateways {
 #[async_trait]
 impl Gateways for NetnsGateways {
     async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
-        let place = self.place(spec.port);
-        if self.serves(spec) {
-            return self.tell_networks(spec, &place).await;
+        let (port, digest) = (spec.tunnel.fixed.port, spec.tunnel.digest());
+        let place = self.place(port);
+        if self.serves(spec, &digest) {
+            return self.update(spec, digest, &place).await;
         }
-        self.remove(spec.port).await?;
+        self.remove(port).await?;
         let gateway = Gateway {
             tenant: spec.tenant,
-            generation: spec.generation,
-            port: spec.port,
-            networks: spec.networks.clone(),
+            generation: spec.tunnel.fixed.generation,
+            port,
+            digest,
             state: GatewayState::Starting,
             location: None,
         };
@@ -372,8 +345,8 @@ impl Gateways for NetnsGateways {
                 Ok(())
             }
             Err(error) => {
-                if let Err(left) = self.remove(spec.port).await {
-                    tracing::error!(port = spec.port, "{left:#}");
+                if let Err(left) = self.remove(port).await {
+                    tracing::error!(port, "{left:#}");
                 }
                 Err(error)
             }

@@ -212,7 +212,7 @@ pub struct VpnTenantStatus {
     /// Host name and port that clients send to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The tunnel's subnet.
+    /// The tunnel's subnet, which it keeps until it is enabled anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<String>,
     /// The client's in the tunnel.

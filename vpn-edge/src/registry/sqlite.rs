@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -52,14 +53,22 @@ impl SqliteRegistry {
     /// Opens the registry in the file `path`, which is created when missing;
     /// tenants get ports of `range`, and private keys are encrypted under a key
     /// from the file beside it. Fails when another process has it open.
-    pub fn open(path: &Path, range: PortRange) -> Result<SqliteRegistry, RegistryError> {
-        SqliteRegistry::open_with(path, range, &KeySource::beside(path))
+    ///
+    /// Tunnels in a file of an earlier build, which did not store their subnets, get
+    /// those that are clear of `cluster_ranges`.
+    pub fn open(
+        path: &Path,
+        range: PortRange,
+        cluster_ranges: &[IpNet],
+    ) -> Result<SqliteRegistry, RegistryError> {
+        SqliteRegistry::open_with(path, range, cluster_ranges, &KeySource::beside(path))
     }
 
     /// The same with a key from somewhere else.
     pub fn open_with(
         path: &Path,
         range: PortRange,
+        cluster_ranges: &[IpNet],
         source: &KeySource,
     ) -> Result<SqliteRegistry, RegistryError> {
         if let Some(folder) = path.parent() {
@@ -69,7 +78,12 @@ impl SqliteRegistry {
             })?;
         }
         Ok(SqliteRegistry {
-            store: Arc::new(Mutex::new(Store::open(path, range, source)?)),
+            store: Arc::new(Mutex::new(Store::open(
+                path,
+                range,
+                cluster_ranges,
+                source,
+            )?)),
             changes: Arc::new(watch::Sender::new(0)),
         })
     }
@@ -183,7 +197,12 @@ impl Registry for SqliteRegistry {
 }
 
 impl Store {
-    fn open(path: &Path, range: PortRange, source: &KeySource) -> Result<Store, RegistryError> {
+    fn open(
+        path: &Path,
+        range: PortRange,
+        cluster_ranges: &[IpNet],
+        source: &KeySource,
+    ) -> Result<Store, RegistryError> {
         let failed = |reason: String| RegistryError::Open(format!("{}: {reason}", path.display()));
         let sql = |error: rusqlite::Error| failed(error.to_string());
         let (lock, mut connection) = connect(path).map_err(failed)?;
@@ -200,6 +219,7 @@ impl Store {
             Err(error) => tracing::error!("{error}; the next start tries again"),
             Ok(()) => {}
         }
+        row::give_subnets(&mut connection, cluster_ranges).map_err(failed)?;
         let tenants = list(&connection, &keys.ring).map_err(sql)?;
         let held = tenants
             .iter()

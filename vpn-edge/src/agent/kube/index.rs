@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::parts::{EndpointSlice, Node, VpnTenant};
 use crate::agent::{Allocated, World};
-use crate::domain::GatewayState;
+use crate::domain::{GatewayState, TunnelDigest};
 use crate::gateways::{Addresses, Gateway, Location};
 use crate::kubernetes::{GATEWAY, TENANT, label};
 
@@ -336,7 +336,7 @@ impl Index {
                 tenant,
                 generation,
                 port,
-                networks: Vec::new(),
+                digest: TunnelDigest::default(),
                 state: match pod {
                     Some(_) => GatewayState::Ready,
                     None => GatewayState::Starting,

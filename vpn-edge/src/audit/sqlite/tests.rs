@@ -16,7 +16,7 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("registry.db");
         let ports = "30000-30009".parse().unwrap();
-        let registry = Arc::new(SqliteRegistry::open(&database, ports).unwrap());
+        let registry = Arc::new(SqliteRegistry::open(&database, ports, &[]).unwrap());
         let log = SqliteLog::beside(&database, registry.clone()).unwrap();
         Scene {
             registry,

@@ -44,7 +44,7 @@ fn in_state(state: State, pool: &mut PortPool) -> Tenant {
         _ => Plan::Business,
     });
     if matches!(state, State::Enabling | State::Enabled | State::Failed) {
-        tenant.enable(pool, Ok(keys(1)), START).unwrap();
+        tenant.enable(pool, &[], Ok(keys(1)), START).unwrap();
     }
     if state == State::Enabled {
         tenant.observe(&serving(), START);
@@ -79,16 +79,16 @@ fn apply(
     now: Timestamp,
 ) -> Result<(), VpnError> {
     match event {
-        Event::Enable => tenant.enable(pool, Ok(keys(2)), now),
+        Event::Enable => tenant.enable(pool, &[], Ok(keys(2)), now),
         Event::EnableWhileNotReady => {
             tenant.set_ready(false);
-            tenant.enable(pool, Ok(keys(2)), now)
+            tenant.enable(pool, &[], Ok(keys(2)), now)
         }
         Event::EnableWithEmptyPool => {
             while pool.allocate(Uuid::from_u128(99)).is_some() {}
-            tenant.enable(pool, Ok(keys(2)), now)
+            tenant.enable(pool, &[], Ok(keys(2)), now)
         }
-        Event::EnableWithoutKeys => tenant.enable(pool, Err(KeyError::Encoding), now),
+        Event::EnableWithoutKeys => tenant.enable(pool, &[], Err(KeyError::Encoding), now),
         Event::Disable => tenant.disable(pool, now),
         Event::Regenerate => tenant.regenerate(keys(2), now),
         Event::Configuration => tenant.configuration().map(|_| ()),
@@ -245,7 +245,9 @@ fn disabling_gives_back_the_port_and_forgets_the_keys_but_not_the_generation() {
     tenant.disable(&mut pool, after(1)).unwrap();
     assert_eq!(tenant.vpn.allocation, None);
     assert_eq!(pool.holder(30000), None);
-    tenant.enable(&mut pool, Ok(keys(2)), after(2)).unwrap();
+    tenant
+        .enable(&mut pool, &[], Ok(keys(2)), after(2))
+        .unwrap();
     assert_eq!(tenant.vpn.generation, 2);
     assert_eq!(tenant.vpn.allocation.unwrap().port, 30001, "reused last");
 }
@@ -278,7 +280,9 @@ fn regenerating_changes_the_keys_and_nothing_of_the_endpoint() {
 fn a_fresh_attempt_after_a_failure_has_new_keys_and_the_same_port() {
     let mut pool = pool("30000-30003");
     let mut tenant = in_state(State::Failed, &mut pool);
-    tenant.enable(&mut pool, Ok(keys(2)), after(5)).unwrap();
+    tenant
+        .enable(&mut pool, &[], Ok(keys(2)), after(5))
+        .unwrap();
     let allocation = tenant.vpn.allocation.unwrap();
     assert_eq!((allocation.port, allocation.keys), (30000, keys(2)));
     assert_eq!(tenant.vpn.generation, 2);
@@ -290,7 +294,9 @@ fn a_fresh_attempt_moves_to_another_port_when_the_range_has_lost_the_old_one() {
     let mut pool = pool("30000-30003");
     let mut tenant = in_state(State::Failed, &mut pool);
     let mut pool = PortPool::new("31000-31000".parse().unwrap(), [(30000, tenant.id)], []).unwrap();
-    tenant.enable(&mut pool, Ok(keys(2)), after(5)).unwrap();
+    tenant
+        .enable(&mut pool, &[], Ok(keys(2)), after(5))
+        .unwrap();
     assert_eq!(tenant.vpn.allocation.unwrap().port, 31000);
     assert_eq!(pool.holder(30000), None);
     assert_eq!(pool.holder(31000), Some(tenant.id));
@@ -302,15 +308,52 @@ fn keys_that_could_not_be_made_fail_the_vpn_and_hold_no_port() {
         let mut pool = pool("30000-30003");
         let mut tenant = in_state(state, &mut pool);
         tenant
-            .enable(&mut pool, Err(KeyError::Encoding), after(1))
+            .enable(&mut pool, &[], Err(KeyError::Encoding), after(1))
             .unwrap();
         assert_eq!(tenant.vpn.failure, Some(KeyError::Encoding.to_string()));
         assert_eq!(tenant.vpn.allocation, None);
         assert_eq!(pool.available(), 4);
         tenant.observe(&serving(), after(2));
         assert_eq!(tenant.vpn.state, State::Failed, "nothing to serve with");
-        tenant.enable(&mut pool, Ok(keys(2)), after(3)).unwrap();
+        tenant
+            .enable(&mut pool, &[], Ok(keys(2)), after(3))
+            .unwrap();
         assert_eq!(tenant.vpn.state, State::Enabling);
+    }
+}
+
+#[test]
+fn a_subnet_stays_until_the_vpn_is_enabled_anew() {
+    let mut pool = pool("30000-30003");
+    let mut tenant = in_state(State::Enabled, &mut pool);
+    let subnet = |tenant: &Tenant| tenant.vpn.allocation.as_ref().unwrap().subnet;
+    let first = subnet(&tenant);
+    tenant.regenerate(keys(2), after(1)).unwrap();
+    assert_eq!(subnet(&tenant), first);
+    tenant.reallocate(&mut pool, keys(3), after(2)).unwrap();
+    assert_eq!(subnet(&tenant), first);
+    tenant.observe(&serving(), after(3));
+    tenant.disable(&mut pool, after(4)).unwrap();
+    tenant
+        .enable(&mut pool, &[first.into()], Ok(keys(4)), after(5))
+        .unwrap();
+    assert_ne!(subnet(&tenant), first, "it is in use by now");
+}
+
+#[test]
+fn ranges_that_leave_no_subnet_fail_the_vpn_and_hold_no_port() {
+    for state in [State::Disabled, State::Failed] {
+        let mut pool = pool("30000-30003");
+        let mut tenant = in_state(state, &mut pool);
+        let all = ["10.0.0.0/8".parse().unwrap()];
+        tenant
+            .enable(&mut pool, &all, Ok(keys(2)), after(1))
+            .unwrap();
+        let failure = tenant.vpn.failure.as_deref().unwrap();
+        assert!(failure.contains("leave no 10.X.Y.0/24"), "{failure}");
+        assert_eq!(tenant.vpn.state, State::Failed);
+        assert_eq!(tenant.vpn.allocation, None);
+        assert_eq!(pool.available(), 4);
     }
 }
 

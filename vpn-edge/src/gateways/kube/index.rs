@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::objects::{Place, Shape, annotation};
 use super::state::state;
-use crate::domain::GatewayState;
+use crate::domain::{GatewayState, TunnelDigest};
 use crate::gateways::Gateway;
 use crate::kubernetes::{GATEWAY, TENANT, VpnTenant, label};
 
@@ -179,7 +179,7 @@ impl Index {
                 tenant: policy.labels().get(label::TENANT)?.parse().ok()?,
                 generation: policy.labels().get(label::GENERATION)?.parse().ok()?,
                 port: port(&**policy)?,
-                networks: Vec::new(),
+                digest: TunnelDigest::default(),
                 state: GatewayState::Absent,
                 location: None,
             });
@@ -192,7 +192,7 @@ impl Index {
             tenant: shape.tenant,
             generation: shape.generation,
             port: shape.port,
-            networks: shape.networks,
+            digest: shape.digest,
             state: if whole {
                 state(deployment, self.pods.within(namespace))
             } else {

@@ -289,11 +289,10 @@ impl Gateways for KubeGateways {
                 _ => bail!("the gateway before it has not ended yet"),
             }
         }
-        let config = objects::config(spec, &self.settings);
-        let secret = objects::secret(&place, &config);
+        let shape = Shape::of(spec);
+        let secret = objects::secret(&place, spec);
         let mark = rollout::mark(before.as_deref(), false);
-        self.apply_all(&place, &Shape::of(&config), Some(secret), mark)
-            .await
+        self.apply_all(&place, &shape, Some(secret), mark).await
     }
 
     async fn remove(&self, port: u16) -> Result<()> {

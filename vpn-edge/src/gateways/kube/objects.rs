@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use blake2::{Blake2s256, Digest as _};
 use ipnet::IpNet;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
@@ -22,12 +21,13 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::pod;
+use crate::domain::tunnel::{Live, digest};
+use crate::domain::{TunnelDigest, TunnelSpec};
 use crate::gateway::GatewayConfig;
-use crate::gateways::{GatewaySpec, tunnel};
+use crate::gateways::GatewaySpec;
 use crate::kubernetes::crd::GatewayPod;
 use crate::kubernetes::{GATEWAY, MANAGER, label};
 
@@ -38,8 +38,10 @@ pub mod annotation {
     /// What the tenant may reach, and its DNS server: as in [`super::Shape`].
     pub const NETWORKS: &str = "vpn-edge.dev/networks";
     pub const DNS: &str = "vpn-edge.dev/dns";
-    /// On pods: of all in the configuration that a running gateway keeps.
+    /// Digests of the tunnel that the gateway is to have. On pods, the first is of
+    /// the one that they were made for.
     pub const FIXED: &str = "vpn-edge.dev/fixed";
+    pub const LIVE: &str = "vpn-edge.dev/live";
     /// Of the wish that the Deployment was made from.
     pub const WISH: &str = "vpn-edge.dev/wish";
     /// Of the whole Deployment as it was made.
@@ -58,8 +60,6 @@ pub struct Settings {
     pub image_pull_secrets: Vec<String>,
     /// Where a tenant says nothing.
     pub resources: ResourceRequirements,
-    /// Of the tunnels; from the pods' network where nothing is said.
-    pub mtu: Option<u32>,
     /// Namespace and labels of the cluster's DNS servers.
     pub dns: (String, BTreeMap<String, String>),
 }
@@ -84,7 +84,6 @@ impl Settings {
                 limits: quantities("2", "256Mi"),
                 claims: None,
             },
-            mtu: None,
             dns: ("kube-system".into(), labels([("k8s-app", "kube-dns")])),
         }
     }
@@ -113,35 +112,24 @@ pub struct Shape {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
+    pub digest: TunnelDigest,
+    /// What its NetworkPolicy lets it reach.
     pub dns: IpAddr,
     pub networks: Vec<IpNet>,
-    /// See [`annotation::FIXED`].
-    pub fixed: String,
 }
 
 impl Shape {
-    /// That of the gateway with this configuration.
+    /// That of the gateway of this spec.
     #[must_use]
-    pub fn of(config: &GatewayConfig) -> Self {
-        let GatewayConfig {
-            tenant,
-            generation,
-            port,
-            addresses,
-            mtu,
-            private_key,
-            peers,
-            dns,
-            networks,
-            ..
-        } = config;
+    pub fn of(spec: &GatewaySpec) -> Self {
+        let TunnelSpec { fixed, live } = &spec.tunnel;
         Self {
-            tenant: *tenant,
-            generation: *generation,
-            port: *port,
-            dns: *dns,
-            networks: networks.clone(),
-            fixed: digest(&(addresses, mtu, private_key.public(), peers)),
+            tenant: spec.tenant,
+            generation: fixed.generation,
+            port: fixed.port,
+            digest: spec.tunnel.digest(),
+            dns: live.dns,
+            networks: live.networks.clone(),
         }
     }
 
@@ -150,22 +138,25 @@ impl Shape {
     pub fn read(deployment: &Deployment) -> Option<Self> {
         let labels = deployment.metadata.labels.as_ref()?;
         let annotations = deployment.metadata.annotations.as_ref()?;
-        let template = &deployment.spec.as_ref()?.template;
         let networks = annotations.get(annotation::NETWORKS)?;
         let networks = networks.split(',').filter(|network| !network.is_empty());
+        let live = Live {
+            networks: networks.map(str::parse).collect::<Result<_, _>>().ok()?,
+            dns: annotations.get(annotation::DNS)?.parse().ok()?,
+        };
+        // Earlier builds wrote neither of these here.
+        let fixed = annotations.get(annotation::FIXED).cloned();
+        let digest = annotations.get(annotation::LIVE).cloned();
         Some(Self {
             tenant: labels.get(label::TENANT)?.parse().ok()?,
             generation: labels.get(label::GENERATION)?.parse().ok()?,
             port: annotations.get(annotation::PORT)?.parse().ok()?,
-            dns: annotations.get(annotation::DNS)?.parse().ok()?,
-            networks: networks.map(str::parse).collect::<Result<_, _>>().ok()?,
-            fixed: template
-                .metadata
-                .as_ref()?
-                .annotations
-                .as_ref()?
-                .get(annotation::FIXED)?
-                .clone(),
+            digest: TunnelDigest {
+                fixed: fixed.or_else(|| pods_tunnel(deployment).cloned())?,
+                live: digest.unwrap_or_else(|| live.digest()),
+            },
+            dns: live.dns,
+            networks: live.networks,
         })
     }
 
@@ -192,21 +183,21 @@ impl Shape {
     }
 }
 
+/// Digest of the fixed part of the tunnel that the Deployment's pod was made for.
+#[must_use]
+pub fn pods_tunnel(deployment: &Deployment) -> Option<&String> {
+    let pod = deployment.spec.as_ref()?.template.metadata.as_ref()?;
+    pod.annotations.as_ref()?.get(annotation::FIXED)
+}
+
 /// The configuration in the pod.
 #[must_use]
-pub fn config(spec: &GatewaySpec, settings: &Settings) -> GatewayConfig {
+pub fn config(spec: &GatewaySpec) -> GatewayConfig {
     GatewayConfig {
         tenant: spec.tenant,
-        generation: spec.generation,
-        port: spec.port,
+        tunnel: spec.tunnel.clone(),
         interface: "wg0".into(),
         link: crate::link::GATEWAY_END.into(),
-        addresses: tunnel::addresses(spec),
-        mtu: settings.mtu,
-        private_key: spec.private_key.clone(),
-        peers: vec![tunnel::client(spec)],
-        dns: spec.dns,
-        networks: spec.networks.clone(),
         status: pod::STATUS.into(),
         // Where no edge steers, the Service leads here.
         only_edge: false,
@@ -215,27 +206,35 @@ pub fn config(spec: &GatewaySpec, settings: &Settings) -> GatewayConfig {
 
 /// The Secret with the gateway's configuration.
 #[must_use]
-pub fn secret(place: &Place, config: &GatewayConfig) -> Secret {
-    let text = serde_json::to_vec(config).expect("a configuration is JSON");
+pub fn secret(place: &Place, spec: &GatewaySpec) -> Secret {
+    let text = serde_json::to_vec(&config(spec)).expect("a configuration is JSON");
     Secret {
-        metadata: Shape::of(config).metadata(place),
+        metadata: Shape::of(spec).metadata(place),
         data: Some(BTreeMap::from([(pod::CONFIG.into(), ByteString(text))])),
         type_: Some("Opaque".into()),
         ..Secret::default()
     }
 }
 
+/// Annotations that tell the tunnel that the gateway is to have.
+#[must_use]
+pub fn tunnel(shape: &Shape) -> BTreeMap<String, String> {
+    let networks: Vec<String> = shape.networks.iter().map(IpNet::to_string).collect();
+    labels([
+        (annotation::NETWORKS, networks.join(",").as_str()),
+        (annotation::DNS, &shape.dns.to_string()),
+        (annotation::FIXED, &shape.digest.fixed),
+        (annotation::LIVE, &shape.digest.live),
+    ])
+}
+
 /// The gateway's Deployment.
 #[must_use]
 pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployment {
     let mut metadata = shape.metadata(place);
-    let networks: Vec<String> = shape.networks.iter().map(IpNet::to_string).collect();
     let annotations = metadata.annotations.get_or_insert_default();
-    annotations.extend(labels([
-        (annotation::NETWORKS, networks.join(",").as_str()),
-        (annotation::DNS, &shape.dns.to_string()),
-        (annotation::WISH, &digest(&place.pod)),
-    ]));
+    annotations.extend(tunnel(shape));
+    annotations.insert(annotation::WISH.into(), digest(&place.pod));
     let mut deployment = Deployment {
         metadata,
         spec: Some(DeploymentSpec {
@@ -252,7 +251,7 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
                 metadata: Some(ObjectMeta {
                     labels: Some(shape.labels()),
                     annotations: Some(labels([
-                        (annotation::FIXED, shape.fixed.as_str()),
+                        (annotation::FIXED, shape.digest.fixed.as_str()),
                         ("kubectl.kubernetes.io/default-container", pod::MAIN),
                     ])),
                     ..ObjectMeta::default()
@@ -362,14 +361,6 @@ pub fn policy(place: &Place, shape: &Shape, settings: &Settings) -> NetworkPolic
             egress: Some(egress),
         }),
     }
-}
-
-/// A short digest of the value, to see changes by.
-#[must_use]
-pub fn digest(value: &impl Serialize) -> String {
-    let text = serde_json::to_vec(value).expect("all that is digested is JSON");
-    let hash = Blake2s256::digest(text);
-    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn select(labels: BTreeMap<String, String>) -> LabelSelector {

@@ -23,6 +23,7 @@ use super::objects::{self, Place, Shape, annotation};
 use super::rollout::{self, Standing};
 use super::{KubeGateways, drift, late};
 use crate::domain::GatewayState;
+use crate::domain::tunnel::digest;
 use crate::kubernetes::{GATEWAY, MANAGER, label};
 
 /// What only time tells is looked at this often.
@@ -390,5 +391,5 @@ fn spec(object: &impl Serialize) -> Value {
 }
 
 fn spec_digest(object: &impl Serialize) -> String {
-    objects::digest(&spec(object))
+    digest(&spec(object))
 }

@@ -18,7 +18,7 @@ pub const CLAIM: SignedDuration = SignedDuration::from_mins(5);
 pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) -> Value {
     let tenant = &view.resource;
     let claimed = claimed(view, kept, now).unwrap_or(now);
-    let port = kept.allocation.port;
+    let port = kept.port;
     let mut selector = labels(tenant, kept.generation);
     selector.remove(label::MANAGED_BY);
     let mut labels = json!(labels(tenant, kept.generation));
@@ -56,7 +56,7 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
 /// When the same was claimed before, if that is not long ago.
 fn claimed(view: &View, kept: &Kept, now: Timestamp) -> Option<Timestamp> {
     let service = view.service.as_ref()?;
-    let same = !service.gateway && service.ports == [kept.allocation.port];
+    let same = !service.gateway && service.ports == [kept.port];
     let claimed = service.claimed.filter(|_| same)?;
     (now.duration_since(claimed).abs() < CLAIM / 2).then_some(claimed)
 }

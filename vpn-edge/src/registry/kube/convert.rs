@@ -7,18 +7,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource as _, ResourceExt as _};
+use uuid::Uuid;
 
+use crate::domain::subnet::{is_tunnel_subnet, tunnel_subnet};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
 use crate::kubernetes::{KEYS, VpnTenant, label};
 use crate::wireguard::{ClientKey, KeyError, PrivateKey, PublicKey};
 
 /// Type of the keys Secret, which can never change.
 pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
+
+/// The key in the Secret that earlier builds did not write.
+const SUBNET: &str = "subnet";
 
 /// On a gateway's Service until it has a gateway: when a tenant took the port.
 pub const CLAIMED: &str = "vpn-edge.dev/claimed";
@@ -33,10 +39,34 @@ pub const ACCEPTED: &str = "Accepted";
 /// A tenant's keys as they are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
-    pub allocation: Allocation,
+    pub port: u16,
+    /// The tunnel's; none in what an earlier build stored.
+    pub subnet: Option<Ipv4Net>,
+    pub keys: Keys,
+    pub created_at: Timestamp,
     pub generation: u64,
     /// The spec's keyGeneration that the keys were made for.
     pub key_generation: i64,
+}
+
+impl Kept {
+    /// These keys, which are of a tenant's generation.
+    pub fn of(allocation: &Allocation, generation: u64, key_generation: i64) -> Self {
+        let Allocation {
+            port,
+            subnet,
+            keys,
+            created_at,
+        } = allocation.clone();
+        Self {
+            port,
+            subnet: Some(subnet),
+            keys,
+            created_at,
+            generation,
+            key_generation,
+        }
+    }
 }
 
 /// The Secret that keeps them.
@@ -102,51 +132,64 @@ fn kept(secret: &Secret) -> Option<Kept> {
         Some(given) => ClientKey::Given(given.parse().ok()?),
         None => ClientKey::Made(key("clientPrivateKey")?),
     };
+    let subnet = match data.get(SUBNET) {
+        Some(_) => Some(subnet(text(SUBNET)?)?),
+        None => None,
+    };
     Some(Kept {
-        allocation: Allocation {
-            port: text("port")?.parse().ok().filter(|port| *port >= 1024)?,
-            keys: Keys {
-                server: key("serverPrivateKey")?,
-                client,
-            },
-            created_at: text("createdAt")?.parse().ok()?,
+        port: text("port")?.parse().ok().filter(|port| *port >= 1024)?,
+        subnet,
+        keys: Keys {
+            server: key("serverPrivateKey")?,
+            client,
         },
+        created_at: text("createdAt")?.parse().ok()?,
         generation: text("generation")?.parse().ok()?,
         key_generation: text("keyGeneration")?.parse().ok().filter(|of| *of >= 0)?,
     })
 }
 
+/// One that a tunnel can have.
+fn subnet(text: &str) -> Option<Ipv4Net> {
+    let subnet: Ipv4Net = text.parse().ok()?;
+    is_tunnel_subnet(subnet).then_some(subnet)
+}
+
 /// The Secret for these keys, to be made or, with a version, to replace one.
 pub fn secret(tenant: &VpnTenant, kept: &Kept, version: Option<String>) -> Secret {
-    let Allocation {
+    let Kept {
         port,
+        subnet,
         keys,
         created_at,
-    } = &kept.allocation;
+        generation,
+        key_generation,
+    } = kept;
     let client = match &keys.client {
         ClientKey::Made(key) => ("clientPrivateKey", key.to_base64().to_string()),
         ClientKey::Given(key) => ("clientPublicKey", key.to_string()),
     };
     let data = [
         ("port", port.to_string()),
-        ("generation", kept.generation.to_string()),
-        ("keyGeneration", kept.key_generation.to_string()),
+        ("generation", generation.to_string()),
+        ("keyGeneration", key_generation.to_string()),
         ("createdAt", created_at.to_string()),
         ("serverPrivateKey", keys.server.to_base64().to_string()),
         client,
     ];
+    let subnet = subnet.map(|subnet| (SUBNET, subnet.to_string()));
     let bytes = |(name, value): (&str, String)| (name.to_owned(), ByteString(value.into_bytes()));
     Secret {
         metadata: ObjectMeta {
             name: Some(KEYS.to_owned()),
             namespace: tenant.namespace(),
             resource_version: version,
-            labels: Some(labels(tenant, kept.generation)),
+            labels: Some(labels(tenant, *generation)),
             owner_references: owner(tenant),
             ..ObjectMeta::default()
         },
         type_: Some(KEYS_TYPE.to_owned()),
-        data: Some(data.into_iter().map(bytes).collect()),
+        data: Some(data.into_iter().chain(subnet).map(bytes).collect()),
         ..Secret::default()
     }
 }
@@ -246,17 +289,28 @@ impl View {
     /// # Errors
     ///
     /// What makes the spec none of a tenant, in words for its author.
-    pub fn tenant(&self) -> Result<Tenant, String> {
+    pub fn tenant(&self, cluster_ranges: &[IpNet]) -> Result<Tenant, String> {
         let made = created(&self.resource);
         let mut tenant = self.resource.spec.tenant(&self.namespace, made)?;
         self.given()?;
-        tenant.vpn = self.vpn();
+        tenant.vpn = self.vpn(tenant.id, cluster_ranges)?;
         let keys = self.keys.as_ref().map_or("", |keys| &keys.version);
         tenant.version = version(&self.resource.metadata).max(keys.parse().unwrap_or(0));
         Ok(tenant)
     }
 
-    fn vpn(&self) -> Vpn {
+    /// The subnet of the tunnel with these keys. Where they were stored without, it
+    /// is what an earlier build told of it, or would have.
+    fn subnet(&self, kept: &Kept, id: Uuid, cluster_ranges: &[IpNet]) -> Result<Ipv4Net, String> {
+        let status = self.resource.status.as_ref();
+        let told = || subnet(status?.subnet.as_ref()?);
+        match kept.subnet.or_else(told) {
+            Some(subnet) => Ok(subnet),
+            None => tunnel_subnet(id, cluster_ranges).map_err(|error| error.to_string()),
+        }
+    }
+
+    fn vpn(&self, id: Uuid, cluster_ranges: &[IpNet]) -> Result<Vpn, String> {
         let status = self.resource.status.as_ref();
         let phase = status.and_then(|status| status.phase);
         let since = status.and_then(|status| status.since.as_ref());
@@ -272,15 +326,15 @@ impl View {
                 Some(State::Failed) if attempted && reason.is_some() => State::Failed,
                 _ => State::Disabled,
             };
-            return Vpn {
+            return Ok(Vpn {
                 state,
                 generation: last,
                 since,
                 failure: reason.filter(|_| state == State::Failed),
                 allocation: None,
-            };
+            });
         };
-        let port = kept.allocation.port;
+        let port = kept.port;
         // Whoever may write the Secret may write any port into it.
         let reserved = self.reserves(port) || self.publishes(port, kept.generation);
         let current = reserved
@@ -291,16 +345,21 @@ impl View {
             Some(phase @ (State::Enabling | State::Enabled | State::Failed)) if current => {
                 (phase, since)
             }
-            _ => (State::Enabling, kept.allocation.created_at),
+            _ => (State::Enabling, kept.created_at),
         };
         let reason = reason.unwrap_or_else(|| "the reason was lost".to_owned());
-        Vpn {
+        Ok(Vpn {
             state,
             generation: kept.generation,
             since,
             failure: (state == State::Failed).then_some(reason),
-            allocation: Some(kept.allocation.clone()),
-        }
+            allocation: Some(Allocation {
+                port,
+                subnet: self.subnet(kept, id, cluster_ranges)?,
+                keys: kept.keys.clone(),
+                created_at: kept.created_at,
+            }),
+        })
     }
 
     /// The highest generation that the tenant is known to have had. It starts

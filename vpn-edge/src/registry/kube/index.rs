@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::Resource;
@@ -78,6 +79,8 @@ pub struct Index {
     released: Vec<u16>,
     refused: BTreeMap<u16, Timestamp>,
     news: News,
+    /// Networks that no tunnel may overlap.
+    cluster_ranges: Vec<IpNet>,
 }
 
 /// What happened since it was asked last.
@@ -120,7 +123,7 @@ impl Kind for Secret {
             let ours = secret.metadata.name.as_deref() == Some(KEYS);
             ours.then(|| keys_secret(&secret))
         };
-        let port = |keys: &KeysSecret| freed.extend(keys.kept.as_ref().map(|k| k.allocation.port));
+        let port = |keys: &KeysSecret| freed.extend(keys.kept.as_ref().map(|k| k.port));
         let changed = take(&mut index.keys, event, value, port);
         index.free(freed);
         for (namespace, _) in &changed {
@@ -200,6 +203,15 @@ fn name(namespace: &str, name: &str) -> Name {
 }
 
 impl Index {
+    /// Nothing is known yet. Keys that an earlier build stored without a subnet have
+    /// one clear of `cluster_ranges`.
+    pub fn new(cluster_ranges: Vec<IpNet>) -> Self {
+        Self {
+            cluster_ranges,
+            ..Self::default()
+        }
+    }
+
     /// All that is known of the tenant of a namespace.
     pub fn view(&self, namespace: &str) -> Option<View> {
         Some(View {
@@ -262,7 +274,7 @@ impl Index {
             Some(holder) if holder != view.namespace => return Standing::Duplicate(holder),
             _ => {}
         }
-        match view.tenant() {
+        match view.tenant(&self.cluster_ranges) {
             Ok(tenant) => Standing::Tenant(Arc::new(tenant)),
             Err(reason) => Standing::Invalid(reason),
         }
@@ -323,7 +335,7 @@ impl Index {
         let mut holders = BTreeMap::new();
         for ((namespace, _), keys) in self.keys.iter() {
             if let Some(kept) = &keys.kept {
-                holders.insert(kept.allocation.port, self.holder(namespace));
+                holders.insert(kept.port, self.holder(namespace));
             }
         }
         for (port, refused) in &self.refused {
@@ -348,7 +360,7 @@ impl Index {
     /// A port that has left its pool stays the tenant's for as long as its
     /// Service holds it.
     pub fn reservation(&self, view: &View, pools: &Pools) -> Option<Reservation> {
-        let port = view.kept()?.allocation.port;
+        let port = view.kept()?.port;
         if view.reserves(port) {
             return Some(Reservation::Held);
         }
@@ -386,7 +398,7 @@ impl Index {
     pub fn absent_keys(&mut self, namespace: &str, version: u64) -> bool {
         let name = name(namespace, KEYS);
         let kept = self.keys.get(&name).and_then(|keys| keys.kept.as_ref());
-        let ports = kept.map(|kept| kept.allocation.port).into_iter().collect();
+        let ports = kept.map(|kept| kept.port).into_iter().collect();
         let changed = self.keys.remove(&name, version);
         if changed {
             self.free(ports);
@@ -445,7 +457,7 @@ impl Index {
         let ports = self.services.get(changed).map(|service| &service.ports);
         let ports = ports.map_or(&[][..], Vec::as_slice);
         let lost = self.keys.iter().filter(|(_, keys)| {
-            let port = keys.kept.as_ref().map(|kept| kept.allocation.port);
+            let port = keys.kept.as_ref().map(|kept| kept.port);
             port.is_some_and(|port| ports.contains(&port))
         });
         let lost = lost.map(|((namespace, _), _)| namespace.clone());

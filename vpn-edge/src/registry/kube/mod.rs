@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::watcher::Event;
@@ -35,17 +34,14 @@ use self::hindrance::Hindrance;
 use self::index::{Index, Kind};
 use self::write::{Miss, params, prompt, storage};
 use super::{Change, Registry, RegistryError, UpdateError};
-use crate::domain::{Pools, Tenant};
+use crate::domain::{Pools, Tenant, TunnelSettings};
 use crate::kubernetes::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 
 /// What tenants are given, and what their status says of it.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub pools: Pools,
-    /// Networks that no tunnel may overlap.
-    pub cluster_ranges: Vec<IpNet>,
-    /// Tunnels carry IPv6.
-    pub tunnel_ipv6: bool,
+    pub tunnels: TunnelSettings,
 }
 
 /// Tenants in a cluster. It watches them for as long as it is there.
@@ -86,10 +82,11 @@ impl KubeRegistry {
     ///
     /// When the API server refuses: a definition or a permission is missing.
     pub async fn start(client: Client, settings: Settings) -> Result<Self, RegistryError> {
+        let index = Index::new(settings.tunnels.cluster_ranges.clone());
         let inner = Arc::new(Inner {
             client,
             settings,
-            index: Mutex::default(),
+            index: Mutex::new(index),
             changes: tokio_watch::Sender::new(0),
             news: Notify::new(),
             troubles: Mutex::default(),

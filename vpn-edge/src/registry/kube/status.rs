@@ -1,6 +1,5 @@
 //! What a VpnTenant's status says. Pure.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -8,9 +7,7 @@ use super::Settings;
 use super::convert::{ACCEPTED, View};
 use super::hindrance::Hindrance;
 use super::index::Reservation;
-use crate::domain::subnet::{client_address, client_address6};
-use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
-use crate::domain::{State, Tenant};
+use crate::domain::{State, Tenant, TunnelSpec};
 use crate::kubernetes::VpnTenantStatus;
 
 const PORT_ALLOCATED: &str = "PortAllocated";
@@ -113,15 +110,10 @@ pub fn of(
         let hostname = settings.pools.hostname(port);
         status.port = Some(port);
         status.endpoint = hostname.map(|name| format!("{name}:{port}")).or(old);
-        if let Ok(subnet) = tunnel_subnet(tenant.id, &settings.cluster_ranges) {
-            status.subnet = Some(subnet.to_string());
-            let address = Ipv4Net::new_assert(client_address(subnet), subnet.prefix_len());
-            status.addresses.push(IpNet::from(address).to_string());
-        }
-        if settings.tunnel_ipv6 {
-            let subnet = tunnel_subnet6(tenant.id);
-            let address = Ipv6Net::new_assert(client_address6(subnet), subnet.prefix_len());
-            status.addresses.push(IpNet::from(address).to_string());
+        if let Some(TunnelSpec { fixed, live: _ }) = TunnelSpec::of(tenant, &settings.tunnels) {
+            let v4 = fixed.subnets().find(|subnet| subnet.addr().is_ipv4());
+            status.subnet = v4.map(|subnet| subnet.to_string());
+            status.addresses = fixed.client_addresses().map(|of| of.to_string()).collect();
         }
         status.server_public_key = Some(allocation.keys.server.public().to_string());
         status.client_public_key = Some(allocation.keys.client.public().to_string());

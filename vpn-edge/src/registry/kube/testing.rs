@@ -1,5 +1,7 @@
 //! Resources as an API server would hand them out, for the tests.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use serde_json::{from_value, json};
@@ -7,7 +9,7 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::convert::{Kept, View, held, keys_secret, secret};
-use crate::domain::{Allocation, Keys, Plan, Pools};
+use crate::domain::{Keys, Plan, Pools, TunnelSettings};
 use crate::kubernetes::{GATEWAY, TENANT, VpnTenant, VpnTenantSpec};
 
 pub const MADE: i64 = 1_750_000_000;
@@ -19,8 +21,12 @@ pub fn at(second: i64) -> Timestamp {
 pub fn settings() -> Settings {
     Settings {
         pools: Pools::new(vec!["vpn.example.com=30000-30009".parse().unwrap()]).unwrap(),
-        cluster_ranges: Vec::new(),
-        tunnel_ipv6: false,
+        tunnels: TunnelSettings {
+            cluster_ranges: Vec::new(),
+            dns: IpAddr::from([10, 96, 0, 10]),
+            ipv6: false,
+            mtu: None,
+        },
     }
 }
 
@@ -46,11 +52,10 @@ pub fn resource(id: u128, namespace: &str, after: i64, version: u64) -> VpnTenan
 
 pub fn kept(port: u16, generation: u64) -> Kept {
     Kept {
-        allocation: Allocation {
-            port,
-            keys: Keys::generate().unwrap(),
-            created_at: "2026-11-21T12:00:00.25Z".parse().unwrap(),
-        },
+        port,
+        subnet: Some("10.42.128.0/24".parse().unwrap()),
+        keys: Keys::generate().unwrap(),
+        created_at: "2026-11-21T12:00:00.25Z".parse().unwrap(),
         generation,
         key_generation: 0,
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, ResourceExt as _};
@@ -96,7 +97,7 @@ pub fn next(
             .then_some(Wish::FreePort);
     };
     let other_keys = spec.vpn.key_generation > kept.key_generation
-        || view.given() != Ok(kept.allocation.keys.client.given());
+        || view.given() != Ok(kept.keys.client.given());
     match tenant.vpn.state {
         _ if !spec.plan.has_vpn() => Some(Wish::EndPlan),
         State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
@@ -311,8 +312,11 @@ impl Inner {
         let wish = next(view, standing, reservation, now);
         // A tenant's is valid.
         let given = view.given().ok().flatten();
+        let ranges = &self.settings.tunnels.cluster_ranges;
         Ok(match (wish, standing) {
-            (Some(wish), Standing::Tenant(tenant)) if change(wish, given, now).is_some() => {
+            (Some(wish), Standing::Tenant(tenant))
+                if change(wish, given, ranges, now).is_some() =>
+            {
                 match self.change(tenant, wish, given, now).await? {
                     Hindrance::Nothing => (Came::Settled, Hindrance::Nothing),
                     hindered => (Came::Hindered, hindered),
@@ -330,7 +334,8 @@ impl Inner {
         given: Option<PublicKey>,
         now: Timestamp,
     ) -> Result<Hindrance, Miss> {
-        let Some(change) = change(wish, given, now) else {
+        let ranges = &self.settings.tunnels.cluster_ranges;
+        let Some(change) = change(wish, given, ranges, now) else {
             return Ok(Hindrance::Nothing);
         };
         match self.update(tenant.id, change, Some(wish)).await {
@@ -389,14 +394,22 @@ impl Inner {
 
 /// What a wish is as a change of a tenant, whose client may have given a key, if
 /// it is one.
-fn change(wish: Wish, given: Option<PublicKey>, now: Timestamp) -> Option<Change> {
+fn change(
+    wish: Wish,
+    given: Option<PublicKey>,
+    cluster_ranges: &[IpNet],
+    now: Timestamp,
+) -> Option<Change> {
     Some(match wish {
         Wish::EndPlan => Box::new(move |tenant, pool| {
             tenant.set_plan(tenant.plan, pool, now);
             Ok(())
         }),
         Wish::Enable => {
-            Box::new(move |tenant, pool| tenant.enable(pool, Keys::generate_for(given), now))
+            let ranges = cluster_ranges.to_vec();
+            Box::new(move |tenant, pool| {
+                tenant.enable(pool, &ranges, Keys::generate_for(given), now)
+            })
         }
         Wish::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
         Wish::Regenerate => {

@@ -284,11 +284,8 @@ impl Inner {
                 let made = before.vpn.allocation.as_ref() != Some(allocation)
                     || before.vpn.generation != after.vpn.generation;
                 if made {
-                    let kept = Kept {
-                        allocation: allocation.clone(),
-                        generation: after.vpn.generation,
-                        key_generation: view.resource.spec.vpn.key_generation,
-                    };
+                    let key_generation = view.resource.spec.vpn.key_generation;
+                    let kept = Kept::of(allocation, after.vpn.generation, key_generation);
                     self.store(&view, &before, &kept).await?;
                     committed = true;
                 }
@@ -306,7 +303,7 @@ impl Inner {
     /// Stores keys, once their port is the tenant's.
     async fn store(&self, view: &View, before: &Tenant, kept: &Kept) -> Result<(), Miss> {
         let start = Instant::now();
-        let port = kept.allocation.port;
+        let port = kept.port;
         if before.vpn.allocation.as_ref().map(|a| a.port) != Some(port) {
             self.claim(view, kept).await?;
         }
@@ -363,7 +360,7 @@ impl Inner {
                 Ok(())
             }
             Err(Error::Api(status)) if is_port_taken(&status) => {
-                let port = kept.allocation.port;
+                let port = kept.port;
                 tracing::info!(port, "not to be had: {}", status.message);
                 Err(Miss::Taken(port))
             }

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params};
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use super::begin;
 use super::seal::{KeyRing, Place, SEALED};
+use crate::domain::subnet::tunnel_subnet;
 use crate::domain::{Allocation, State, Tenant, Vpn};
 use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
 
@@ -17,7 +19,7 @@ pub const SERVER_KEY: &str = "server_key";
 pub const CLIENT_KEY: &str = "client_key";
 
 /// The tables, one step a version; `user_version` counts the steps taken.
-pub const MIGRATIONS: [&str; 2] = [
+pub const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE tenant (
         id TEXT PRIMARY KEY NOT NULL CHECK (length(id) = 36),
@@ -96,6 +98,11 @@ pub const MIGRATIONS: [&str; 2] = [
         state TEXT NOT NULL CHECK (state IN ('plain', 'unscrubbed', 'sealed'))
     ) STRICT;
     INSERT INTO sealing VALUES (lower(hex(randomblob(16))), 'plain');
+",
+    "
+    -- Of the tunnel. Rows that have a port and were stored before get it when the
+    -- registry is opened, as it takes the reserved ranges: see give_subnets().
+    ALTER TABLE tenant ADD COLUMN subnet TEXT CHECK (subnet IS NULL OR port IS NOT NULL);
 ",
 ];
 
@@ -183,6 +190,7 @@ pub fn put(transaction: &Transaction<'_>, ring: &KeyRing, tenant: &Tenant) -> ru
         ":since": vpn.since.to_string(),
         ":failure": vpn.failure,
         ":port": allocation.map(|a| a.port),
+        ":subnet": allocation.map(|a| a.subnet.to_string()),
         ":server_key": server,
         ":client_key": client,
         ":client_public_key": given.map(PublicKey::as_bytes),
@@ -227,6 +235,7 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
     let allocation = match row.get("port")? {
         Some(port) => Some(Allocation {
             port,
+            subnet: parsed(row, "subnet")?,
             keys: Keys {
                 server: private_key(SERVER_KEY)?,
                 client: match given {
@@ -259,6 +268,27 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
         },
         version: unsigned(row, "version")?,
     })
+}
+
+/// Gives the tunnels of a database of an earlier build, which did not store their
+/// subnets, those that it worked out.
+pub fn give_subnets(connection: &mut Connection, cluster_ranges: &[IpNet]) -> Result<(), String> {
+    let sql = |error: rusqlite::Error| error.to_string();
+    let transaction = begin(connection).map_err(sql)?;
+    let without: Vec<Uuid> = transaction
+        .prepare("SELECT id FROM tenant WHERE port IS NOT NULL AND subnet IS NULL")
+        .and_then(|mut select| select.query_map([], |row| parsed(row, "id"))?.collect())
+        .map_err(sql)?;
+    for id in without {
+        let subnet = tunnel_subnet(id, cluster_ranges).map_err(|error| error.to_string())?;
+        transaction
+            .execute(
+                "UPDATE tenant SET subnet = ?2 WHERE id = ?1",
+                (id.to_string(), subnet.to_string()),
+            )
+            .map_err(sql)?;
+    }
+    transaction.commit().map_err(sql)
 }
 
 pub fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>

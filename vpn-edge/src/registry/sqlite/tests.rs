@@ -14,11 +14,11 @@ fn range(text: &str) -> PortRange {
 }
 
 fn open(path: &Path) -> SqliteRegistry {
-    SqliteRegistry::open(path, range("30000-30019")).unwrap()
+    SqliteRegistry::open(path, range("30000-30019"), &[]).unwrap()
 }
 
 fn open_error(path: &Path) -> String {
-    match SqliteRegistry::open(path, range("30000-30019")) {
+    match SqliteRegistry::open(path, range("30000-30019"), &[]) {
         Ok(_) => panic!("it opened"),
         Err(error) => error.to_string(),
     }
@@ -50,7 +50,7 @@ async fn create(registry: &SqliteRegistry, n: u128) -> Uuid {
 }
 
 fn enable() -> Change {
-    Box::new(|tenant, pool| tenant.enable(pool, Keys::generate(), now()))
+    Box::new(|tenant, pool| tenant.enable(pool, &[], Keys::generate(), now()))
 }
 
 fn disable() -> Change {
@@ -114,7 +114,7 @@ fn a_missing_folder_is_made_and_one_that_cannot_be_is_named() {
 async fn reopening_keeps_tenants_ports_and_the_order_of_release() {
     let (_dir, path) = scratch();
     let three = range("30000-30002");
-    let registry = SqliteRegistry::open(&path, three).unwrap();
+    let registry = SqliteRegistry::open(&path, three, &[]).unwrap();
     let mut tenants = Vec::new();
     for n in 1..=3 {
         tenants.push(enabled(&registry, n).await);
@@ -124,7 +124,7 @@ async fn reopening_keeps_tenants_ports_and_the_order_of_release() {
     let before = registry.list().await.unwrap();
     drop(registry);
 
-    let registry = SqliteRegistry::open(&path, three).unwrap();
+    let registry = SqliteRegistry::open(&path, three, &[]).unwrap();
     assert_eq!(registry.list().await.unwrap(), before);
     let first = registry.update(tenants[0].id, enable()).await.unwrap();
     assert_eq!(port(&first), 30002, "released longest ago");
@@ -177,7 +177,7 @@ async fn twenty_enables_at_once_get_twenty_ports() {
 #[tokio::test]
 async fn a_dry_pool_refuses_and_recovers_with_the_port_that_was_freed() {
     let (_dir, path) = scratch();
-    let registry = SqliteRegistry::open(&path, range("30000-30001")).unwrap();
+    let registry = SqliteRegistry::open(&path, range("30000-30001"), &[]).unwrap();
     let first = enabled(&registry, 1).await;
     enabled(&registry, 2).await;
     let third = create(&registry, 3).await;
@@ -229,7 +229,7 @@ async fn a_change_that_panics_leaves_everything_as_it_was() {
         let registry = Arc::clone(&registry);
         async move {
             let change: Change = Box::new(|tenant, pool| {
-                tenant.enable(pool, Keys::generate(), now())?;
+                tenant.enable(pool, &[], Keys::generate(), now())?;
                 panic!("in the middle")
             });
             registry.update(id, change).await
@@ -267,7 +267,7 @@ fn sealed(registry: &SqliteRegistry, id: Uuid) -> [Vec<u8>; 2] {
 async fn removed_keys_are_in_no_file() {
     const REMOVED: usize = 60;
     let (dir, path) = scratch();
-    let registry = SqliteRegistry::open(&path, range("30000-30299")).unwrap();
+    let registry = SqliteRegistry::open(&path, range("30000-30299"), &[]).unwrap();
     // Enough tenants, of sizes that change, for pages to split and rows to move.
     let resize = |n: usize| -> Change {
         let networks: Vec<_> = (0..n as u32 * 37 % 65)
@@ -398,7 +398,7 @@ fn a_newer_schema_is_refused() {
         open_error(&path),
         format!(
             "cannot open the registry: {}: it has schema 99 and this vpn-edge knows \
-             schemas up to 2; use the newer vpn-edge",
+             schemas up to 3; use the newer vpn-edge",
             path.display()
         )
     );
@@ -464,7 +464,7 @@ async fn a_key_that_was_given_is_kept_and_no_private_one_beside_it() {
         let registry = open(&path);
         let id = create(&registry, 1).await;
         let change: Change = Box::new(move |tenant, pool| {
-            tenant.enable(pool, Keys::generate_for(Some(given)), now())
+            tenant.enable(pool, &[], Keys::generate_for(Some(given)), now())
         });
         registry.update(id, change).await.unwrap()
     };
@@ -507,6 +507,51 @@ async fn what_the_first_schema_held_is_kept() {
     assert_eq!(allocation.keys.client, client);
     let next = enabled(&registry, 2).await;
     assert_eq!(port(&next), 30000, "neither held nor released lately");
+}
+
+#[tokio::test]
+async fn a_subnet_that_was_given_out_is_kept_when_other_ranges_are_reserved() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    let tenant = enabled(&registry, 1).await;
+    drop(registry);
+    let subnet = |tenant: &Tenant| tenant.vpn.allocation.as_ref().unwrap().subnet;
+    let given = subnet(&tenant);
+    let reserved = [IpNet::from(given)];
+    let open = || SqliteRegistry::open(&path, range("30000-30019"), &reserved).unwrap();
+    let stored = async || open().get(tenant.id).await.unwrap().unwrap();
+    assert_eq!(stored().await, tenant);
+
+    // As a build left it that stored none.
+    let by_hand = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    by_hand("UPDATE tenant SET subnet = NULL");
+    let worked_out = subnet(&stored().await);
+    assert_ne!(worked_out, given, "clear of what is reserved now");
+    by_hand(&format!("UPDATE tenant SET subnet = '{given}'"));
+    assert_eq!(stored().await, tenant);
+    // A subnet is worked out once.
+    by_hand("UPDATE tenant SET subnet = NULL");
+    drop(open());
+    let none = SqliteRegistry::open(&path, range("30000-30019"), &[]).unwrap();
+    let again = none.get(tenant.id).await.unwrap().unwrap();
+    assert_eq!(subnet(&again), worked_out);
+}
+
+#[tokio::test]
+async fn without_a_subnet_to_give_a_database_of_an_earlier_build_stays_shut() {
+    let (_dir, path) = scratch();
+    let registry = open(&path);
+    enabled(&registry, 1).await;
+    drop(registry);
+    let by_hand = Connection::open(&path).unwrap();
+    by_hand
+        .execute_batch("UPDATE tenant SET subnet = NULL")
+        .unwrap();
+    drop(by_hand);
+    let all = ["10.0.0.0/8".parse().unwrap()];
+    let error = SqliteRegistry::open(&path, range("30000-30019"), &all);
+    let error = error.err().expect("it opened").to_string();
+    assert!(error.contains("reserve less of 10.0.0.0/8"), "{error}");
 }
 
 #[tokio::test]

@@ -1,23 +1,34 @@
 use k8s_openapi::api::core::v1::Toleration;
+use serde::Serialize;
 
 use super::*;
+use crate::domain::tunnel::{Fixed, Peer};
 use crate::wireguard::PrivateKey;
 
 fn spec() -> GatewaySpec {
     GatewaySpec {
         tenant: Uuid::from_u128(0x7c9e_6679_7425_40de_944b_e07f_c1f9_0ae7),
         namespace: "tenant-acme".into(),
-        generation: 1_700_000_000,
-        port: 31_001,
-        subnet: "10.42.128.0/24".parse().unwrap(),
-        subnet6: None,
-        private_key: PrivateKey::from_bytes([7; 32]),
-        client: PrivateKey::from_bytes([9; 32]).public(),
-        dns: IpAddr::from([10, 96, 0, 10]),
-        networks: vec![
-            "10.97.1.0/24".parse().unwrap(),
-            "fd00:97:1::/64".parse().unwrap(),
-        ],
+        tunnel: TunnelSpec {
+            fixed: Fixed {
+                port: 31_001,
+                generation: 1_700_000_000,
+                server_key: PrivateKey::from_bytes([7; 32]),
+                addresses: vec!["10.42.128.1/24".parse().unwrap()],
+                client: Peer {
+                    public_key: PrivateKey::from_bytes([9; 32]).public(),
+                    allowed_ips: vec!["10.42.128.2/32".parse().unwrap()],
+                },
+                mtu: None,
+            },
+            live: Live {
+                networks: vec![
+                    "10.97.1.0/24".parse().unwrap(),
+                    "fd00:97:1::/64".parse().unwrap(),
+                ],
+                dns: IpAddr::from([10, 96, 0, 10]),
+            },
+        },
     }
 }
 
@@ -41,8 +52,7 @@ fn settings() -> Settings {
 }
 
 fn made(spec: &GatewaySpec, place: &Place) -> Deployment {
-    let settings = settings();
-    deployment(place, &Shape::of(&config(spec, &settings)), &settings)
+    deployment(place, &Shape::of(spec), &settings())
 }
 
 fn yaml(value: &impl Serialize) -> String {
@@ -53,7 +63,7 @@ fn yaml(value: &impl Serialize) -> String {
 #[test]
 fn all_that_makes_up_a_gateway() {
     let (spec, place, settings) = (spec(), place(), settings());
-    let shape = Shape::of(&config(&spec, &settings));
+    let shape = Shape::of(&spec);
     insta::assert_snapshot!("deployment", yaml(&made(&spec, &place)));
     insta::assert_snapshot!("service", yaml(&service(&place, &shape)));
     insta::assert_snapshot!("policy", yaml(&policy(&place, &shape, &settings)));
@@ -62,30 +72,28 @@ fn all_that_makes_up_a_gateway() {
 #[test]
 fn the_secret_has_the_configuration_and_nothing_else_has_a_key() {
     let (spec, place, settings) = (spec(), place(), settings());
-    let config = config(&spec, &settings);
-    let secret = secret(&place, &config);
+    let secret = secret(&place, &spec);
     let data = secret.data.unwrap();
     let text = &data["gateway.json"].0;
     let back: GatewayConfig = serde_json::from_slice(text).unwrap();
-    assert!(back.is_same_gateway(&config));
-    assert_eq!(back.networks, spec.networks);
+    assert_eq!(back, config(&spec));
     assert!(!back.only_edge, "the Service leads to it too");
-    let shape = Shape::of(&config);
+    let shape = Shape::of(&spec);
     let rest = [
         yaml(&made(&spec, &place)),
         yaml(&service(&place, &shape)),
         yaml(&policy(&place, &shape, &settings)),
     ];
-    let key = spec.private_key.to_base64();
+    let key = spec.tunnel.fixed.server_key.to_base64();
     assert!(rest.iter().all(|text| !text.contains(&*key)));
 }
 
 #[test]
 fn a_shape_is_read_back_from_its_deployment() {
     let (mut spec, place, settings) = (spec(), place(), settings());
-    for networks in [spec.networks.clone(), Vec::new()] {
-        spec.networks = networks;
-        let shape = Shape::of(&config(&spec, &settings));
+    for networks in [spec.tunnel.live.networks.clone(), Vec::new()] {
+        spec.tunnel.live.networks = networks;
+        let shape = Shape::of(&spec);
         assert_eq!(
             Shape::read(&deployment(&place, &shape, &settings)),
             Some(shape)
@@ -100,12 +108,12 @@ fn a_shape_is_read_back_from_its_deployment() {
 fn a_tenant_without_networks_is_let_to_none() {
     let (mut spec, place, settings) = (spec(), place(), settings());
     let rules = |spec: &GatewaySpec| {
-        let shape = Shape::of(&config(spec, &settings));
+        let shape = Shape::of(spec);
         let policy = policy(&place, &shape, &settings);
         policy.spec.unwrap().egress.unwrap()
     };
     assert_eq!(rules(&spec).len(), 3);
-    spec.networks.clear();
+    spec.tunnel.live.networks.clear();
     let egress = rules(&spec);
     assert_eq!(egress.len(), 2);
     assert!(
@@ -123,21 +131,47 @@ fn only_what_takes_another_pod_changes_the_template() {
     let same = |spec: &GatewaySpec| template(spec, &place) == template(&before, &place);
 
     let mut spec = before.clone();
-    spec.networks.pop();
+    spec.tunnel.live.networks.pop();
     assert!(same(&spec), "networks change in place");
     assert_ne!(made(&spec, &place), made(&before, &place));
 
     let mut spec = before.clone();
-    spec.generation += 1;
+    spec.tunnel.live.dns = IpAddr::from([10, 96, 0, 11]);
+    assert!(same(&spec), "and the DNS server");
+    assert_ne!(made(&spec, &place), made(&before, &place));
+
+    let mut spec = before.clone();
+    spec.tunnel.fixed.generation += 1;
     assert!(!same(&spec), "keys do not");
 
     let mut spec = before.clone();
-    spec.subnet6 = Some("fd12:3456:789a::/64".parse().unwrap());
+    let address = "fd12:3456:789a::1/64".parse().unwrap();
+    spec.tunnel.fixed.addresses.push(address);
     assert!(!same(&spec), "nor do addresses");
 
     let mut spec = before.clone();
-    spec.client = PrivateKey::from_bytes([8; 32]).public();
-    assert!(!same(&spec), "nor do peers");
+    spec.tunnel.fixed.client.public_key = PrivateKey::from_bytes([8; 32]).public();
+    assert!(!same(&spec), "nor does the client");
+
+    let mut spec = before.clone();
+    spec.tunnel.fixed.mtu = Some(1380);
+    assert!(!same(&spec), "nor does the MTU");
+}
+
+/// An upgrade is not to replace pods that are as they are to be.
+#[test]
+fn a_gateway_of_an_earlier_build_is_known_by_its_annotations() {
+    let (spec, place) = (spec(), place());
+    let mut earlier = made(&spec, &place);
+    let annotations = earlier.metadata.annotations.as_mut().unwrap();
+    for key in [annotation::FIXED, annotation::LIVE] {
+        annotations.remove(key).unwrap();
+    }
+    assert_eq!(Shape::read(&earlier), Some(Shape::of(&spec)));
+    assert_eq!(
+        pods_tunnel(&earlier).map(String::as_str),
+        Some("aa63efe80a1be5a0")
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn tenant(state: State) -> (View, Tenant) {
     if state == State::Disabled {
         (view.keys, view.service) = (None, None);
     }
-    let mut tenant = view.tenant().unwrap();
+    let mut tenant = view.tenant(&[]).unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
     (view, tenant)
@@ -97,7 +97,7 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
             "True Accepted: this is the tenant of its id"
         );
         // The tenant is read as it was, whatever is said of it.
-        let vpn = view.tenant().unwrap().vpn;
+        let vpn = view.tenant(&[]).unwrap().vpn;
         assert_eq!(
             (vpn.state, vpn.failure),
             (tenant.vpn.state, tenant.vpn.failure)

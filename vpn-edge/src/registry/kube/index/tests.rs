@@ -132,7 +132,7 @@ fn refused_ports_are_tried_again_after_a_while_and_freed_ones_come_last() {
     index.refuse(30003, at(MADE));
     assert_eq!(pool(&mut index, "a").holder(30003), Some(STRANGER));
     let view = index.view("a").unwrap();
-    let tenant = view.tenant().unwrap();
+    let tenant = view.tenant(&[]).unwrap();
     let later = at(MADE + 2);
     assert_eq!(
         index

@@ -1,5 +1,8 @@
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use k8s_openapi::ByteString;
+
 use super::super::convert::{created, keys_secret};
 use super::super::testing::{MADE, at, settings, view};
 use super::super::{status, testing};
@@ -12,7 +15,7 @@ const GENERATION: u64 = MADE.cast_unsigned() * 1000 + 1;
 /// A view whose status says this of its keys' generation.
 fn known(state: State) -> View {
     let mut view = view(30000, GENERATION);
-    let mut tenant = view.tenant().unwrap();
+    let mut tenant = view.tenant(&[]).unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
     let status = status::of(
@@ -27,7 +30,7 @@ fn known(state: State) -> View {
         resource.status = Some(status);
         resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
     });
-    assert_eq!(view.tenant().unwrap().vpn.state, state);
+    assert_eq!(view.tenant(&[]).unwrap().vpn.state, state);
     view
 }
 
@@ -49,7 +52,7 @@ fn wish(view: &View) -> Option<Wish> {
     let standing = if view.deleting() {
         Standing::Leaving
     } else {
-        Standing::Tenant(Arc::new(view.tenant().unwrap()))
+        Standing::Tenant(Arc::new(view.tenant(&[]).unwrap()))
     };
     next(view, &standing, Some(Reservation::Held), at(MADE))
 }
@@ -167,12 +170,55 @@ fn keys_are_read_as_they_were_written() {
     assert_eq!(keys_secret(&secret).kept, None);
 }
 
+/// Earlier builds stored no subnet, and a subnet that no tunnel can have was written
+/// by somebody else.
+#[test]
+fn keys_without_a_subnet_have_the_one_that_was_told() {
+    let published = known(State::Enabled);
+    let subnet = |view: &View, ranges: &[IpNet]| {
+        let tenant = view.tenant(ranges).unwrap();
+        tenant.vpn.allocation.unwrap().subnet.to_string()
+    };
+    let reserved = ["10.0.0.0/9".parse().unwrap()];
+    assert_eq!(subnet(&published, &reserved), "10.42.128.0/24", "stored");
+
+    let mut view = published.clone();
+    let mut kept = published.kept().unwrap().clone();
+    kept.subnet = None;
+    let secret = testing::stored(&published.resource, &kept, 9);
+    assert!(!secret.data.as_ref().unwrap().contains_key("subnet"));
+    view.keys = Some(keys_secret(&secret));
+    assert_eq!(subnet(&view, &reserved), "10.42.128.0/24", "told");
+    let of = |text: &str| {
+        let text = text.to_owned();
+        with(view.clone(), |resource| {
+            resource.status.as_mut().unwrap().subnet = Some(text);
+        })
+    };
+    assert_eq!(subnet(&of("10.1.2.0/24"), &reserved), "10.1.2.0/24");
+    // What was not told, or by nobody of ours, is worked out.
+    for text in ["10.1.2.0/23", "192.168.1.0/24", "subnet"] {
+        assert_eq!(subnet(&of(text), &[]), "10.10.47.0/24");
+        assert_eq!(subnet(&of(text), &reserved), "10.161.250.0/24");
+    }
+    let all = ["10.0.0.0/8".parse().unwrap()];
+    let refused = of("none").tenant(&all).unwrap_err();
+    assert!(refused.contains("reserve less of 10.0.0.0/8"), "{refused}");
+
+    for text in ["10.1.2.0/23", "192.168.1.0/24", ""] {
+        let mut secret = testing::stored(&published.resource, &kept, 9);
+        let data = secret.data.as_mut().unwrap();
+        data.insert("subnet".to_owned(), ByteString(text.into()));
+        assert_eq!(keys_secret(&secret).kept, None, "{text:?}");
+    }
+}
+
 #[test]
 fn a_given_key_is_kept_without_a_private_one_and_served_once() {
     let mut view = known(State::Enabled);
     let given = Keys::generate().unwrap().client.public();
     let mut kept = testing::kept(30_000, GENERATION);
-    kept.allocation.keys = Keys::generate_for(Some(given)).unwrap();
+    kept.keys = Keys::generate_for(Some(given)).unwrap();
     let secret = testing::stored(&view.resource, &kept, 9);
     assert!(
         !secret
@@ -192,7 +238,7 @@ fn a_given_key_is_kept_without_a_private_one_and_served_once() {
         let zero = format!("{}=", "A".repeat(43));
         resource.spec.vpn.client_public_key = Some(zero);
     });
-    let refused = view.tenant().unwrap_err();
+    let refused = view.tenant(&[]).unwrap_err();
     assert!(
         refused.starts_with("spec.vpn.clientPublicKey: "),
         "{refused}"
@@ -205,17 +251,17 @@ fn the_status_follows_the_keys_and_never_leads() {
     let mut view = known(State::Enabled);
     let kept = testing::kept(30_000, GENERATION + 1);
     view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));
-    let vpn = view.tenant().unwrap().vpn;
+    let vpn = view.tenant(&[]).unwrap().vpn;
     assert_eq!(
         (vpn.state, vpn.generation),
         (State::Enabling, GENERATION + 1)
     );
-    assert_eq!(vpn.since, kept.allocation.created_at);
+    assert_eq!(vpn.since, kept.created_at);
     // Without keys, whatever the status says, nothing is enabled.
     for state in [State::Enabling, State::Enabled, State::Failed] {
         let mut view = known(state);
         view.keys = None;
-        let vpn = view.tenant().unwrap().vpn;
+        let vpn = view.tenant(&[]).unwrap().vpn;
         assert_eq!((vpn.state, vpn.allocation), (State::Disabled, None));
         assert_eq!(vpn.generation, GENERATION, "never back");
     }
@@ -224,7 +270,7 @@ fn the_status_follows_the_keys_and_never_leads() {
 #[test]
 fn a_status_that_is_written_is_read_as_the_same_state() {
     let view = known(State::Enabling);
-    let mut tenant = view.tenant().unwrap();
+    let mut tenant = view.tenant(&[]).unwrap();
     let now = at(MADE + 1_000_000_000);
     let mut steps = vec![tenant.clone()];
     let ready = Observed {
@@ -254,12 +300,12 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
         let read = with(view.clone(), |resource| {
             resource.status = Some(status.clone())
         });
-        let mut vpn = read.tenant().unwrap().vpn;
+        let mut vpn = read.tenant(&[]).unwrap().vpn;
         vpn.since = step.vpn.since;
         assert_eq!(vpn, step.vpn);
         let again = status::of(
             &read,
-            &read.tenant().unwrap(),
+            &read.tenant(&[]).unwrap(),
             Some(Reservation::Held),
             &Hindrance::Nothing,
             &settings(),
@@ -272,7 +318,7 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
 #[test]
 fn a_new_tenants_generation_starts_at_its_creation() {
     let view = with(without_keys(), |tenant| tenant.status = None);
-    let vpn = view.tenant().unwrap().vpn;
+    let vpn = view.tenant(&[]).unwrap().vpn;
     assert_eq!(
         vpn.generation,
         created(&view.resource).as_millisecond().cast_unsigned()
@@ -284,7 +330,7 @@ fn a_new_tenants_generation_starts_at_its_creation() {
 fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
     let published = known(State::Enabled);
     let status = |view: &View, reservation| {
-        let tenant = view.tenant().unwrap();
+        let tenant = view.tenant(&[]).unwrap();
         let nothing = Hindrance::Nothing;
         status::of(
             view,
@@ -304,9 +350,9 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
     let mut forged = published.clone();
     let mut kept = published.kept().unwrap().clone();
     for port in [8472, 30_001] {
-        kept.allocation.port = port;
+        kept.port = port;
         forged.keys = Some(keys_secret(&testing::stored(&published.resource, &kept, 9)));
-        let vpn = forged.tenant().unwrap().vpn;
+        let vpn = forged.tenant(&[]).unwrap().vpn;
         assert_eq!(vpn.state, State::Enabling, "{port}");
         for reservation in [Reservation::Free, Reservation::Lost] {
             let status = status(&forged, reservation);
@@ -324,7 +370,7 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
                 )
             );
         }
-        let standing = Standing::Tenant(Arc::new(forged.tenant().unwrap()));
+        let standing = Standing::Tenant(Arc::new(forged.tenant(&[]).unwrap()));
         let next = |reservation| next(&forged, &standing, Some(reservation), at(MADE));
         assert_eq!(next(Reservation::Lost), Some(Wish::Reallocate));
         assert_eq!(
@@ -345,7 +391,7 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
     assert_eq!(status(&bare, Reservation::Lost).port, None);
     // A port that has left its pool.
     let mut kept = published.kept().unwrap().clone();
-    kept.allocation.port = 31_000;
+    kept.port = 31_000;
     let mut shrunk = published.clone();
     shrunk.keys = Some(keys_secret(&testing::stored(&published.resource, &kept, 9)));
     shrunk.service.as_mut().unwrap().ports = vec![31_000];
@@ -368,7 +414,7 @@ fn a_generation_that_no_tenant_came_to_is_not_read() {
         kept.generation = generation;
         view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));
         assert_eq!(view.kept(), None, "{generation}");
-        let vpn = view.tenant().unwrap().vpn;
+        let vpn = view.tenant(&[]).unwrap().vpn;
         assert_eq!((vpn.generation, vpn.allocation), (GENERATION, None));
         assert_eq!(wish(&view), Some(Wish::DropKeys));
     }

@@ -41,8 +41,9 @@ impl Scene {
             let mut tenant = Tenant::new(id, "acme".to_owned(), Plan::Business, now).unwrap();
             tenant.set_ready(true);
             registry.create(tenant).await.unwrap();
-            let change: Change =
-                Box::new(move |tenant, pool| tenant.enable(pool, Keys::generate_for(given), now));
+            let change: Change = Box::new(move |tenant, pool| {
+                tenant.enable(pool, &[], Keys::generate_for(given), now)
+            });
             let tenant = registry.update(id, change).await.unwrap();
             scene.tenants.push(tenant);
         }
@@ -50,7 +51,7 @@ impl Scene {
     }
 
     fn open(&self, source: &KeySource) -> Result<SqliteRegistry, RegistryError> {
-        SqliteRegistry::open_with(&self.database, "30000-30019".parse().unwrap(), source)
+        SqliteRegistry::open_with(&self.database, "30000-30019".parse().unwrap(), &[], source)
     }
 
     fn refused(&self, source: &KeySource) -> String {
@@ -188,7 +189,7 @@ async fn a_key_file_is_of_one_database() {
     let new = scene.database.with_extension("new");
     for database in [&new, &other.database] {
         let range = "30000-30019".parse().unwrap();
-        let opened = SqliteRegistry::open_with(database, range, &scene.source);
+        let opened = SqliteRegistry::open_with(database, range, &[], &scene.source);
         let rotated = SqliteRegistry::rotate_key(database, &scene.source);
         for refused in [opened.err().unwrap(), rotated.err().unwrap()] {
             let refused = refused.to_string();

@@ -14,7 +14,7 @@ fn refused(words: &str) -> Hindrance {
 /// A tenant in this state, and hindered so, as it is seen.
 fn seen(state: State, hindered: Hindrance) -> Seen {
     let view = told(state, &Hindrance::Nothing);
-    let standing = Standing::Tenant(view.tenant().unwrap().into());
+    let standing = Standing::Tenant(view.tenant(&[]).unwrap().into());
     Seen::new(&view, &standing, hindered)
 }
 
@@ -24,7 +24,7 @@ fn told(state: State, hindered: &Hindrance) -> View {
     if state == State::Disabled {
         (view.keys, view.service) = (None, None);
     }
-    let mut tenant = view.tenant().unwrap();
+    let mut tenant = view.tenant(&[]).unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
     let status = status::of(
@@ -67,7 +67,7 @@ fn what_a_status_says_is_not_told_again() {
     ] {
         for hindered in &hindrances {
             let view = told(state, hindered);
-            let standing = Standing::Tenant(view.tenant().unwrap().into());
+            let standing = Standing::Tenant(view.tenant(&[]).unwrap().into());
             let known = Seen::told(&view);
             assert!(known.is_some());
             for now in [hindered.clone(), Hindrance::Unknown] {
@@ -112,7 +112,7 @@ fn a_hindrance_is_told_once_a_message_until_it_is_over() {
     assert_eq!(reasons(Some(one()), [nothing(), one()]), ["Refused"]);
     // Nobody knows while the API server is away.
     let view = told(State::Disabled, &refused("one"));
-    let standing = Standing::Tenant(view.tenant().unwrap().into());
+    let standing = Standing::Tenant(view.tenant(&[]).unwrap().into());
     let unknown = Seen::new(&view, &standing, Unknown);
     assert!(reasons(Some(one()), [unknown, one()]).is_empty());
 
