@@ -184,6 +184,57 @@ fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
 }
 
 #[test]
+fn another_mtu_reaches_gateways_one_after_the_other() -> Result<()> {
+    let mut scene = Scene::new(3, FIRST)?;
+    let before = scene.tenants.iter().map(|spec| scene.pod(spec));
+    let before = before.collect::<Result<Vec<_>>>()?;
+    // As a controller does that was started with it, and with a failing image.
+    scene.lead(MISSING)?;
+    for spec in &mut scene.tenants {
+        spec.tunnel.fixed.mtu = Some(1380);
+    }
+    for spec in &scene.tenants {
+        scene.ensure(spec)?;
+    }
+    let failed = scene.cluster.eventually("one that failed", async || {
+        let asking = asking(&scene, MISSING).await?;
+        let [spec] = asking[..] else {
+            anyhow::bail!("{} gateways are replaced", asking.len());
+        };
+        Ok(Some(spec.clone()))
+    })?;
+    scene.await_state(&failed, |state| matches!(state, GatewayState::Failed(_)))?;
+    // All the others are asked for again, and serve on as they are.
+    for spec in scene
+        .tenants
+        .iter()
+        .filter(|spec| spec.tenant != failed.tenant)
+    {
+        scene.ensure(spec)?;
+    }
+    let asking = scene.cluster.run(asking(&scene, MISSING))?;
+    ensure!(asking.len() == 1, "{} gateways are replaced", asking.len());
+    for (spec, pod) in scene.tenants.iter().zip(&before) {
+        if spec.tenant != failed.tenant {
+            ensure!(scene.pod(spec)? == *pod, "it was replaced");
+        }
+    }
+    // A good image brings it to all.
+    scene.lead(SECOND)?;
+    for spec in &scene.tenants {
+        scene.await_image(spec, SECOND)?;
+        let deployments: Api<Deployment> = scene.api(spec);
+        let deployment = scene.cluster.run(deployments.get(GATEWAY))?;
+        let made_for = vpn_edge::gateways::kube::objects::pods_tunnel(&deployment);
+        ensure!(
+            made_for == Some(&spec.tunnel.digest().fixed),
+            "{made_for:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn a_gateway_of_an_earlier_build_keeps_its_pod() -> Result<()> {
     let mut scene = Scene::new(1, FIRST)?;
     let spec = scene.tenants[0].clone();

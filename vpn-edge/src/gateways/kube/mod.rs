@@ -32,6 +32,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::{OwnedMutexGuard, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -134,6 +135,23 @@ impl KubeGateways {
         secret: Option<Secret>,
         mark: Option<String>,
     ) -> Result<()> {
+        self.apply_around(place, shape, secret).await?;
+        let mut deployment = objects::deployment(place, shape, &self.settings);
+        objects::mark(&mut deployment, mark);
+        let deployment = self.apply(&deployment).await.map_err(late::told)?;
+        self.index().deployments.put(deployment);
+        self.touched().insert(place.namespace.clone());
+        self.changed();
+        Ok(())
+    }
+
+    /// All of it but the Deployment.
+    async fn apply_around(
+        &self,
+        place: &Place,
+        shape: &Shape,
+        secret: Option<Secret>,
+    ) -> Result<()> {
         // First, as no pod is to be without it, and what is left of an attempt
         // is found by it.
         let policy = objects::policy(place, shape, &self.settings);
@@ -149,10 +167,18 @@ impl KubeGateways {
         let service = objects::service(place, shape);
         let service = self.apply(&service).await.map_err(late::told)?;
         self.index().services.put(service);
-        let mut deployment = objects::deployment(place, shape, &self.settings);
-        objects::mark(&mut deployment, mark);
-        let deployment = self.apply(&deployment).await.map_err(late::told)?;
-        self.index().deployments.put(deployment);
+        Ok(())
+    }
+
+    /// Updates what changes in place, and leaves the pod to the roll-out.
+    async fn announce(&self, place: &Place, shape: &Shape, secret: Secret) -> Result<()> {
+        self.apply_around(place, shape, Some(secret)).await?;
+        let annotations = objects::tunnel(shape);
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        let api: Api<Deployment> = self.api(&place.namespace);
+        let announced = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
+        let announced = announced.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        self.index().deployments.put(announced);
         self.touched().insert(place.namespace.clone());
         self.changed();
         Ok(())
@@ -291,6 +317,9 @@ impl Gateways for KubeGateways {
         }
         let shape = Shape::of(spec);
         let secret = objects::secret(&place, spec);
+        if before.as_deref().is_some_and(|before| waits(before, &shape)) {
+            return self.announce(&place, &shape, secret).await;
+        }
         let mark = rollout::mark(before.as_deref(), false);
         self.apply_all(&place, &shape, Some(secret), mark).await
     }
@@ -328,6 +357,17 @@ impl Gateways for KubeGateways {
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
+}
+
+/// Whether the gateway has clients who lose their sessions for another reason than
+/// new keys: it is replaced when its turn in the roll-out comes.
+fn waits(before: &Deployment, shape: &Shape) -> bool {
+    let has_same_keys = Shape::read(before).is_some_and(|before| {
+        (before.tenant, before.generation, before.port)
+            == (shape.tenant, shape.generation, shape.port)
+    });
+    let is_other = objects::pods_tunnel(before) != Some(&shape.digest.fixed);
+    has_same_keys && is_other && rollout::serves(before)
 }
 
 /// The watches that feed the index.

@@ -117,7 +117,9 @@ fn status(deployment: &Deployment) -> DeploymentStatus {
     deployment.status.clone().unwrap_or_default()
 }
 
-fn serves(deployment: &Deployment) -> bool {
+/// Whether clients lose the gateway when its pod is replaced.
+#[must_use]
+pub fn serves(deployment: &Deployment) -> bool {
     status(deployment).ready_replicas.unwrap_or(0) > 0
 }
 

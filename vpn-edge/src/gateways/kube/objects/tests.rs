@@ -175,6 +175,19 @@ fn a_gateway_of_an_earlier_build_is_known_by_its_annotations() {
 }
 
 #[test]
+fn a_pod_that_is_to_be_replaced_is_told_from_the_tunnel_that_it_was_made_for() {
+    let (before, place) = (spec(), place());
+    let mut after = before.clone();
+    after.tunnel.fixed.mtu = Some(1380);
+    let (before, after) = (Shape::of(&before), Shape::of(&after));
+    let mut announced = deployment(&place, &before, &settings());
+    let annotations = announced.metadata.annotations.as_mut().unwrap();
+    annotations.extend(tunnel(&after));
+    assert_eq!(Shape::read(&announced), Some(after));
+    assert_eq!(pods_tunnel(&announced), Some(&before.digest.fixed));
+}
+
+#[test]
 fn a_tenants_wish_is_in_its_pod() {
     let mut place = place();
     let tolerations = vec![Toleration {
