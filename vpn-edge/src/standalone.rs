@@ -132,7 +132,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     })
     .await?;
     let gateways = Arc::new(gateways);
-    let edge = Edge::start(&args.edge, network, args.ports).await?;
+    let edge = Edge::start(&args.edge, network, args.ports, Some(identity.clone())).await?;
 
     let settings = controller::Settings {
         dns: args.dns,
