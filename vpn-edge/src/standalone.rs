@@ -133,7 +133,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         steered: vec![PortRange::new(1024, u16::MAX)?],
         pool: vec![args.ports],
     };
-    let edge = Edge::start(&args.edge, network, ports).await?;
+    let edge = Edge::start(&args.edge, network, ports, Some(identity.clone())).await?;
 
     let settings = controller::Settings {
         dns: args.dns,

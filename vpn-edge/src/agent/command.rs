@@ -20,6 +20,7 @@ use vpn_edge_common::{FLOWS, UPLINKS};
 use super::{Agent, File, Kube, Source};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange, PortRangeError};
+use crate::identity::Identity;
 use crate::inspect::Output;
 use crate::kubernetes;
 use crate::listen::listen;
@@ -234,12 +235,18 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    /// Attaches the programs.
+    /// Attaches the programs. `identity` is of the API, where this process serves
+    /// it.
     ///
     /// # Errors
     ///
     /// Whatever keeps the edge from starting, with what to do about it.
-    pub async fn start(args: &EdgeArgs, network: Network, ports: EdgePorts) -> Result<Self> {
+    pub async fn start(
+        args: &EdgeArgs,
+        network: Network,
+        ports: EdgePorts,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Self> {
         let [health, metrics] =
             [("health", args.health), ("metrics", args.metrics)].map(|(what, address)| {
                 listen(address).with_context(|| {
@@ -267,6 +274,7 @@ impl Edge {
             ports: ports.pool,
             uplinks: args.uplinks.clone(),
             bpffs: args.bpffs.clone(),
+            identity,
             draining: draining.subscribe(),
         };
         Ok(Self {
@@ -399,7 +407,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         steered: ports.clone(),
         pool: ports,
     };
-    let running = Edge::start(&edge, network, ports).await?;
+    let running = Edge::start(&edge, network, ports, None).await?;
     let known = LocalSessions::open(&edge.bpffs)?;
     tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
     let _sessions = sessions.zip(cluster).map(|(listener, client)| {

@@ -226,7 +226,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     let steered = steered::follow(registry.clone(), gateways.clone());
     let backends = api::Backends {
         registry: registry.clone(),
-        identity: callers,
+        identity: callers.clone(),
         audit: Arc::new(KubeLog::new(
             client.clone(),
             &args.namespace,
@@ -247,7 +247,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         },
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
-    let health = health::router(candidate.leads(), registry.clone());
+    let health = health::router(candidate.leads(), registry.clone(), callers);
     let serve = match args.callers.has_proxies() {
         true => HttpServer::behind_proxies,
         false => HttpServer::start,

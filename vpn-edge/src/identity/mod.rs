@@ -90,6 +90,11 @@ impl Identity {
         self.tls || self.public.as_ref().map(Url::scheme) == Some("https")
     }
 
+    /// What is wrong with the token file, if anything is. Looks at the file.
+    pub fn token_file_problem(&self) -> Option<String> {
+        self.tokens.problem()
+    }
+
     fn client(&self) -> Result<(&Oidc, &Client), Refused> {
         let oidc = self.oidc.as_ref().ok_or(Refused::NoSignIn)?;
         let client = oidc.client.as_ref().ok_or(Refused::NoSignIn)?;

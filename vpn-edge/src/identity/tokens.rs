@@ -10,25 +10,54 @@
 //!
 //! The hash is BLAKE2s-256 over the token's text. A token is 32 random bytes,
 //! so a fast hash gives nothing away.
+//!
+//! A running daemon reads the file again when it has changed, and a revocation
+//! must not depend on the rest of the file:
+//!
+//! - A token counts only while its line is there and valid.
+//! - A hash in two lines grants nothing, even where one of them is not valid:
+//!   either could be the one that was meant.
+//! - A file with an invalid line grants nothing that the last file without one
+//!   did not: an organisation's name that was broken over two lines leaves a
+//!   valid line with another name.
+//! - While the file cannot be read, the tokens of the last successful read count
+//!   for [`GRACE`], then none.
+//! - While the file is missing, no token counts.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::fs::{DirBuilder, Metadata, OpenOptions};
+use std::io::{Error, ErrorKind, Read as _, Write as _};
+use std::mem::replace;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use blake2::{Blake2s256, Digest as _};
+use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use super::caller::{Caller, Role};
-use crate::domain::tenant::check_organisation;
+use crate::domain::tenant::{ORGANISATION_RULE, check_organisation};
 
 /// What a token starts with, so that one is recognised where it should not be.
 const PREFIX: &str = "vpe_";
+
+/// How long tokens count after their file could not be read for the first time.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// The pause between two attempts to read a file that cannot be read.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes that a token file may have: some 50,000 tokens.
+const MAX_FILE: u64 = 4 << 20;
+
+/// How many invalid lines a message names.
+const MAX_NAMED: usize = 5;
 
 type Hash = [u8; 32];
 
@@ -58,69 +87,166 @@ pub enum TokenFileError {
 #[derive(Debug)]
 pub struct Tokens {
     path: PathBuf,
+    /// Whether the file may be missing.
+    optional: bool,
     known: Mutex<Known>,
 }
 
 #[derive(Debug)]
 struct Known {
+    /// Whose tokens count.
     callers: HashMap<Hash, Caller>,
-    /// The file that `callers` are from; `None` when it is gone.
-    version: Option<Version>,
+    /// What the last file without an invalid line granted.
+    valid: HashMap<Hash, Caller>,
+    file: FileState,
 }
 
-/// Inode, length, and modification time in seconds and nanoseconds: differs
-/// between a file and what it was before an edit.
-type Version = (u64, u64, i64, i64);
+/// What came of the last look at the file.
+#[derive(Debug)]
+enum FileState {
+    Read {
+        /// The file that `callers` are from.
+        version: Version,
+        /// The invalid lines, in words.
+        invalid: Option<String>,
+    },
+    Missing,
+    Unreadable {
+        error: String,
+        /// When the first attempt failed.
+        since: Instant,
+        /// When the last attempt failed.
+        tried: Instant,
+        /// Whether the time for which `callers` count is over.
+        refused: bool,
+    },
+}
+
+/// Differs between a file and what it was before an edit, a change of its mode,
+/// or a replacement.
+#[derive(Debug, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    mode: u32,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// What is in a file.
+#[derive(Debug)]
+struct Contents {
+    callers: HashMap<Hash, Caller>,
+    invalid: Vec<InvalidLine>,
+}
+
+/// A line's number and what is wrong with it, never its text: that could be a
+/// token.
+#[derive(Debug, PartialEq, Eq)]
+struct InvalidLine {
+    number: usize,
+    reason: String,
+}
 
 impl Tokens {
     /// # Errors
     ///
-    /// That the file is missing, or cannot be used.
+    /// That the file is missing, cannot be read, or has an invalid line.
     pub fn load(path: &Path) -> Result<Tokens, TokenFileError> {
-        let (callers, version) = read(path)?;
-        Ok(Tokens::of(path, callers, Some(version)))
+        let (contents, version) = read_valid(path)?;
+        let file = FileState::Read {
+            version,
+            invalid: None,
+        };
+        Ok(Tokens::of(path, false, contents.callers, file))
     }
 
-    /// As [`Tokens::load`], but a file that is missing knows nobody until it is
-    /// there.
+    /// As [`Tokens::load`], but the file may be missing, now and later.
     ///
     /// # Errors
     ///
-    /// That the file cannot be used.
+    /// That the file cannot be read, or has an invalid line.
     pub fn load_if_any(path: &Path) -> Result<Tokens, TokenFileError> {
         match Tokens::load(path) {
-            Err(TokenFileError::Missing(_)) => Ok(Tokens::of(path, HashMap::new(), None)),
-            loaded => loaded,
+            Err(TokenFileError::Missing(_)) => {
+                Ok(Tokens::of(path, true, HashMap::new(), FileState::Missing))
+            }
+            loaded => Ok(Tokens {
+                optional: true,
+                ..loaded?
+            }),
         }
     }
 
-    fn of(path: &Path, callers: HashMap<Hash, Caller>, version: Option<Version>) -> Tokens {
+    fn of(path: &Path, optional: bool, callers: HashMap<Hash, Caller>, file: FileState) -> Tokens {
         Tokens {
             path: path.to_owned(),
-            known: Mutex::new(Known { callers, version }),
+            optional,
+            known: Mutex::new(Known {
+                valid: callers.clone(),
+                callers,
+                file,
+            }),
         }
     }
 
-    /// Who holds this token. A file that cannot be read any more keeps the
-    /// tokens it had; one that was removed knows nobody.
+    /// Who holds this token.
     pub fn caller(&self, token: &str) -> Option<Caller> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let version = std::fs::metadata(&self.path).ok().as_ref().map(version);
-        if version != known.version {
-            known.version = version;
-            match read(&self.path) {
-                Ok((callers, version)) => {
-                    known.callers = callers;
-                    known.version = Some(version);
-                }
-                Err(error @ TokenFileError::Missing(_)) => {
-                    tracing::error!(%error, "nobody may call the API");
-                    known.callers.clear();
-                }
-                Err(error) => tracing::error!(%error, "tokens stay as they were"),
+        self.caller_at(token, Instant::now())
+    }
+
+    fn caller_at(&self, token: &str, now: Instant) -> Option<Caller> {
+        let hash = hash(token);
+        self.refresh(now).callers.get(&hash).cloned()
+    }
+
+    /// What is wrong with the file, if anything is: it cannot be read, has
+    /// invalid lines, or is missing and may not be.
+    pub fn problem(&self) -> Option<String> {
+        self.problem_at(Instant::now())
+    }
+
+    fn problem_at(&self, now: Instant) -> Option<String> {
+        match &self.refresh(now).file {
+            FileState::Read { invalid, .. } => invalid.clone(),
+            FileState::Missing if self.optional => None,
+            FileState::Missing => Some(TokenFileError::Missing(self.path.clone()).to_string()),
+            FileState::Unreadable {
+                error,
+                refused: false,
+                ..
+            } => {
+                let seconds = GRACE.as_secs();
+                Some(format!("{error}; its tokens are refused after {seconds} s"))
             }
+            FileState::Unreadable {
+                error,
+                refused: true,
+                ..
+            } => Some(format!("{error}; its tokens are refused")),
         }
-        known.callers.get(&hash(token)).cloned()
+    }
+
+    /// Looks at the file, and reads it if it has changed or could not be read
+    /// before. Concurrent callers wait, and find what the first has read.
+    fn refresh(&self, now: Instant) -> MutexGuard<'_, Known> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = std::fs::metadata(&self.path).map(|metadata| version(&metadata));
+        match (&found, &known.file) {
+            (Ok(found), FileState::Read { version, .. }) if found == version => {}
+            (Err(error), _) if error.kind() == ErrorKind::NotFound => known.missing(&self.path),
+            (_, FileState::Unreadable { tried, .. })
+                if now.saturating_duration_since(*tried) < RETRY => {}
+            _ => match read(&self.path) {
+                Ok((contents, version)) => known.read(&self.path, contents, version),
+                Err(TokenFileError::Missing(_)) => known.missing(&self.path),
+                Err(error) => known.unreadable(&error, now),
+            },
+        }
+        known.end_grace(now);
+        known
     }
 
     /// Makes a token for `role`, adds its hash to the file, which is created
@@ -133,7 +259,7 @@ impl Tokens {
                 format!("organisation {organisation}")
             }
         };
-        match read(path) {
+        match read_valid(path) {
             Ok(_) | Err(TokenFileError::Missing(_)) => {}
             Err(error) => return Err(error),
         }
@@ -153,6 +279,93 @@ impl Tokens {
     }
 }
 
+impl Known {
+    fn read(&mut self, path: &Path, contents: Contents, version: Version) {
+        let Contents {
+            mut callers,
+            invalid,
+        } = contents;
+        if invalid.is_empty() {
+            self.valid.clone_from(&callers);
+        } else {
+            callers.retain(|hash, caller| {
+                let valid = self.valid.get(hash);
+                valid.is_some_and(|valid| valid.role == caller.role)
+            });
+        }
+        let invalid = describe(path, &invalid);
+        if let Some(invalid) = &invalid {
+            tracing::error!("{invalid}");
+        }
+        self.callers = callers;
+        let before = replace(&mut self.file, FileState::Read { version, invalid });
+        if !matches!(before, FileState::Read { .. }) {
+            tracing::info!(path = %path.display(), "the token file can be read again");
+        }
+    }
+
+    fn missing(&mut self, path: &Path) {
+        self.callers.clear();
+        let before = replace(&mut self.file, FileState::Missing);
+        if !matches!(before, FileState::Missing) {
+            let error = TokenFileError::Missing(path.to_owned());
+            tracing::error!(%error, "the tokens of the file are refused");
+        }
+    }
+
+    fn unreadable(&mut self, error: &TokenFileError, now: Instant) {
+        let (since, refused) = match self.file {
+            FileState::Unreadable { since, refused, .. } => (since, refused),
+            FileState::Read { .. } | FileState::Missing => {
+                let seconds = GRACE.as_secs();
+                tracing::error!(%error, "its tokens are refused unless it can be read within {seconds} s");
+                (now, false)
+            }
+        };
+        self.file = FileState::Unreadable {
+            error: error.to_string(),
+            since,
+            tried: now,
+            refused,
+        };
+    }
+
+    fn end_grace(&mut self, now: Instant) {
+        if let FileState::Unreadable {
+            error,
+            since,
+            refused,
+            ..
+        } = &mut self.file
+            && !*refused
+            && now.saturating_duration_since(*since) >= GRACE
+        {
+            tracing::error!(%error, "its tokens are refused until it can be read");
+            *refused = true;
+            self.callers.clear();
+        }
+    }
+}
+
+/// Invalid lines in words.
+fn describe(path: &Path, invalid: &[InvalidLine]) -> Option<String> {
+    if invalid.is_empty() {
+        return None;
+    }
+    let mut lines: Vec<String> = invalid
+        .iter()
+        .take(MAX_NAMED)
+        .map(|InvalidLine { number, reason }| format!("line {number}: {reason}"))
+        .collect();
+    if let Some(more @ 1..) = invalid.len().checked_sub(MAX_NAMED) {
+        lines.push(format!("and {more} more"));
+    }
+    let (path, lines) = (path.display(), lines.join("; "));
+    Some(format!(
+        "the token file {path} has invalid lines, and grants nothing new until they are corrected: {lines}"
+    ))
+}
+
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new()
@@ -166,12 +379,11 @@ fn append(path: &Path, line: &str) -> std::io::Result<()> {
         .create(true)
         .mode(0o600)
         .open(path)?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    let newline = if text.is_empty() || text.ends_with('\n') {
-        ""
-    } else {
-        "\n"
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let newline = match bytes.last() {
+        None | Some(b'\n') => "",
+        Some(_) => "\n",
     };
     file.write_all(format!("{newline}{line}").as_bytes())
 }
@@ -181,71 +393,115 @@ fn hash(token: &str) -> Hash {
 }
 
 fn version(metadata: &Metadata) -> Version {
-    (
-        metadata.ino(),
-        metadata.size(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-    )
+    Version {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        mode: metadata.mode(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    }
 }
 
-fn read(path: &Path) -> Result<(HashMap<Hash, Caller>, Version), TokenFileError> {
-    let io = |error: std::io::Error| match error.kind() {
+/// The file, if all of its lines are valid.
+fn read_valid(path: &Path) -> Result<(Contents, Version), TokenFileError> {
+    let (mut contents, version) = read(path)?;
+    if contents.invalid.is_empty() {
+        return Ok((contents, version));
+    }
+    let InvalidLine { number, reason } = contents.invalid.swap_remove(0);
+    Err(TokenFileError::Line {
+        path: path.to_owned(),
+        line: number,
+        reason,
+    })
+}
+
+fn read(path: &Path) -> Result<(Contents, Version), TokenFileError> {
+    let io = |error: Error| match error.kind() {
         ErrorKind::NotFound => TokenFileError::Missing(path.to_owned()),
         _ => TokenFileError::Io(path.to_owned(), error),
     };
-    let mut file = File::open(path).map_err(io)?;
+    // Without the flag, opening a FIFO would wait for somebody to write to it.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let file = options.open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(io(Error::other("it is not a regular file")));
+    }
     if metadata.mode() & 0o022 != 0 {
         return Err(TokenFileError::WritableByOthers(path.to_owned()));
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(io)?;
-    let callers = parse(&text).map_err(|(line, reason)| TokenFileError::Line {
-        path: path.to_owned(),
-        line,
-        reason,
-    })?;
-    Ok((callers, version(&metadata)))
+    let mut bytes = Vec::new();
+    let mut file = file.take(MAX_FILE + 1);
+    file.read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io(Error::other(format!(
+            "it has more than {MAX_FILE} bytes"
+        ))));
+    }
+    // The character that replaces what is not UTF-8 is valid in comments alone.
+    let contents = parse(&String::from_utf8_lossy(&bytes));
+    Ok((contents, version(&metadata)))
 }
 
-/// The error is the line's number and what is wrong with it, never its text: it
-/// could be a token.
-fn parse(text: &str) -> Result<HashMap<Hash, Caller>, (usize, String)> {
+fn parse(text: &str) -> Contents {
     let mut callers = HashMap::new();
+    let mut invalid = Vec::new();
+    // The first line of each hash, valid or not.
+    let mut first = HashMap::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong = |reason: &str| (number, reason.to_owned());
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let hash = parse_hash(words[0]).ok_or_else(|| {
-            wrong("a line starts with a token's hash, 64 hexadecimal digits; `vpn-edge token add` writes such lines")
-        })?;
-        let role = match words[1..] {
-            ["admin"] => Role::Admin,
-            ["organisation", organisation] => {
-                check_organisation(organisation).map_err(|error| wrong(&error.to_string()))?;
-                Role::Member {
-                    organisation: organisation.to_owned(),
-                }
+        let outcome = parse_line(line).and_then(|(hash, caller)| match first.entry(hash) {
+            Entry::Vacant(entry) => {
+                entry.insert(number);
+                callers.insert(hash, caller?);
+                Ok(())
             }
-            _ => {
-                return Err(wrong(
-                    "after the hash comes `admin` or `organisation <name>`",
-                ));
+            Entry::Occupied(first) => {
+                callers.remove(&hash);
+                let first = first.get();
+                Err(format!(
+                    "its hash is in line {first} too, and neither counts; remove one of them"
+                ))
             }
-        };
-        // Enough of the hash to find the line by, and nothing of the token.
-        let subject = format!("token:{}", &words[0][..8]);
-        if callers.insert(hash, Caller { role, subject }).is_some() {
-            return Err(wrong(
-                "this hash is in the file twice; remove one of the lines",
-            ));
+        });
+        if let Err(reason) = outcome {
+            invalid.push(InvalidLine { number, reason });
         }
     }
-    Ok(callers)
+    Contents { callers, invalid }
+}
+
+/// The hash that the line is about, and whose it is.
+fn parse_line(line: &str) -> Result<(Hash, Result<Caller, String>), String> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let hash = parse_hash(words[0]).ok_or(
+        "a line starts with a token's hash, 64 hexadecimal digits; `vpn-edge token add` writes such lines",
+    )?;
+    // Enough of the hash to find the line by, and nothing of the token.
+    let subject = format!("token:{}", &words[0][..8]);
+    let caller = parse_role(&words[1..]).map(|role| Caller { role, subject });
+    Ok((hash, caller))
+}
+
+fn parse_role(words: &[&str]) -> Result<Role, String> {
+    match *words {
+        ["admin"] => Ok(Role::Admin),
+        ["organisation", organisation] => match check_organisation(organisation) {
+            Ok(()) => Ok(Role::Member {
+                organisation: organisation.to_owned(),
+            }),
+            Err(_) => Err(format!(
+                "the organisation's name is not valid: {ORGANISATION_RULE}"
+            )),
+        },
+        _ => Err("after the hash comes `admin` or `organisation <name>`".to_owned()),
+    }
 }
 
 fn parse_hash(text: &str) -> Option<Hash> {
@@ -262,177 +518,4 @@ fn parse_hash(text: &str) -> Option<Hash> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    fn scratch() -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tokens");
-        (dir, path)
-    }
-
-    fn role(tokens: &Tokens, token: &str) -> Option<Role> {
-        tokens.caller(token).map(|caller| caller.role)
-    }
-
-    fn member() -> Role {
-        Role::Member {
-            organisation: "acme".to_owned(),
-        }
-    }
-
-    #[test]
-    fn a_token_names_its_caller_and_is_not_in_the_file() {
-        let (_dir, path) = scratch();
-        let admin = Tokens::add(&path, &Role::Admin).unwrap();
-        let acme = Tokens::add(&path, &member()).unwrap();
-        assert!(
-            admin.starts_with("vpe_") && admin.len() == 4 + 43,
-            "{}",
-            admin.len()
-        );
-        let tokens = Tokens::load(&path).unwrap();
-        assert_eq!(role(&tokens, &admin), Some(Role::Admin));
-        assert_eq!(role(&tokens, &acme), Some(member()));
-        assert_eq!(role(&tokens, "vpe_unknown"), None);
-        assert_eq!(role(&tokens, ""), None);
-        let text = std::fs::read_to_string(&path).unwrap();
-        let caller = tokens.caller(&admin).unwrap();
-        assert_eq!(caller.subject, format!("token:{}", &text[..8]));
-        assert!(!text.contains(admin.as_str()) && !text.contains(acme.as_str()));
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_changed_file_needs_no_restart() {
-        let (_dir, path) = scratch();
-        let first = Tokens::add(&path, &Role::Admin).unwrap();
-        let tokens = Tokens::load(&path).unwrap();
-        let second = Tokens::add(&path, &member()).unwrap();
-        assert_eq!(role(&tokens, &second), Some(member()));
-        std::fs::write(&path, "nonsense\n").unwrap();
-        assert_eq!(
-            role(&tokens, &first),
-            Some(Role::Admin),
-            "a slip locks nobody out"
-        );
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(role(&tokens, &first), None);
-        let third = Tokens::add(&path, &Role::Admin).unwrap();
-        assert_eq!(role(&tokens, &third), Some(Role::Admin));
-        assert_eq!(role(&tokens, &second), None);
-    }
-
-    #[test]
-    fn a_line_added_by_hand_without_an_end_is_not_damaged() {
-        let (_dir, path) = scratch();
-        let line = format!("# by hand\n\n{} admin", "0f".repeat(32));
-        std::fs::write(&path, &line).unwrap();
-        Tokens::add(&path, &member()).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with(&format!("{line}\n")));
-        assert_eq!(parse(&text).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn a_bad_line_is_named_by_file_and_number_but_not_shown() {
-        let hash = "0f".repeat(32);
-        let table = [
-            (
-                "vpe_c2VjcmV0 admin".to_owned(),
-                "a line starts with a token's hash, 64 hexadecimal digits; `vpn-edge token add` writes such lines",
-            ),
-            (
-                hash.clone(),
-                "after the hash comes `admin` or `organisation <name>`",
-            ),
-            (
-                format!("{hash} organisation"),
-                "after the hash comes `admin` or `organisation <name>`",
-            ),
-            (
-                format!("{hash} admin acme"),
-                "after the hash comes `admin` or `organisation <name>`",
-            ),
-            (
-                format!("{hash} organisation -a"),
-                "organisation \"-a\" is not valid: use 1 to 64 letters, digits, '.', '_' and '-', and start with a letter or digit",
-            ),
-        ];
-        for (line, reason) in table {
-            let (_dir, path) = scratch();
-            std::fs::write(&path, format!("# comment\n{line}\n")).unwrap();
-            let expected = format!("{}, line 2: {reason}", path.display());
-            assert_eq!(Tokens::load(&path).unwrap_err().to_string(), expected);
-            let added = Tokens::add(&path, &Role::Admin).unwrap_err();
-            assert_eq!(
-                added.to_string(),
-                expected,
-                "nothing is added to a bad file"
-            );
-        }
-        let twice = format!("{hash} admin\n{hash} organisation acme");
-        assert_eq!(parse(&twice).unwrap_err().0, 2);
-    }
-
-    #[test]
-    fn the_first_token_makes_the_folder_for_root_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vpn-edge/tokens");
-        let token = Tokens::add(&path, &Role::Admin).unwrap();
-        let tokens = Tokens::load(&path).unwrap();
-        assert_eq!(role(&tokens, &token), Some(Role::Admin));
-        let folder = std::fs::metadata(dir.path().join("vpn-edge")).unwrap();
-        assert_eq!(folder.mode() & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_missing_file_is_an_error_that_says_how_to_make_it() {
-        let (_dir, path) = scratch();
-        let shown = path.display();
-        assert_eq!(
-            Tokens::load(&path).unwrap_err().to_string(),
-            format!(
-                "the token file {shown} is missing; `vpn-edge token add --file {shown} --admin` \
-                 makes it with a first token"
-            )
-        );
-    }
-
-    #[test]
-    fn a_missing_file_that_may_be_missing_counts_once_it_is_there() {
-        let (_dir, path) = scratch();
-        let tokens = Tokens::load_if_any(&path).unwrap();
-        assert_eq!(role(&tokens, "vpe_unknown"), None);
-        let admin = Tokens::add(&path, &Role::Admin).unwrap();
-        assert_eq!(role(&tokens, &admin), Some(Role::Admin));
-        std::fs::write(&path, "nonsense\n").unwrap();
-        assert!(Tokens::load_if_any(&path).is_err());
-    }
-
-    #[test]
-    fn a_file_that_others_can_write_is_refused() {
-        let (_dir, path) = scratch();
-        Tokens::add(&path, &Role::Admin).unwrap();
-        std::fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
-        let error = Tokens::load(&path).unwrap_err().to_string();
-        assert!(
-            error.ends_with(&format!("run chmod 600 {}", path.display())),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_token_for_an_impossible_organisation_is_refused() {
-        let (_dir, path) = scratch();
-        let role = Role::Member {
-            organisation: "a b".to_owned(),
-        };
-        assert!(Tokens::add(&path, &role).is_err());
-        assert!(!path.exists());
-    }
-}
+mod tests;
