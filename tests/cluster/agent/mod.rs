@@ -88,7 +88,10 @@ fn a_port_outside_the_range_is_left_to_the_node_whoever_asks_for_it() -> Result<
     };
     outside(1)?;
     ensure!(
-        scene.agent.log().contains("the tenant's port is outside --ports"),
+        scene
+            .agent
+            .log()
+            .contains("the tenant's port is outside --ports"),
         "{}",
         scene.agent.log()
     );

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt as _;
 use k8s_openapi::ByteString;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use lab::cluster::Identity;
@@ -64,8 +64,8 @@ fn forge(scene: &Scene, client: &Client, namespace: &str, name: &str, value: &st
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let value = ByteString(value.as_bytes().to_vec());
     let patch = Patch::Merge(json!({ "data": { name: value } }));
-    let patched = secrets.patch(KEYS, &PatchParams::default(), &patch);
-    scene.cluster.run(patched)?;
+    let params = PatchParams::default();
+    scene.cluster.run(secrets.patch(KEYS, &params, &patch))?;
     Ok(())
 }
 
@@ -103,14 +103,20 @@ fn a_forged_port_is_never_published() -> Result<()> {
     let free = free.context("a free port")?;
     forge(&scene, &editor, "t-1", "port", &free.to_string())?;
     let waits = scene.status("t-1", |status| is(status, "PortAllocated", "NotReserved"))?;
-    ensure!(waits.port.is_none() && waits.endpoint.is_none(), "{waits:?}");
+    ensure!(
+        waits.port.is_none() && waits.endpoint.is_none(),
+        "{waits:?}"
+    );
     forge(&scene, &editor, "t-1", "port", &own.to_string())?;
     scene.status("t-1", |status| status.port == Some(own))?;
 
     let ports = published.ports();
     ensure!(ports == [own].into(), "{ports:?}");
     let now = scene.status("t-2", enabling)?;
-    ensure!(now.port == victims.port && now.generation == victims.generation, "{now:?}");
+    ensure!(
+        now.port == victims.port && now.generation == victims.generation,
+        "{now:?}"
+    );
     Ok(())
 }
 
@@ -173,7 +179,10 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
             refused(made.map(drop), &format!("{what}: create the Secret {name}"))?;
         }
         let made = services.create(&post, &service(GATEWAY, 30_007)?);
-        refused(scene.cluster.run(made).map(drop), &format!("{what}: create the Service"))
+        refused(
+            scene.cluster.run(made).map(drop),
+            &format!("{what}: create the Service"),
+        )
     };
     try_create("before there is a tenant")?;
 
@@ -202,7 +211,9 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
 
     // Other names are the editor's own, and who administers the cluster may all.
     scene.cluster.run(secrets.create(&post, &secret("own")?))?;
-    scene.cluster.run(services.create(&post, &service("own", 30_008)?))?;
+    scene
+        .cluster
+        .run(services.create(&post, &service("own", 30_008)?))?;
     let admins: Api<Secret> = Api::namespaced(scene.client(), "t-1");
     scene.cluster.run(admins.patch(KEYS, &params, &patch))?;
 

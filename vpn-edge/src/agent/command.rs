@@ -470,7 +470,12 @@ mod tests {
         assert_eq!(cluster.node.as_deref(), Some("worker-1"));
         assert!(cluster.edge.uplinks.is_empty());
 
-        let ranges = |of: &AgentArgs| of.ports.iter().map(PortRange::to_string).collect::<Vec<_>>();
+        let ranges = |of: &AgentArgs| {
+            of.ports
+                .iter()
+                .map(PortRange::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ranges(&cluster), ["30000-32767"]);
         let pools = "vpn-a.example.com=30000-30049,30050-30099";
         let cluster = said(&["--node", "worker-1", "--ports", pools]).unwrap();

@@ -10,8 +10,8 @@ mod kube;
 mod source;
 mod status;
 
-pub(crate) use command::{Edge, EdgePorts};
 pub use command::{AgentArgs, EdgeArgs, run};
+pub(crate) use command::{Edge, EdgePorts};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
 pub use kube::{Kube, PodLinks};

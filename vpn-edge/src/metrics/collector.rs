@@ -356,7 +356,11 @@ impl Snapshot {
         let pool = self.ranges.iter().map(|range| range.ports().len() as u64);
         let in_pool = |port: &&Port| self.ranges.iter().any(|range| range.contains(port.number));
         let allocated = self.ports.iter().filter(in_pool);
-        families.gauge("pool_ports", "Ports for tenants (--ports).", pool.sum::<u64>())?;
+        families.gauge(
+            "pool_ports",
+            "Ports for tenants (--ports).",
+            pool.sum::<u64>(),
+        )?;
         families.gauge(
             "pool_ports_allocated",
             "Ports of the pool that tenants hold on this edge.",

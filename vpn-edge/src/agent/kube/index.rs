@@ -344,7 +344,9 @@ impl Index {
                 location,
             });
         }
-        let allocated = held.into_values().map(|(_, _, allocated)| allocated.clone());
+        let allocated = held
+            .into_values()
+            .map(|(_, _, allocated)| allocated.clone());
         seen.world.allocated = allocated.collect();
         Some(seen)
     }

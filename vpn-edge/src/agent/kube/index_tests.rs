@@ -349,7 +349,10 @@ fn of_two_that_claim_a_port_all_edges_believe_the_same() {
             assert_eq!(world.allocated.len(), 1);
             world.allocated[0].tenant
         });
-        assert_eq!(holders[0], holders[1], "the order of the list changes nothing");
+        assert_eq!(
+            holders[0], holders[1],
+            "the order of the list changes nothing"
+        );
         holders[0]
     };
     assert_eq!(holder(&[]), id(1), "the older");

@@ -22,7 +22,14 @@ fn tenant(state: State) -> (View, Tenant) {
 }
 
 fn tell(view: &mut View, tenant: &Tenant, hindered: &Hindrance) -> VpnTenantStatus {
-    let status = status::of(view, tenant, Some(Reservation::Held), Some(Reservation::Held), hindered, &settings(), at(MADE));
+    let status = status::of(
+        view,
+        tenant,
+        Some(Reservation::Held),
+        hindered,
+        &settings(),
+        at(MADE),
+    );
     Arc::make_mut(&mut view.resource).status = Some(status.clone());
     status
 }

@@ -15,7 +15,14 @@ fn known(state: State) -> View {
     let mut tenant = view.tenant().unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
-    let status = status::of(&view, &tenant, Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing, &settings(), at(MADE));
+    let status = status::of(
+        &view,
+        &tenant,
+        Some(Reservation::Held),
+        &Hindrance::Nothing,
+        &settings(),
+        at(MADE),
+    );
     change(&mut view, |resource| {
         resource.status = Some(status);
         resource.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
@@ -236,14 +243,25 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
     steps.push(tenant.clone());
     assert_eq!(tenant.vpn.state, State::Failed);
     for step in steps {
-        let status = status::of(&view, &step, Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing, &settings(), now);
+        let status = status::of(
+            &view,
+            &step,
+            Some(Reservation::Held),
+            &Hindrance::Nothing,
+            &settings(),
+            now,
+        );
         let read = with(view.clone(), |resource| {
             resource.status = Some(status.clone())
         });
         let mut vpn = read.tenant().unwrap().vpn;
         vpn.since = step.vpn.since;
         assert_eq!(vpn, step.vpn);
-        let again = status::of(&read, &read.tenant().unwrap(), Some(Reservation::Held), Some(Reservation::Held), &Hindrance::Nothing,
+        let again = status::of(
+            &read,
+            &read.tenant().unwrap(),
+            Some(Reservation::Held),
+            &Hindrance::Nothing,
             &settings(),
             at(MADE),
         );
@@ -268,7 +286,14 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
     let status = |view: &View, reservation| {
         let tenant = view.tenant().unwrap();
         let nothing = Hindrance::Nothing;
-        status::of(view, &tenant, Some(reservation), &nothing, &settings(), at(MADE))
+        status::of(
+            view,
+            &tenant,
+            Some(reservation),
+            &nothing,
+            &settings(),
+            at(MADE),
+        )
     };
     let condition = |status: &crate::kubernetes::VpnTenantStatus| {
         let mut conditions = status.conditions.iter();
@@ -285,7 +310,11 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
         assert_eq!(vpn.state, State::Enabling, "{port}");
         for reservation in [Reservation::Free, Reservation::Lost] {
             let status = status(&forged, reservation);
-            assert_eq!((status.port, status.endpoint.as_ref()), (None, None), "{port}");
+            assert_eq!(
+                (status.port, status.endpoint.as_ref()),
+                (None, None),
+                "{port}"
+            );
             assert_eq!(status.server_public_key, None);
             assert_eq!(
                 condition(&status),
@@ -298,14 +327,21 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
         let standing = Standing::Tenant(Arc::new(forged.tenant().unwrap()));
         let next = |reservation| next(&forged, &standing, Some(reservation), at(MADE));
         assert_eq!(next(Reservation::Lost), Some(Wish::Reallocate));
-        assert_eq!(next(Reservation::Free), None, "the gateway's Service takes it");
+        assert_eq!(
+            next(Reservation::Free),
+            None,
+            "the gateway's Service takes it"
+        );
     }
     // A Service that somebody deleted costs no session, unless the port is lost.
     let mut bare = published.clone();
     bare.service = None;
     let kept = status(&bare, Reservation::Free);
     assert_eq!(kept.port, Some(30_000));
-    assert_eq!(condition(&kept), "True Allocated: port 30000 is the tenant's");
+    assert_eq!(
+        condition(&kept),
+        "True Allocated: port 30000 is the tenant's"
+    );
     assert_eq!(status(&bare, Reservation::Lost).port, None);
     // A port that has left its pool.
     let mut kept = published.kept().unwrap().clone();
@@ -323,7 +359,12 @@ fn a_generation_that_no_tenant_came_to_is_not_read() {
     let mut view = known(State::Enabled);
     let mut kept = view.kept().unwrap().clone();
     let far = GENERATION + 1 + (1 << 32);
-    for generation in [far, i64::MAX.cast_unsigned(), i64::MAX.cast_unsigned() + 1, u64::MAX] {
+    for generation in [
+        far,
+        i64::MAX.cast_unsigned(),
+        i64::MAX.cast_unsigned() + 1,
+        u64::MAX,
+    ] {
         kept.generation = generation;
         view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));
         assert_eq!(view.kept(), None, "{generation}");

@@ -27,7 +27,14 @@ fn told(state: State, hindered: &Hindrance) -> View {
     let mut tenant = view.tenant().unwrap();
     tenant.vpn.state = state;
     tenant.vpn.failure = (state == State::Failed).then(|| "why".to_owned());
-    let status = status::of(&view, &tenant, Some(Reservation::Held), Some(Reservation::Held), hindered, &settings(), at(MADE));
+    let status = status::of(
+        &view,
+        &tenant,
+        Some(Reservation::Held),
+        hindered,
+        &settings(),
+        at(MADE),
+    );
     Arc::make_mut(&mut view.resource).status = Some(status);
     view
 }
