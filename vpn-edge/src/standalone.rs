@@ -15,8 +15,8 @@ use vpn_edge_common::NODE_SLOT;
 use crate::agent::{Edge, EdgeArgs, EdgePorts, Local};
 use crate::api;
 use crate::audit::SqliteLog;
+use crate::catalog;
 use crate::controller::{self, Controller};
-use crate::databases;
 use crate::domain::{Pool, Pools, PortRange};
 use crate::gateways::netns::{self, NetnsGateways};
 use crate::identity::IdentityArgs;
@@ -155,7 +155,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         audit: Arc::new(audit),
         steered: edge.agent.steered(),
         sessions: Arc::new(LocalSessions::open(&args.edge.bpffs)?),
-        databases: Arc::new(databases::Unknown),
+        databases: Arc::new(catalog::Unknown),
     };
     let router = api::router(backends, settings);
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();

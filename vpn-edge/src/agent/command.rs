@@ -17,17 +17,18 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vpn_edge_common::{FLOWS, UPLINKS};
 
-use super::{Agent, File, Kube, Source};
+use super::{Agent, File, Source};
+use crate::cluster::edge_source::Kube;
+use crate::cluster::{self, sessions as cluster_sessions};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange, PortRangeError};
 use crate::inspect::Output;
-use crate::kubernetes;
 use crate::listen::listen;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
 use crate::serve::HttpServer;
-use crate::session::{self, LocalSessions};
+use crate::session::LocalSessions;
 
 /// How long --check waits for the cluster.
 const FIRST_LIST: Duration = Duration::from_secs(10);
@@ -355,7 +356,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
             if edge.uplinks.is_empty() {
                 edge.uplinks = network::default_uplinks().await?;
             }
-            let client = kubernetes::client().await?;
+            let client = cluster::client().await?;
             let source = Kube::start(client.clone(), &node)?;
             cluster = Some(client);
             let nodes = first_nodes(source.as_ref(), patience).await;
@@ -403,7 +404,11 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     let known = LocalSessions::open(&edge.bpffs)?;
     tracing::info!(health = %edge.health, metrics = %edge.metrics, uplinks = ?edge.uplinks, "ready");
     let _sessions = sessions.zip(cluster).map(|(listener, client)| {
-        HttpServer::start(listener, None, session::router(known, client))
+        HttpServer::start(
+            listener,
+            None,
+            cluster_sessions::router(Arc::new(known), client),
+        )
     });
     running.run(source, pending(), ready(())).await
 }

@@ -6,7 +6,6 @@
 mod command;
 mod diff;
 mod index;
-mod kube;
 mod source;
 mod status;
 
@@ -14,7 +13,6 @@ pub use command::{AgentArgs, EdgeArgs, run};
 pub(crate) use command::{Edge, EdgePorts};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
-pub use kube::{Kube, PodLinks};
 pub use source::{Allocated, File, Local, Source, World};
 pub use status::{SyncCounts, SyncStatus};
 

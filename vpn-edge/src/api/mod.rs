@@ -31,8 +31,8 @@ use utoipa_axum::routes;
 
 use crate::agent::Steered;
 use crate::audit::Log;
+use crate::catalog::Databases;
 use crate::dashboard;
-use crate::databases::Databases;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;

@@ -74,7 +74,7 @@ impl Server {
             audit: audit.clone(),
             steered: steered.subscribe(),
             sessions: Arc::new(Everybody),
-            databases: Arc::new(crate::databases::Unknown),
+            databases: Arc::new(crate::catalog::Unknown),
         };
         let app = all_routes(Api::new(backends, settings), deadline);
         let url = listen(app).await;

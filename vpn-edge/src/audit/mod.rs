@@ -4,7 +4,6 @@
 //! something or hands out a configuration goes unrecorded never. Logs are bounded:
 //! [`Limits`].
 
-pub mod kube;
 pub mod sqlite;
 
 use std::collections::BTreeSet;
@@ -19,7 +18,6 @@ use crate::domain::Tenant;
 use crate::identity::Caller;
 use crate::registry::{Registry, RegistryError};
 
-pub use self::kube::KubeLog;
 pub use self::sqlite::SqliteLog;
 
 /// Bytes that a text of a record may have.
@@ -136,7 +134,7 @@ impl Record {
     /// Whether it changed nothing: a refused try, or a download. These fill no
     /// more than half of what is kept of a tenant, so that nobody rids the log of
     /// changes by asking again and again.
-    fn is_lesser(&self) -> bool {
+    pub(crate) fn is_lesser(&self) -> bool {
         let refused = |outcome: &Outcome| outcome.status >= 400;
         self.action == Action::Download || self.outcome.as_ref().is_some_and(refused)
     }
@@ -155,7 +153,7 @@ pub struct Query {
 
 impl Query {
     /// Whether the record is one that is asked for, but for the limit.
-    fn takes(&self, record: &Record) -> bool {
+    pub(crate) fn takes(&self, record: &Record) -> bool {
         self.tenant.is_none_or(|tenant| tenant == record.tenant)
             && self.before.is_none_or(|before| record.id < before)
     }
@@ -173,7 +171,7 @@ pub struct Limits {
 /// Why a log cannot be written or read, in words for the operator.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct LogError(String);
+pub struct LogError(pub(crate) String);
 
 impl From<RegistryError> for LogError {
     fn from(error: RegistryError) -> LogError {
@@ -205,7 +203,7 @@ pub trait Log: Send + Sync + 'static {
 }
 
 /// The ids of all tenants that there are.
-async fn living(registry: &dyn Registry) -> Result<BTreeSet<Uuid>, LogError> {
+pub(crate) async fn living(registry: &dyn Registry) -> Result<BTreeSet<Uuid>, LogError> {
     let tenants = registry.list().await?;
     Ok(tenants.iter().map(|tenant| tenant.id).collect())
 }

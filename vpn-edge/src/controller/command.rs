@@ -7,27 +7,24 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vpn_edge_common::NODE_SLOT;
 
-use super::leader::Candidate;
 use super::{Controller, Settings, health, steered};
 use crate::agent::Steered;
 use crate::api;
-use crate::audit::KubeLog;
-use crate::databases;
+use crate::cluster::audit::KubeLog;
+use crate::cluster::gateways::{self as kube_gateways, KubeGateways};
+use crate::cluster::lease::Candidate;
+use crate::cluster::sessions::ClusterSessions;
+use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
+use crate::cluster::{self, catalog};
 use crate::domain::{Pool, Pools};
-use crate::gateways::kube::{self as kube_gateways, KubeGateways};
 use crate::identity::IdentityArgs;
-use crate::kubernetes;
 use crate::listen::listen;
-use crate::registry::kube::{self as kube_registry, KubeRegistry};
 use crate::serve::{HttpServer, TlsArgs};
-use crate::session::ClusterSessions;
 
 /// How long a controller that ends takes to leave the lead to another.
 const STEP_DOWN: Duration = Duration::from_secs(3);
@@ -190,7 +187,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let observers = listen(args.metrics)
         .with_context(|| format!("cannot serve metrics on {}", args.metrics))?;
-    let client = kubernetes::client().await?;
+    let client = cluster::client().await?;
 
     let identity = match &args.identity {
         Some(identity) => identity.clone(),
@@ -198,7 +195,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     };
     let image = match &args.image {
         Some(image) => image.clone(),
-        None => own_image(client.clone(), &args.namespace, &identity).await?,
+        None => cluster::own_image(client.clone(), &args.namespace, &identity).await?,
     };
 
     let registry = Arc::new(
@@ -234,7 +231,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         )),
         steered: steered.clone(),
         sessions: Arc::new(ClusterSessions::start(client.clone(), &args.namespace)?),
-        databases: Arc::new(databases::Services::new(client.clone())),
+        databases: Arc::new(catalog::Services::new(client.clone())),
     };
     let router = api::router(
         backends,
@@ -266,19 +263,6 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         api: serve(listener, tls, router),
         health: HttpServer::observed(observers, health),
     })
-}
-
-/// The image that the pod of this name runs, in its first container.
-async fn own_image(client: Client, namespace: &str, name: &str) -> Result<String> {
-    let pods: Api<Pod> = Api::namespaced(client, namespace);
-    let pod = pods.get_opt(name).await?;
-    let spec = pod.and_then(|pod| pod.spec);
-    let first = spec.and_then(|spec| spec.containers.into_iter().next());
-    first
-        .and_then(|container| container.image)
-        .with_context(|| {
-            format!("this is not the pod {namespace}/{name}: name the gateways' image with --image")
-        })
 }
 
 impl ControllerArgs {

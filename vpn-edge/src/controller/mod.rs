@@ -3,8 +3,7 @@
 
 mod command;
 mod health;
-pub mod leader;
-mod plan;
+pub mod plan;
 mod steered;
 mod troubles;
 

@@ -1,8 +1,7 @@
 //! The seam to whatever runs gateways: network namespaces here, pods there.
 
-pub mod kube;
 pub mod netns;
-mod tunnel;
+pub(crate) mod tunnel;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

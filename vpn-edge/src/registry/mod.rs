@@ -1,7 +1,6 @@
 //! Where tenants are kept: the seam between one machine's SQLite database and
 //! a cluster's resources.
 
-pub mod kube;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
@@ -13,7 +12,6 @@ use uuid::Uuid;
 
 use crate::domain::{Ports, Tenant, VpnError};
 
-pub use self::kube::KubeRegistry;
 pub use sqlite::SqliteRegistry;
 
 /// A change to a stored tenant. It may run more than once, each time on the

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use vpn_edge_common::Allocation;
 
-use super::{Asked, Seen, Session, SessionError, Sessions, asked};
+use super::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions, asked};
 use crate::datapath::{MapError, Reader};
 use crate::domain::Tenant;
 
@@ -25,13 +25,15 @@ impl LocalSessions {
         Ok(Self(Reader::open(root)?))
     }
 
-    /// What this edge knows of the session on a port. Nothing, if the port is
-    /// another tenant's here, or has other keys.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses a lookup.
-    pub fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, MapError> {
+    fn allocation(&self, port: u16, asked: Asked) -> Option<Allocation> {
+        let allocation = self.0.allocation(port)?;
+        let theirs = (allocation.tenant, allocation.generation);
+        (theirs == (*asked.tenant.as_bytes(), asked.generation)).then_some(allocation)
+    }
+}
+
+impl EdgeSessions for LocalSessions {
+    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError> {
         let Some(before) = self.allocation(port, asked) else {
             return Ok(None);
         };
@@ -41,12 +43,6 @@ impl LocalSessions {
         let after = self.allocation(port, asked);
         let after = after.filter(|after| after.slot == before.slot);
         Ok(after.map(|after| Seen::new(after.mode, times, &counters)))
-    }
-
-    fn allocation(&self, port: u16, asked: Asked) -> Option<Allocation> {
-        let allocation = self.0.allocation(port)?;
-        let theirs = (allocation.tenant, allocation.generation);
-        (theirs == (*asked.tenant.as_bytes(), asked.generation)).then_some(allocation)
     }
 }
 

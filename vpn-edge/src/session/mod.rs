@@ -3,9 +3,7 @@
 //! WireGuard has no connections: a client is connected while a session of its
 //! can be alive.
 
-mod cluster;
 mod local;
-mod served;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,9 +18,7 @@ use vpn_edge_common::{Counters, mode};
 use crate::datapath::{MapError, SessionTimes};
 use crate::domain::Tenant;
 
-pub use cluster::ClusterSessions;
 pub use local::LocalSessions;
-pub use served::router;
 
 /// How long a session may be used after its handshake.
 const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
@@ -75,6 +71,17 @@ pub trait Sessions: Send + Sync {
     async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError>;
 }
 
+/// What one edge knows of sessions.
+pub trait EdgeSessions: Send + Sync {
+    /// What this edge knows of the session on a port. Nothing, if the port is
+    /// another tenant's here, or has other keys.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a lookup.
+    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError>;
+}
+
 /// Whose session is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
@@ -120,7 +127,7 @@ impl Seen {
 
 impl Session {
     /// Nobody's, where nothing is left out.
-    fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             connected: false,
             last_handshake: None,
@@ -132,7 +139,7 @@ impl Session {
     }
 
     /// What edges saw, put together: what is newest, and each packet once.
-    fn of(seen: &[Seen], now: Timestamp, complete: bool) -> Self {
+    pub(crate) fn of(seen: &[Seen], now: Timestamp, complete: bool) -> Self {
         let handshake = seen.iter().filter_map(|seen| seen.handshake).min();
         let last_handshake = handshake
             .and_then(|ago| SignedDuration::try_from(ago).ok())
@@ -166,7 +173,7 @@ impl std::iter::Sum for Traffic {
 }
 
 /// What a tenant with a port asks for, and the port.
-fn asked(tenant: &Tenant) -> Option<(u16, Asked)> {
+pub(crate) fn asked(tenant: &Tenant) -> Option<(u16, Asked)> {
     let allocation = tenant.vpn.allocation.as_ref()?;
     let asked = Asked {
         tenant: tenant.id,
