@@ -14,17 +14,14 @@ use vpn_edge_common::NODE_SLOT;
 
 use crate::agent::{Edge, EdgeArgs, EdgePorts, Local};
 use crate::api;
-use crate::audit::SqliteLog;
 use crate::catalog;
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
-use crate::gateways::netns::{self, NetnsGateways};
 use crate::identity::IdentityArgs;
 use crate::key::DatabaseArgs;
 use crate::listen::listen;
-use crate::registry::SqliteRegistry;
+use crate::local::{LocalSessions, NetnsGateways, SqliteLog, SqliteRegistry, netns};
 use crate::serve::{HttpServer, TlsArgs};
-use crate::session::LocalSessions;
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {

@@ -10,7 +10,7 @@ use vpn_edge_common::FLOWS;
 
 use crate::datapath::{self, Reader};
 use crate::gateways::Gateways;
-use crate::gateways::netns::{NetnsGateways, Settings};
+use crate::local::netns::{NetnsGateways, Settings};
 use crate::preflight;
 
 #[derive(Debug, clap::Args)]

@@ -24,11 +24,11 @@ use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange, PortRangeError};
 use crate::inspect::Output;
 use crate::listen::listen;
+use crate::local::LocalSessions;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
 use crate::serve::HttpServer;
-use crate::session::LocalSessions;
 
 /// How long --check waits for the cluster.
 const FIRST_LIST: Duration = Duration::from_secs(10);

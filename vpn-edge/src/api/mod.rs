@@ -36,7 +36,7 @@ use crate::dashboard;
 use crate::domain::Pools;
 use crate::identity::{self, Identity};
 use crate::registry::Registry;
-use crate::session::Sessions;
+use crate::sessions::Sessions;
 
 pub(crate) use actions::filename;
 pub use body::{

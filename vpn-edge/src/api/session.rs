@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::request::TenantId;
 use crate::domain::Tenant;
 use crate::identity::Caller;
-use crate::session::{Session, SessionError};
+use crate::sessions::{Session, SessionError};
 
 /// Who is connected, as the edges see it.
 #[utoipa::path(

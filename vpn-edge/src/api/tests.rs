@@ -17,9 +17,9 @@ use self::audit::Switched;
 use super::*;
 use crate::domain::{GatewayState, Observed, Pools, Tenant};
 use crate::identity::{Role, Tokens};
-use crate::registry::SqliteRegistry;
+use crate::local::sqlite::SqliteRegistry;
 use crate::serve::HttpServer;
-use crate::session::{Session, SessionError, Traffic};
+use crate::sessions::{Session, SessionError, Traffic};
 
 /// A running API with tokens of the admin and of two organisations.
 pub(crate) struct Server {

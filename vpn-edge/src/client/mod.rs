@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, VpnStatus};
 use crate::domain::{Plan, State};
 use crate::identity::{self, Tokens};
-use crate::session::Session;
+use crate::sessions::Session;
 use crate::wireguard::PublicKey;
 pub use audit::{AuditArgs, run as run_audit};
 use request::Client;

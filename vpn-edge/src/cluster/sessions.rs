@@ -28,7 +28,7 @@ use self::served::AUDIENCE;
 pub use self::served::router;
 use crate::cluster::{AGENT, CONTROLLER, WATCH, label};
 use crate::domain::Tenant;
-use crate::session::{Asked, Seen, Session, SessionError, Sessions, asked};
+use crate::sessions::{Asked, Seen, Session, SessionError, Sessions, asked};
 
 /// How long an edge may take to answer, and the API server before that.
 const PATIENCE: Duration = Duration::from_millis(1500);

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::api::{Api, ApiError, AuditRecord, VpnStatus};
 use crate::domain::{Plan, State, Tenant, VpnError};
 use crate::identity::{Caller, Refused};
-use crate::session::{Session, Traffic};
+use crate::sessions::{Session, Traffic};
 
 /// Bytes that a page with secrets may take before it is moved in memory, and
 /// leaves a copy.

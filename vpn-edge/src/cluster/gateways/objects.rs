@@ -28,8 +28,8 @@ use uuid::Uuid;
 use super::pod;
 use crate::cluster::crd::GatewayPod;
 use crate::cluster::{GATEWAY, MANAGER, label};
-use crate::gateway::GatewayConfig;
-use crate::gateways::{GatewaySpec, tunnel};
+use crate::gateway::{GATEWAY_END, GatewayConfig, tunnel};
+use crate::gateways::GatewaySpec;
 
 /// Annotations.
 pub mod annotation {
@@ -200,7 +200,7 @@ pub fn config(spec: &GatewaySpec, settings: &Settings) -> GatewayConfig {
         generation: spec.generation,
         port: spec.port,
         interface: "wg0".into(),
-        link: crate::link::GATEWAY_END.into(),
+        link: GATEWAY_END.into(),
         addresses: tunnel::addresses(spec),
         mtu: settings.mtu,
         private_key: spec.private_key.clone(),

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::cluster::CONTROLLER;
-use crate::session::{Asked, EdgeSessions};
+use crate::sessions::{Asked, EdgeSessions};
 
 /// What tokens that agents take are for.
 pub const AUDIENCE: &str = "vpn-edge-agent";

@@ -4,8 +4,6 @@
 //! something or hands out a configuration goes unrecorded never. Logs are bounded:
 //! [`Limits`].
 
-pub mod sqlite;
-
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -17,8 +15,6 @@ use uuid::{Builder, Uuid};
 use crate::domain::Tenant;
 use crate::identity::Caller;
 use crate::registry::{Registry, RegistryError};
-
-pub use self::sqlite::SqliteLog;
 
 /// Bytes that a text of a record may have.
 const MAX_TEXT: usize = 512;

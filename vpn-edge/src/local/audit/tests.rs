@@ -3,7 +3,7 @@ use std::os::unix::fs::MetadataExt as _;
 use super::*;
 use crate::domain::{Plan, Tenant};
 use crate::identity::{Caller, Role};
-use crate::registry::SqliteRegistry;
+use crate::local::sqlite::SqliteRegistry;
 
 struct Scene {
     registry: Arc<SqliteRegistry>,

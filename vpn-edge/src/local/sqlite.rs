@@ -26,8 +26,8 @@ use uuid::Uuid;
 
 use self::row::{get, list, put, unsigned};
 use self::unlock::Unlocked;
-use super::{Change, Registry, RegistryError, UpdateError};
 use crate::domain::{PortPool, PortRange, Ports as _, Tenant};
+use crate::registry::{Change, Registry, RegistryError, UpdateError};
 
 pub use self::key_source::{KEY_VARIABLE, KeySource};
 

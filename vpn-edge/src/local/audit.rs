@@ -17,7 +17,7 @@ use rusqlite::{Connection, Row, TransactionBehavior};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::{Action, Limits, Log, LogError, Outcome, Query, Record, living};
+use crate::audit::{Action, Limits, Log, LogError, Outcome, Query, Record, living};
 use crate::registry::Registry;
 
 const LIMITS: Limits = Limits {

@@ -1,8 +1,5 @@
 //! The seam to whatever runs gateways: network namespaces here, pods there.
 
-pub mod netns;
-pub(crate) mod tunnel;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

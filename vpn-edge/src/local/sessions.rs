@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use vpn_edge_common::Allocation;
 
-use super::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions, asked};
 use crate::datapath::{MapError, Reader};
 use crate::domain::Tenant;
+use crate::sessions::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions, asked};
 
 /// The sessions of a machine that is the only edge.
 ///

@@ -27,11 +27,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Gateway, GatewaySpec, Gateways, Location, tunnel};
+use super::sqlite::KEY_VARIABLE;
+use super::veth;
 use crate::domain::GatewayState;
-use crate::gateway::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Phase, nat, subscribe};
-use crate::registry::sqlite::KEY_VARIABLE;
-use crate::{link, netlink};
+use crate::gateway::{
+    GATEWAY_END, GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Phase, nat, subscribe, tunnel,
+};
+use crate::gateways::{Gateway, GatewaySpec, Gateways, Location};
+use crate::netlink;
 
 /// How long a gateway has to listen after it was started, and to end after it
 /// was told to.
@@ -322,7 +325,7 @@ impl NetnsGateways {
             generation: spec.generation,
             port: spec.port,
             interface: place.wireguard(),
-            link: link::GATEWAY_END.into(),
+            link: GATEWAY_END.into(),
             addresses: tunnel::addresses(spec),
             mtu: Some(self.settings.mtu - OVERHEAD),
             private_key: spec.private_key.clone(),
@@ -335,7 +338,7 @@ impl NetnsGateways {
         config.write(&place.config())?;
         make_namespace(&place.namespace)
             .with_context(|| format!("cannot make namespace {}", place.namespace.display()))?;
-        link::create(
+        veth::create(
             &place.link,
             &place.namespace,
             place.address,
@@ -395,7 +398,7 @@ impl Gateways for NetnsGateways {
         for pid in processes(&place.config())? {
             end(pid).await?;
         }
-        link::remove(&place.link)
+        veth::remove(&place.link)
             .await
             .with_context(|| format!("cannot remove link {}", place.link))?;
         remove_namespace(&place.namespace)
@@ -474,7 +477,7 @@ async fn follow(
                 Err(_) => {}
             }
             if ready {
-                match link::locate(&place.link, &place.namespace).await {
+                match veth::locate(&place.link, &place.namespace).await {
                     Ok(link) => record(GatewayState::Ready, Some(Location::Here(link))),
                     Err(error) => {
                         record(

@@ -1,8 +1,6 @@
 //! Where tenants are kept: the seam between one machine's SQLite database and
 //! a cluster's resources.
 
-pub mod sqlite;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,8 +9,6 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{Ports, Tenant, VpnError};
-
-pub use sqlite::SqliteRegistry;
 
 /// A change to a stored tenant. It may run more than once, each time on the
 /// tenant and the ports as they then are, and only the last run counts.

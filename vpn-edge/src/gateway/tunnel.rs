@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::GatewaySpec;
+use super::Peer;
 use crate::domain::subnet::{client_address, client_address6, gateway_address, gateway_address6};
-use crate::gateway::Peer;
+use crate::gateways::GatewaySpec;
 
 /// The gateway's addresses in the tunnel, with its prefix lengths.
 #[must_use]

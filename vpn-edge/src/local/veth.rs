@@ -17,16 +17,9 @@ use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use crate::gateway::GATEWAY_END;
 use crate::gateways::{Addresses, Link};
 use crate::netlink::{self, connect, find};
-
-/// The gateway's end, inside its namespace.
-pub const GATEWAY_END: &str = "eth0";
-
-/// Source of the frames that the edge redirects into a gateway's link. Frames
-/// that the node's kernel routes have another, so the gateway can tell what
-/// came past the guard.
-pub const EDGE_MAC: [u8; 6] = [2, 2, 0, 0, 0, 0];
 
 /// The node, as gateways see it: their next hops. They are on no interface; the
 /// gateway's neighbour entries for them are permanent.

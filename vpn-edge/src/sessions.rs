@@ -3,8 +3,6 @@
 //! WireGuard has no connections: a client is connected while a session of its
 //! can be alive.
 
-mod local;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,8 +15,6 @@ use vpn_edge_common::{Counters, mode};
 
 use crate::datapath::{MapError, SessionTimes};
 use crate::domain::Tenant;
-
-pub use local::LocalSessions;
 
 /// How long a session may be used after its handshake.
 const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
@@ -105,7 +101,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn new(mode: u8, times: SessionTimes, counters: &Counters) -> Self {
+    pub(crate) fn new(mode: u8, times: SessionTimes, counters: &Counters) -> Self {
         let fresh = |ago: Option<Duration>| ago.is_some_and(|ago| ago < ALIVE);
         Self {
             // Nothing passes where there is no gateway.
