@@ -14,11 +14,11 @@ use nix::sys::signal::Signal;
 use uuid::Uuid;
 use vpn_edge::api::AuditList;
 use vpn_edge::audit::{Action, Limits, Log as _, Outcome, Query, Record};
+use vpn_edge::auth::{Caller, Role};
 use vpn_edge::cluster::audit::KubeLog;
 use vpn_edge::cluster::tenants::KubeRegistry;
 use vpn_edge::cluster::tenants::Settings;
 use vpn_edge::domain::{Plan, Pools, Tenant};
-use vpn_edge::identity::{Caller, Role};
 use vpn_edge::registry::Registry;
 
 const ALL: Query = Query {

@@ -12,8 +12,8 @@ use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Serialize};
 use uuid::{Builder, Uuid};
 
+use crate::auth::Caller;
 use crate::domain::Tenant;
-use crate::identity::Caller;
 use crate::registry::{Registry, RegistryError};
 
 /// Bytes that a text of a record may have.

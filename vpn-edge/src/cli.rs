@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{agent, api, client, cluster, controller, gateway, inspect, key, standalone, teardown};
+use crate::commands::{agent, controller, key, standalone, teardown};
+use crate::{api, client, cluster, gateway, inspect};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]

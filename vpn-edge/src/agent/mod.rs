@@ -3,14 +3,11 @@
 //! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
 //! the kernel's maps back and mends whatever someone else did to them.
 
-mod command;
 mod diff;
 mod index;
 mod source;
 mod status;
 
-pub use command::{AgentArgs, EdgeArgs, run};
-pub(crate) use command::{Edge, EdgePorts};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
 pub use source::{Allocated, File, Local, Source, World};

@@ -10,8 +10,8 @@ use super::Api;
 use super::body::{AuditList, AuditRecord};
 use super::error::ApiError;
 use crate::audit::{Action, LogError, Outcome, Query, Record};
+use crate::auth::Caller;
 use crate::domain::Tenant;
-use crate::identity::Caller;
 
 /// Records in an answer, if nothing else is asked for, and at most.
 const DEFAULT_LIMIT: usize = 100;

@@ -5,9 +5,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::body::ErrorBody;
+use crate::auth::Refused;
 use crate::domain::VpnError;
 use crate::domain::tenant::InvalidTenant;
-use crate::identity::Refused;
 use crate::registry::{RegistryError, UpdateError};
 
 #[derive(Debug)]

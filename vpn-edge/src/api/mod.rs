@@ -31,12 +31,12 @@ use utoipa_axum::routes;
 
 use crate::agent::Steered;
 use crate::audit::Log;
+use crate::auth::{self, Identity};
 use crate::catalog::Databases;
-use crate::dashboard;
 use crate::domain::Pools;
-use crate::identity::{self, Identity};
 use crate::registry::Registry;
 use crate::sessions::Sessions;
+use crate::web;
 
 pub(crate) use actions::filename;
 pub use body::{
@@ -136,13 +136,13 @@ fn described() -> OpenApiRouter<Api> {
 }
 
 fn all_routes(api: Api, deadline: Duration) -> Router {
-    let sign_in = identity::router(api.identity.clone()).layer(middleware::from_fn_with_state(
+    let sign_in = auth::router(api.identity.clone()).layer(middleware::from_fn_with_state(
         api.clone(),
-        dashboard::sign_in_trouble,
+        web::sign_in_trouble,
     ));
     Router::from(described())
         .merge(sign_in)
-        .merge(dashboard::router())
+        .merge(web::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -151,7 +151,7 @@ fn all_routes(api: Api, deadline: Duration) -> Router {
         }))
         .layer(middleware::from_fn_with_state(
             api.clone(),
-            dashboard::secure_headers,
+            web::secure_headers,
         ))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .with_state(api)
@@ -163,8 +163,8 @@ fn span(request: &Request) -> tracing::Span {
 }
 
 async fn no_such_route(uri: Uri, headers: HeaderMap) -> Response {
-    if dashboard::wants_page(&headers) && !uri.path().starts_with("/v1/") {
-        return dashboard::not_found();
+    if web::wants_page(&headers) && !uri.path().starts_with("/v1/") {
+        return web::not_found();
     }
     let message = format!("there is nothing at {}", uri.path());
     ApiError::status(StatusCode::NOT_FOUND, message).into_response()

@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 
 use self::audit::Switched;
 use super::*;
+use crate::auth::{Role, Tokens};
 use crate::domain::{GatewayState, Observed, Pools, Tenant};
-use crate::identity::{Role, Tokens};
+use crate::http::HttpServer;
 use crate::local::sqlite::SqliteRegistry;
-use crate::serve::HttpServer;
 use crate::sessions::{Session, SessionError, Traffic};
 
 /// A running API with tokens of the admin and of two organisations.

@@ -1,13 +1,11 @@
 //! The tenants' lifecycle, carried out: gateways made and removed until they
 //! are what the registry asks for, and what came of it written back.
 
-mod command;
-mod health;
+pub(crate) mod health;
 pub mod plan;
-mod steered;
+pub(crate) mod steered;
 mod troubles;
 
-pub use command::{ControllerArgs, run};
 pub use plan::{Action, plan};
 
 use std::collections::{BTreeMap, HashMap};

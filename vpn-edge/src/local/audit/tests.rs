@@ -1,8 +1,8 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
+use crate::auth::{Caller, Role};
 use crate::domain::{Plan, Tenant};
-use crate::identity::{Caller, Role};
 use crate::local::sqlite::SqliteRegistry;
 
 struct Scene {

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::pages::Trouble;
 use crate::api::{Api, ApiError, TenantId};
+use crate::auth::{Caller, Refused};
 use crate::domain::VpnError;
-use crate::identity::{Caller, Refused};
 
 /// A caller with a browser.
 pub struct Visitor(pub Caller);

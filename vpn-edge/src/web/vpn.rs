@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 use super::pages::{self, Confirm, Trouble, plan_name, words};
 use super::visitor::{Of, OwnLink, Visitor, parameter};
 use crate::api::{Api, ApiError, filename, given_key};
+use crate::auth::Caller;
 use crate::catalog::CLUSTER_DOMAIN;
 use crate::domain::{self, Tenant};
-use crate::identity::Caller;
 use crate::wireguard::PublicKey;
 
 /// How long a page waits for the edges.

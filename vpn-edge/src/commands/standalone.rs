@@ -12,16 +12,17 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vpn_edge_common::NODE_SLOT;
 
-use crate::agent::{Edge, EdgeArgs, EdgePorts, Local};
+use super::agent::{Edge, EdgeArgs, EdgePorts};
+use super::key::DatabaseArgs;
+use crate::agent::Local;
 use crate::api;
+use crate::auth::IdentityArgs;
 use crate::catalog;
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
-use crate::identity::IdentityArgs;
-use crate::key::DatabaseArgs;
-use crate::listen::listen;
+use crate::http::listen;
+use crate::http::{HttpServer, TlsArgs};
 use crate::local::{LocalSessions, NetnsGateways, SqliteLog, SqliteRegistry, netns};
-use crate::serve::{HttpServer, TlsArgs};
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {

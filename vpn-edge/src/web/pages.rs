@@ -9,8 +9,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::api::{Api, ApiError, AuditRecord, VpnStatus};
+use crate::auth::{Caller, Refused};
 use crate::domain::{Plan, State, Tenant, VpnError};
-use crate::identity::{Caller, Refused};
 use crate::sessions::{Session, Traffic};
 
 /// Bytes that a page with secrets may take before it is moved in memory, and

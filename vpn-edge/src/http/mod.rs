@@ -1,5 +1,6 @@
 //! Serving HTTP/1.1, plain or over TLS, with bounds on what clients may take.
 
+mod listen;
 mod tls;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+pub use listen::listen;
 pub use tls::{Tls, TlsArgs};
 
 /// Bytes that a request's head may have; a 431 says that it has more.

@@ -12,19 +12,19 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use vpn_edge_common::NODE_SLOT;
 
-use super::{Controller, Settings, health, steered};
 use crate::agent::Steered;
 use crate::api;
+use crate::auth::IdentityArgs;
 use crate::cluster::audit::KubeLog;
 use crate::cluster::gateways::{self as kube_gateways, KubeGateways};
 use crate::cluster::lease::Candidate;
 use crate::cluster::sessions::ClusterSessions;
 use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
 use crate::cluster::{self, catalog};
+use crate::controller::{Controller, Settings, health, steered};
 use crate::domain::{Pool, Pools};
-use crate::identity::IdentityArgs;
-use crate::listen::listen;
-use crate::serve::{HttpServer, TlsArgs};
+use crate::http::listen;
+use crate::http::{HttpServer, TlsArgs};
 
 /// How long a controller that ends takes to leave the lead to another.
 const STEP_DOWN: Duration = Duration::from_secs(3);

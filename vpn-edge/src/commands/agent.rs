@@ -17,18 +17,18 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use vpn_edge_common::{FLOWS, UPLINKS};
 
-use super::{Agent, File, Source};
+use crate::agent::{Agent, File, Source};
 use crate::cluster::edge_source::Kube;
 use crate::cluster::{self, sessions as cluster_sessions};
 use crate::datapath::{self, Datapath};
 use crate::domain::{PlanLimit, PlanLimits, PortRange, PortRangeError};
+use crate::http::HttpServer;
+use crate::http::listen;
 use crate::inspect::Output;
-use crate::listen::listen;
 use crate::local::LocalSessions;
 use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
-use crate::serve::HttpServer;
 
 /// How long --check waits for the cluster.
 const FIRST_LIST: Duration = Duration::from_secs(10);

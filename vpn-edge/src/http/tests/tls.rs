@@ -9,7 +9,7 @@ use reqwest::Certificate;
 use tempfile::TempDir;
 
 use super::*;
-use crate::serve::tls::Files;
+use crate::http::tls::Files;
 
 const OFTEN: Duration = Duration::from_millis(10);
 

@@ -30,7 +30,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 
 use crate::api::Api;
-use crate::identity::{Refused, local_path};
+use crate::auth::{Refused, local_path};
 use pages::SignIn;
 use visitor::{Visitor, parameter};
 
