@@ -55,16 +55,6 @@ impl Action {
             Action::Download => "download",
         }
     }
-
-    /// The HTTP status of one that succeeds.
-    pub fn success(self) -> u16 {
-        match self {
-            Action::Create => 201,
-            Action::Delete => 204,
-            Action::Enable | Action::Regenerate => 202,
-            Action::Change | Action::Disable | Action::Download => 200,
-        }
-    }
 }
 
 impl fmt::Display for Action {

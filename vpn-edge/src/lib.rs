@@ -3,9 +3,10 @@
 
 pub mod agent;
 pub mod api;
+pub mod app;
 pub mod audit;
 pub mod auth;
-mod catalog;
+pub mod catalog;
 pub mod cli;
 pub mod client;
 pub mod cluster;

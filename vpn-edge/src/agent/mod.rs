@@ -25,7 +25,7 @@ use vpn_edge_common::{Allocation, mode};
 
 use crate::conntrack;
 use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
-use crate::domain::{PlanLimits, PortRange};
+use crate::domain::{PlanLimits, PortRange, Steered};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
@@ -34,10 +34,6 @@ const RESYNC: Duration = Duration::from_secs(5);
 
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What the edge steers by now: tenant and generation by port. Nothing before
-/// the agent has looked.
-pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
 
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {

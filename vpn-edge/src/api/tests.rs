@@ -7,7 +7,9 @@ mod roles;
 mod vpn;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use axum::Router;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,6 +17,7 @@ use zeroize::Zeroizing;
 
 use self::audit::Switched;
 use super::*;
+use crate::app::{REQUEST_DEADLINE, all_routes, router};
 use crate::auth::{Role, Tokens};
 use crate::domain::{GatewayState, Observed, Pools, Tenant};
 use crate::http::HttpServer;

@@ -12,8 +12,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use vpn_edge_common::NODE_SLOT;
 
-use crate::agent::Steered;
-use crate::api;
 use crate::auth::IdentityArgs;
 use crate::cluster::audit::KubeLog;
 use crate::cluster::gateways::{self as kube_gateways, KubeGateways};
@@ -22,9 +20,9 @@ use crate::cluster::sessions::ClusterSessions;
 use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
 use crate::cluster::{self, catalog};
 use crate::controller::{Controller, Settings, health, steered};
-use crate::domain::{Pool, Pools};
-use crate::http::listen;
-use crate::http::{HttpServer, TlsArgs};
+use crate::domain::{Pool, Pools, Steered};
+use crate::http::{HttpServer, TlsArgs, listen};
+use crate::{api, app};
 
 /// How long a controller that ends takes to leave the lead to another.
 const STEP_DOWN: Duration = Duration::from_secs(3);
@@ -233,7 +231,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         sessions: Arc::new(ClusterSessions::start(client.clone(), &args.namespace)?),
         databases: Arc::new(catalog::Services::new(client.clone())),
     };
-    let router = api::router(
+    let router = app::router(
         backends,
         api::Settings {
             pools,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Error, Result};
 use clap::{Args, Subcommand};
 
+use crate::local::SqliteRegistry;
 use crate::local::sqlite::KeySource;
-use crate::local::sqlite::SqliteRegistry;
 
 /// Where `standalone` keeps things.
 #[derive(Debug, Args)]

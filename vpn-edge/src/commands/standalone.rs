@@ -15,14 +15,13 @@ use vpn_edge_common::NODE_SLOT;
 use super::agent::{Edge, EdgeArgs, EdgePorts};
 use super::key::DatabaseArgs;
 use crate::agent::Local;
-use crate::api;
 use crate::auth::IdentityArgs;
 use crate::catalog;
 use crate::controller::{self, Controller};
 use crate::domain::{Pool, Pools, PortRange};
-use crate::http::listen;
-use crate::http::{HttpServer, TlsArgs};
+use crate::http::{HttpServer, TlsArgs, listen};
 use crate::local::{LocalSessions, NetnsGateways, SqliteLog, SqliteRegistry, netns};
+use crate::{api, app};
 
 #[derive(Debug, clap::Args)]
 pub struct StandaloneArgs {
@@ -155,7 +154,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         sessions: Arc::new(LocalSessions::open(&args.edge.bpffs)?),
         databases: Arc::new(catalog::Unknown),
     };
-    let router = api::router(backends, settings);
+    let router = app::router(backends, settings);
     let addresses: Vec<IpAddr> = snapshot.own.iter().map(|own| own.address).collect();
     tracing::info!(listen = %args.listen, health = %args.edge.health, metrics = %args.edge.metrics, uplinks = ?args.edge.uplinks, ?addresses, "ready");
     let mut controller = tokio::spawn(controller.run());

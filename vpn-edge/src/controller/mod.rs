@@ -21,10 +21,9 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
-use crate::agent::Steered;
 use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::check_versions;
-use crate::domain::{GatewayState, Observed, State, Tenant};
+use crate::domain::{GatewayState, Observed, State, Steered, Tenant};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Change, Registry, UpdateError};
 

@@ -4,6 +4,7 @@
 //! Nothing here does I/O, knows a runtime, Kubernetes or eBPF. Time and keys
 //! come in as arguments.
 
+mod active_ports;
 pub mod error;
 pub mod lifecycle;
 pub mod plan;
@@ -12,6 +13,7 @@ pub mod port_pool;
 pub mod subnet;
 pub mod tenant;
 
+pub use active_ports::Steered;
 pub use error::VpnError;
 pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
