@@ -14,7 +14,8 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
-use super::objects::{Place, Shape, annotation};
+use super::objects::{Shape, annotation};
+use super::settings::Place;
 use super::state::state;
 use crate::cluster::{GATEWAY, TENANT, VpnTenant, label};
 use crate::domain::GatewayState;

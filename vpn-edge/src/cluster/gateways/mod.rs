@@ -11,6 +11,7 @@ mod lost;
 pub mod objects;
 mod pod;
 mod rollout;
+pub mod settings;
 mod state;
 mod upkeep;
 
@@ -39,12 +40,13 @@ use uuid::Uuid;
 
 use self::index::{Index, Objects, port};
 use self::late::NotApplied;
-use self::objects::{Place, Shape};
+use self::objects::Shape;
+use self::settings::Place;
 use crate::cluster::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 
-pub use objects::Settings;
 pub use pod::{INIT, MAIN};
+pub use settings::Settings;
 
 /// How long the first lists may take.
 const FIRST_LISTS: Duration = Duration::from_secs(30);

@@ -11,22 +11,18 @@ use blake2::{Blake2s256, Digest as _};
 use ipnet::IpNet;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
-use k8s_openapi::api::core::v1::{
-    LocalObjectReference, PodTemplateSpec, ResourceRequirements, Secret, Service, ServicePort,
-    ServiceSpec,
-};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Secret, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
     NetworkPolicyPort, NetworkPolicySpec,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::pod;
-use crate::cluster::crd::GatewayPod;
+use super::settings::{Place, Settings};
 use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::gateway::{GATEWAY_END, GatewayConfig, tunnel};
 use crate::gateways::GatewaySpec;
@@ -47,64 +43,6 @@ pub mod annotation {
     /// Since when a gateway that served is replaced by a roll-out, unless it is
     /// known to be back.
     pub const ROLLED: &str = "vpn-edge.dev/rolled";
-}
-
-/// How gateways are run, the same for all.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Has `vpn-edge` and `nft` on its path.
-    pub image: String,
-    /// Names of Secrets in the tenants' namespaces.
-    pub image_pull_secrets: Vec<String>,
-    /// Where a tenant says nothing.
-    pub resources: ResourceRequirements,
-    /// Of the tunnels; from the pods' network where nothing is said.
-    pub mtu: Option<u32>,
-    /// Namespace and labels of the cluster's DNS servers.
-    pub dns: (String, BTreeMap<String, String>),
-}
-
-impl Settings {
-    /// What fits most clusters.
-    #[must_use]
-    pub fn new(image: String) -> Self {
-        let quantities = |cpu: &str, memory: &str| {
-            let quantities = [("cpu", cpu), ("memory", memory)];
-            Some(
-                quantities
-                    .map(|(name, quantity)| (name.into(), Quantity(quantity.into())))
-                    .into(),
-            )
-        };
-        Self {
-            image,
-            image_pull_secrets: Vec::new(),
-            resources: ResourceRequirements {
-                requests: quantities("10m", "32Mi"),
-                limits: quantities("2", "256Mi"),
-                claims: None,
-            },
-            mtu: None,
-            dns: ("kube-system".into(), labels([("k8s-app", "kube-dns")])),
-        }
-    }
-
-    pub(super) fn pull_secrets(&self) -> Option<Vec<LocalObjectReference>> {
-        let names = self.image_pull_secrets.iter();
-        let secrets: Vec<_> = names
-            .map(|name| LocalObjectReference { name: name.clone() })
-            .collect();
-        (!secrets.is_empty()).then_some(secrets)
-    }
-}
-
-/// Where a tenant's gateway is to run, and how.
-#[derive(Clone, Debug)]
-pub struct Place {
-    pub namespace: String,
-    /// The VpnTenant.
-    pub owner: OwnerReference,
-    pub pod: GatewayPod,
 }
 
 /// What a gateway is, but for its keys.
@@ -257,7 +195,7 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
                     ])),
                     ..ObjectMeta::default()
                 }),
-                spec: Some(pod::spec(place, shape, settings)),
+                spec: Some(pod::spec(place, shape.generation, settings)),
             },
             ..DeploymentSpec::default()
         }),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::objects::{Place, Settings, Shape};
+use super::settings::{Place, Settings};
 use crate::cluster::GATEWAY;
 
 /// The container that is the gateway.
@@ -29,10 +29,10 @@ const DEVICES: &str = "/dev/net";
 /// Time for the device to be taken down, in seconds.
 const GRACE: i64 = 5;
 
-pub(super) fn spec(place: &Place, shape: &Shape, settings: &Settings) -> PodSpec {
+pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSpec {
     let wish = &place.pod;
     let resources = wish.resources.as_ref().unwrap_or(&settings.resources);
-    let generation = shape.generation.to_string();
+    let generation = generation.to_string();
     let container = |name: &str, more: &[&str], security: SecurityContext| Container {
         name: name.into(),
         image: Some(settings.image.clone()),

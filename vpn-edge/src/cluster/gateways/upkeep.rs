@@ -19,8 +19,9 @@ use tokio::time::{Instant, timeout};
 
 use super::index::{Index, Objects};
 use super::late::NotApplied;
-use super::objects::{self, Place, Shape, annotation};
+use super::objects::{self, Shape, annotation};
 use super::rollout::{self, Standing};
+use super::settings::Place;
 use super::{KubeGateways, drift, late};
 use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::domain::GatewayState;

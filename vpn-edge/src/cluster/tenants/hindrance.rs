@@ -5,7 +5,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::status::READY;
+use super::conditions::READY;
 use crate::cluster::VpnTenantStatus;
 use crate::domain::{Tenant, VpnError};
 

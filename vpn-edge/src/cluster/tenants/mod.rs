@@ -6,9 +6,11 @@
 //! carried on or taken back by whoever follows the tenants' wishes.
 
 mod claim;
+mod conditions;
 mod convert;
 mod hindrance;
 mod index;
+mod request;
 mod shelf;
 mod status;
 #[cfg(test)]
@@ -33,7 +35,7 @@ use uuid::Uuid;
 
 use self::hindrance::Hindrance;
 use self::index::{Index, Kind};
-use self::write::{Miss, params, prompt, storage};
+use self::request::{Miss, params, prompt, storage};
 use crate::cluster::crd::WantedVpn;
 use crate::cluster::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 use crate::domain::{Pools, Tenant};

@@ -20,7 +20,7 @@ use super::claim::CLAIM;
 use super::convert::View;
 use super::hindrance::Hindrance;
 use super::index::{Reservation, Standing};
-use super::write::{Miss, prompt};
+use super::request::{Miss, prompt};
 use crate::cluster::{FINALIZER, GATEWAY};
 use crate::domain::{Keys, State, Tenant};
 use crate::registry::{Change, RegistryError, UpdateError};

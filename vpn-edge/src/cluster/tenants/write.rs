@@ -11,20 +11,21 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective};
+use kube::api::{Patch, PatchParams, ValidationDirective};
 use kube::core::Status;
 use kube::{Api, Error, ResourceExt as _};
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroize as _;
 
 use super::convert::{Held, Kept, View, secret};
 use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
+use super::request::{Miss, exactly, params, patching, prompt, storage};
 use super::wishes::{self, Wish};
 use super::{Inner, claim, status};
-use crate::cluster::{FINALIZER, GATEWAY, KEYS, MANAGER, TENANT, VpnTenant, VpnTenantStatus};
+use crate::cluster::{FINALIZER, GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus};
 use crate::domain::{State, Tenant, VpnError};
 use crate::registry::{Change, RegistryError, UpdateError};
 use crate::wireguard::PublicKey;
@@ -39,62 +40,11 @@ const RUNS: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Keys are stored this soon after their port was claimed, or not at all.
 const PROMPT: Duration = Duration::from_secs(30);
 
 const OLD_DEFINITION: &str = "the cluster's VpnTenant definition is older than this controller: \
                               apply the new manifests";
-
-/// Why a run of a change came to nothing.
-pub enum Miss {
-    /// Something is not as it was read.
-    Conflict,
-    /// The API server has given this port to somebody else.
-    Taken(u16),
-    Failed(UpdateError),
-}
-
-impl From<Error> for Miss {
-    fn from(error: Error) -> Self {
-        let stale = |status: &Status| {
-            status.is_conflict() || status.is_not_found() || status.is_already_exists()
-        };
-        match &error {
-            Error::Api(status) if stale(status) => Miss::Conflict,
-            _ => Miss::Failed(storage(error).into()),
-        }
-    }
-}
-
-impl From<UpdateError> for Miss {
-    fn from(error: UpdateError) -> Self {
-        Miss::Failed(error)
-    }
-}
-
-/// A failed request as the registry's failure: a refusal, with the API server's
-/// words, if that is its answer.
-pub fn storage(error: Error) -> RegistryError {
-    match error {
-        Error::Api(status) if is_refusal(&status) => RegistryError::Refused(status.message),
-        error => RegistryError::Storage(error.into()),
-    }
-}
-
-/// Whether this is the API server's word on what was asked, and not on how it
-/// is itself. A webhook that does not answer for it comes as an internal error.
-fn is_refusal(status: &Status) -> bool {
-    matches!(status.code, 400 | 403 | 405 | 413 | 422 | 500) && !status.message.is_empty()
-}
-
-/// A request that is given up after a while.
-pub async fn prompt<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let late = |_| Error::Service("the API server did not answer in time".into());
-    timeout(PATIENCE, request).await.map_err(late)?
-}
 
 /// What a change means for the spec. Only who asks for it changes the spec; who
 /// follows the spec does not.
@@ -534,50 +484,4 @@ fn varied(pause: Duration) -> Duration {
     // Without random bytes the pause is just not varied.
     let _ = getrandom::fill(&mut byte);
     pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
-}
-
-pub fn params() -> PostParams {
-    PostParams {
-        dry_run: false,
-        field_manager: Some(MANAGER.to_owned()),
-    }
-}
-
-fn patching() -> PatchParams {
-    PatchParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PatchParams::default()
-    }
-}
-
-pub fn exactly(uid: &str, version: &str) -> DeleteParams {
-    DeleteParams::default().preconditions(Preconditions {
-        uid: Some(uid.to_owned()),
-        resource_version: Some(version.to_owned()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_about_what_was_asked_is_a_refusal() {
-        let answer = |code: u16, message: &str| {
-            let mut status = Status::failure(message, "");
-            status.code = code;
-            storage(Error::Api(status.boxed()))
-        };
-        for code in [400, 403, 422, 500] {
-            let error = answer(code, "over quota").to_string();
-            assert_eq!(error, "the cluster refuses it: over quota");
-        }
-        for code in [401, 409, 429, 503, 504] {
-            let error = answer(code, "later");
-            assert!(matches!(error, RegistryError::Storage(_)), "{code}");
-        }
-        assert!(matches!(answer(500, ""), RegistryError::Storage(_)));
-        let away = storage(Error::Service("away".into()));
-        assert!(matches!(away, RegistryError::Storage(_)));
-    }
 }
