@@ -12,13 +12,15 @@ pub mod pools;
 pub mod port_pool;
 pub mod subnet;
 pub mod tenant;
+pub mod vpn;
 
 pub use active_ports::Steered;
 pub use error::VpnError;
-pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
+pub use lifecycle::{GatewayState, Observed};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
 pub use pools::{Pool, Pools};
 pub use port_pool::{PortPool, PortRange, PortRangeError, Ports};
 pub use tenant::Tenant;
+pub use vpn::{Allocation, State, Vpn};
 
 pub use crate::wireguard::Keys;

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::lifecycle::Vpn;
 use super::plan::Plan;
+use super::vpn::Vpn;
 
 const MAX_ORGANISATION: usize = 64;
 /// RFC 1123, section 2.1.
