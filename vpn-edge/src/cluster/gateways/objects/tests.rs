@@ -1,6 +1,11 @@
 use k8s_openapi::api::core::v1::Toleration;
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
 use super::*;
+use crate::cluster::crd::GatewayPod;
 use crate::wireguard::PrivateKey;
 
 fn spec() -> GatewaySpec {
