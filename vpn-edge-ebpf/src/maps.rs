@@ -2,7 +2,7 @@
 //!
 //! What user space reads and writes word by word is mapped into its memory.
 
-use crate::route;
+use crate::route_cache::{KNOWN, Known};
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
@@ -11,9 +11,9 @@ use vpn_edge_common as common;
 use vpn_edge_common::{
     Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word,
 };
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::icmp::Errand;
 use vpn_edge_ebpf::mac1::Scratch;
-use vpn_edge_ebpf::steer::Journey;
 use vpn_edge_ebpf::world::World;
 
 /// By UDP port in host order. As long as there are ports, so that no packet
@@ -59,7 +59,7 @@ static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static WAYS: PerCpuArray<route::Known> = PerCpuArray::with_max_entries(route::KNOWN, 0);
+static WAYS: PerCpuArray<Known> = PerCpuArray::with_max_entries(KNOWN, 0);
 
 /// As [`SCRATCH`].
 #[map]
@@ -137,9 +137,9 @@ fn jiffies() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// The [`route::Known`] at a place.
+/// The [`Known`] at a place.
 #[inline(always)]
-pub fn known_way(at: u32) -> Option<&'static mut route::Known> {
+pub fn known_way(at: u32) -> Option<&'static mut Known> {
     let known = WAYS.get_ptr_mut(at)?;
     // SAFETY: as for the scratch.
     Some(unsafe { &mut *known })

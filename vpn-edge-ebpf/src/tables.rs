@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use vpn_edge_common::{Allocation, Edge, Flows, Limits, SOURCES, Sessions, Word};
 
+use crate::forwarding::Journey;
 use crate::mac1::Scratch;
-use crate::steer::Journey;
 use crate::world::World;
 
 /// A world that stands still until it is changed.

@@ -2,8 +2,8 @@
 
 use vpn_edge_common::{Allocation, Edge, Flows, Limits, Sessions, Word};
 
+use crate::forwarding::Journey;
 use crate::mac1::Scratch;
-use crate::steer::Journey;
 
 /// The kernel's maps in the programs, and tables of the same values in tests
 /// and tools. Each answer is nothing only where the key is out of range.

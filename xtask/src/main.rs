@@ -9,6 +9,7 @@ mod fuzz;
 mod image;
 mod kubernetes;
 mod lint;
+mod modules;
 mod monitoring;
 mod npm;
 mod programs;

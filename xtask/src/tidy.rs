@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::modules;
+
 struct Rule {
     /// Paths below the root that the rule covers, and those it spares.
     within: &'static str,
@@ -35,6 +37,18 @@ const RULES: &[Rule] = &[
         why: "datapath/ is the only place that knows aya",
     },
     Rule {
+        within: "vpn-edge/src",
+        except: "vpn-edge/src/cluster",
+        words: &["kube::", "k8s_openapi"],
+        why: "cluster/ is the only place that knows Kubernetes",
+    },
+    Rule {
+        within: "vpn-edge/src",
+        except: "vpn-edge/src/local",
+        words: &["rusqlite"],
+        why: "local/ is the only place that knows SQLite",
+    },
+    Rule {
         within: "",
         except: "xtask/src/tidy.rs",
         words: &["FIXME", "TODO", "XXX", "todo!(", "unimplemented!(", "dbg!("],
@@ -45,12 +59,15 @@ const RULES: &[Rule] = &[
 const LONGEST_FILE: usize = 700;
 
 pub fn check(root: &Path) -> Result<()> {
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     for file in sources(root)? {
         let text = fs::read_to_string(root.join(&file))
             .with_context(|| format!("cannot read {}", file.display()))?;
-        found.extend(complaints(&file, &text));
+        files.push((file, text));
     }
+    let words = files.iter().flat_map(|(file, text)| complaints(file, text));
+    let mut found: Vec<String> = words.collect();
+    found.extend(modules::complaints(&files));
     if !found.is_empty() {
         bail!("\n{}", found.join("\n"));
     }
@@ -125,6 +142,22 @@ mod tests {
             ["vpn-edge/src/agent/mod.rs:2: 'aya::': datapath/ is the only place that knows aya"]
         );
         assert!(check("vpn-edge/src/datapath/mod.rs", "use aya::Ebpf;").is_empty());
+    }
+
+    #[test]
+    fn only_the_cluster_and_one_machine_name_their_libraries() {
+        let (cluster, local) = (
+            "vpn-edge/src/cluster/crd.rs",
+            "vpn-edge/src/local/sqlite.rs",
+        );
+        for (text, home) in [
+            ("use kube::Client;", cluster),
+            ("use k8s_openapi::ByteString;", cluster),
+            ("use rusqlite::Row;", local),
+        ] {
+            assert!(check(home, text).is_empty());
+            assert_eq!(check("vpn-edge/src/commands/agent.rs", text).len(), 1);
+        }
     }
 
     #[test]

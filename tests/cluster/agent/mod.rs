@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
-use vpn_edge::kubernetes::VpnTenant;
+use vpn_edge::cluster::VpnTenant;
 
 use scene::{AGENT, EDGE, Scene, WORKER, tenant};
 

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{Api, ResourceExt as _};
+use vpn_edge::cluster::GATEWAY;
 use vpn_edge::domain::GatewayState;
 use vpn_edge::gateways::GatewaySpec;
-use vpn_edge::kubernetes::GATEWAY;
 
 use super::scene::{MISSING, Scene};
 

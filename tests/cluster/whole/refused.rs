@@ -6,7 +6,7 @@ use kube::Api;
 use kube::api::ListParams;
 use lab::topology::A;
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::VpnTenantStatus;
+use vpn_edge::cluster::VpnTenantStatus;
 
 use super::*;
 

@@ -18,7 +18,7 @@ use lab::node::{Node as Host, program};
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::VpnTenant;
+use vpn_edge::cluster::VpnTenant;
 
 pub struct Scene {
     pub controllers: Vec<Controller>,

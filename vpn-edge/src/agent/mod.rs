@@ -3,18 +3,13 @@
 //! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
 //! the kernel's maps back and mends whatever someone else did to them.
 
-mod command;
 mod diff;
 mod index;
-mod kube;
 mod source;
 mod status;
 
-pub use command::{AgentArgs, EdgeArgs, run};
-pub(crate) use command::{Edge, EdgePorts};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
-pub use kube::{Kube, PodLinks};
 pub use source::{Allocated, File, Local, Source, World};
 pub use status::{SyncCounts, SyncStatus};
 
@@ -30,7 +25,7 @@ use vpn_edge_common::{Allocation, mode};
 
 use crate::conntrack;
 use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
-use crate::domain::{PlanLimits, PortRange};
+use crate::domain::{PlanLimits, PortRange, Steered};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
@@ -39,10 +34,6 @@ const RESYNC: Duration = Duration::from_secs(5);
 
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What the edge steers by now: tenant and generation by port. Nothing before
-/// the agent has looked.
-pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
 
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {

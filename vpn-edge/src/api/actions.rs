@@ -17,10 +17,10 @@ use super::Api;
 use super::body::{CreateTenant, PatchTenant, VpnStatus};
 use super::error::ApiError;
 use crate::audit::Action;
+use crate::auth::Caller;
 use crate::domain::subnet::{client_address, client_address6, tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::{check_networks, check_versions};
 use crate::domain::{Tenant, VpnError};
-use crate::identity::Caller;
 use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys, PublicKey};
 

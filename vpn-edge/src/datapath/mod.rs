@@ -33,6 +33,11 @@ use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, mapped, pr
 /// Where bpffs is mounted, and the folder in it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
 
+/// Source of the frames that the edge redirects into a gateway's link. Frames
+/// that the node's kernel routes have another, so the gateway can tell what
+/// came past the guard.
+pub const EDGE_MAC: [u8; 6] = [2, 2, 0, 0, 0, 0];
+
 /// The eBPF object that this binary was built with.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VPN_EDGE_EBPF"));
 

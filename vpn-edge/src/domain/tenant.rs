@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::lifecycle::Vpn;
 use super::plan::Plan;
+use super::vpn::Vpn;
 
 const MAX_ORGANISATION: usize = 64;
 /// What an organisation's name must be, in words.

@@ -16,6 +16,7 @@ mod follow;
 mod init;
 pub mod nat;
 mod status;
+pub mod tunnel;
 
 pub use config::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD, Peer};
 pub use status::{Phase, Status, subscribe};
@@ -29,6 +30,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use crate::{datapath, ethtool};
+
+/// The gateway's end of its link, inside its namespace.
+pub const GATEWAY_END: &str = "eth0";
 
 /// How long a gateway may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::GatewayConfig;
-use crate::link::EDGE_MAC;
+use crate::datapath::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
 pub fn forward(config: &GatewayConfig) -> io::Result<()> {
