@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use crate::domain::State as Phase;
-use crate::identity::Identity;
+use crate::auth::Identity;
 use crate::metrics::TOKEN_FILE_READABLE;
 use crate::registry::Registry;
 
@@ -108,8 +108,8 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::identity::{Role, Tokens};
-    use crate::registry::SqliteRegistry;
+    use crate::auth::{Role, Tokens};
+    use crate::local::SqliteRegistry;
 
     async fn get(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();

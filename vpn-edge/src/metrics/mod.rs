@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 use crate::agent::{Source, SyncStatus};
 use crate::datapath::{Programs, Reader};
 use crate::domain::PortRange;
-use crate::identity::Identity;
+use crate::auth::Identity;
 use collector::Snapshot;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

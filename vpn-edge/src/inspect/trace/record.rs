@@ -17,7 +17,8 @@ use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, UNKNOWN};
 use vpn_edge_ebpf::mac1::Scratch;
 use vpn_edge_ebpf::parse::{Located, Unlocated, locate};
 use vpn_edge_ebpf::session;
-use vpn_edge_ebpf::steer::{self, Journey, Refusal, Rung, Steered};
+use vpn_edge_ebpf::forwarding::Journey;
+use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::world::World;
 
