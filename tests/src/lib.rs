@@ -8,6 +8,7 @@ pub mod edge;
 #[cfg(test)]
 mod findings;
 pub mod icmp;
+pub mod interpreter;
 pub mod kube_proxy;
 pub mod laptop;
 pub mod message;
