@@ -4,6 +4,7 @@ pub mod agent;
 pub mod byhand;
 pub mod client;
 pub mod cluster;
+pub mod costs;
 pub mod edge;
 #[cfg(test)]
 mod findings;
