@@ -6,6 +6,7 @@
 //! counters, of which a dropped packet moves exactly one.
 
 mod back;
+mod costs;
 mod egress;
 mod errors;
 mod events;

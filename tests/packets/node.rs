@@ -34,7 +34,7 @@ pub const OTHER_SLOT: u16 = 7;
 pub const V4_SLOT: u16 = 8;
 pub const FAR_SLOT: u16 = 9;
 pub const OTHER_FAR_SLOT: u16 = 10;
-const SLOTS: [u16; 7] = [
+pub const SLOTS: [u16; 7] = [
     SLOT,
     CLOSED_SLOT,
     OTHER_SLOT,
