@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod image;
 mod kubernetes;
+mod links;
 mod lint;
 mod monitoring;
 mod npm;
