@@ -8,6 +8,7 @@ mod demo;
 mod fuzz;
 mod image;
 mod kubernetes;
+mod links;
 mod lint;
 mod modules;
 mod monitoring;
@@ -39,7 +40,7 @@ enum Xtask {
     /// Run every suite, or the ones named
     #[command(after_help = test::suites())]
     Test { names: Vec<String> },
-    /// Write the pictures of the pages into docs/
+    /// Write the pictures of the pages into docs/src/images
     Screenshots,
     /// Measure; writes target/bench.json
     Bench {

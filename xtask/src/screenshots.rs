@@ -11,7 +11,7 @@ const VARIABLE: &str = "VPN_EDGE_SCREENSHOTS";
 
 pub fn run() -> Result<()> {
     setup::ready(test::needs("page"))?;
-    let folder = workspace::root().join("docs");
+    let folder = workspace::root().join("docs/src/images");
     workspace::run(&mut cargo(["build", "--workspace", "--bin", "vpn-edge"]))?;
     let mut pictures = cargo(["test", "--workspace", "--test", "page", "pictures"]);
     pictures

@@ -1,5 +1,6 @@
 //! What must be absent from the tree, which no compiler checks.
 
+use crate::links;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,15 +60,16 @@ const RULES: &[Rule] = &[
 const LONGEST_FILE: usize = 700;
 
 pub fn check(root: &Path) -> Result<()> {
-    let mut files = Vec::new();
-    for file in sources(root)? {
+    let mut sources = Vec::new();
+    for file in files(root, ".rs")? {
         let text = fs::read_to_string(root.join(&file))
             .with_context(|| format!("cannot read {}", file.display()))?;
-        files.push((file, text));
+        sources.push((file, text));
     }
-    let words = files.iter().flat_map(|(file, text)| complaints(file, text));
+    let words = sources.iter().flat_map(|(file, text)| complaints(file, text));
     let mut found: Vec<String> = words.collect();
-    found.extend(modules::complaints(&files));
+    found.extend(modules::complaints(&sources));
+    found.extend(links::complaints(root, &files(root, ".md")?)?);
     if !found.is_empty() {
         bail!("\n{}", found.join("\n"));
     }
@@ -97,8 +99,8 @@ fn complaints(file: &Path, text: &str) -> Vec<String> {
     found
 }
 
-/// Every Rust file, by its path below the root.
-fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+/// Every file whose name ends so, by its path below the root.
+pub fn files(root: &Path, end: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -106,10 +108,10 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if path.is_dir() {
-                if name != "target" && !name.starts_with('.') {
+                if name != "target" && name != "node_modules" && !name.starts_with('.') {
                     folders.push(path);
                 }
-            } else if name.ends_with(".rs") {
+            } else if name.ends_with(end) {
                 files.push(path.strip_prefix(root)?.to_path_buf());
             }
         }

@@ -267,7 +267,7 @@ impl Snapshot {
         families.counters(
             "drops",
             "Dropped packets by reason; only reasons that occurred. \
-             `vpn-edge drops` shows packets, the README says what each reason means.",
+             `vpn-edge drops` shows packets, the documentation says what each reason means.",
             self.ports.iter().flat_map(|port| {
                 DropReason::ALL
                     .iter()
