@@ -53,6 +53,8 @@ pub enum Step {
     /// How many handshake messages its source may still send.
     Source {
         address: Option<IpAddr>,
+        /// Of another edge node, whose ports are sources of their own.
+        port: Option<u16>,
         handshakes_left: u64,
     },
     /// Whether it knows the gateway's public key.
@@ -129,6 +131,7 @@ pub fn decide<'a, 'm>(
         located: locate(frame),
         allocation: Cell::default(),
         back: Cell::default(),
+        port: Cell::default(),
         steps: RefCell::default(),
     };
     let decided = steer::decide(&recorder, frame, rung);
@@ -153,6 +156,8 @@ struct Recorder<'m> {
     allocation: Cell<Option<&'m Allocation>>,
     /// Whether it is a gateway's answer.
     back: Cell<bool>,
+    /// The source's, if it is another edge node.
+    port: Cell<Option<u16>>,
     steps: RefCell<Vec<Step>>,
 }
 
@@ -357,9 +362,17 @@ impl<'m> World<'m> for Recorder<'m> {
         let word = self.tables.source(bucket)?;
         self.note(Step::Source {
             address: Recorder::source(self),
+            port: self.port.get(),
             handshakes_left: left_of(word, self.tables.now, limit::SOURCE),
         });
         Some(word)
+    }
+
+    fn is_node(&self, address: Words) -> bool {
+        let known = self.tables.is_node(address);
+        let port = self.located.as_ref().map(|located| located.source_port);
+        self.port.set(port.ok().filter(|_| known));
+        known
     }
 
     fn scratch(&self) -> Option<&'m mut Scratch> {
