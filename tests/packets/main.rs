@@ -14,6 +14,7 @@ mod extensions;
 mod hairpin;
 mod handshakes;
 mod node;
+mod nodes;
 mod onward;
 mod order;
 mod own;

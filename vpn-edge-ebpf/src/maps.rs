@@ -3,13 +3,13 @@
 //! What user space reads and writes word by word is mapped into its memory.
 
 use crate::route_cache::{KNOWN, Known};
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use vpn_edge_common as common;
 use vpn_edge_common::{
-    Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word,
+    Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word, Words,
 };
 use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::icmp::Errand;
@@ -45,6 +45,10 @@ static CLOCK: Array<Clock> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
 static SOURCES: Array<Word> = Array::pinned(common::SOURCES, BPF_F_MMAPABLE);
+
+/// Programs only look up, so entries need no preallocated memory.
+#[map]
+static NODES: HashMap<Words, u8> = HashMap::pinned(common::NODES, BPF_F_NO_PREALLOC);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::pinned(common::EVENTS, 0);
@@ -102,6 +106,11 @@ impl World<'static> for Kernel {
     #[inline(always)]
     fn source(&self, bucket: u32) -> Option<&'static Word> {
         SOURCES.get(bucket)
+    }
+
+    #[inline(always)]
+    fn is_node(&self, address: Words) -> bool {
+        NODES.get_ptr(&address).is_some()
     }
 
     #[inline(always)]

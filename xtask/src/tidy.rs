@@ -66,7 +66,9 @@ pub fn check(root: &Path) -> Result<()> {
             .with_context(|| format!("cannot read {}", file.display()))?;
         sources.push((file, text));
     }
-    let words = sources.iter().flat_map(|(file, text)| complaints(file, text));
+    let words = sources
+        .iter()
+        .flat_map(|(file, text)| complaints(file, text));
     let mut found: Vec<String> = words.collect();
     found.extend(modules::complaints(&sources));
     found.extend(links::complaints(root, &files(root, ".md")?)?);

@@ -14,7 +14,7 @@ use vpn_edge_common::NODE_SLOT;
 
 use super::agent::{Edge, EdgeArgs, EdgePorts};
 use super::key::DatabaseArgs;
-use crate::agent::Local;
+use crate::agent::{Local, edge_address};
 use crate::auth::IdentityArgs;
 use crate::catalog;
 use crate::controller::{self, Controller};
@@ -36,6 +36,11 @@ pub struct StandaloneArgs {
     tls: TlsArgs,
     #[command(flatten)]
     edge: EdgeArgs,
+    /// Address that another edge node (`vpn-edge agent`) sends packets on from;
+    /// may be given several times. Each of its clients has a handshake rate of
+    /// its own; those of an edge that is not named share one.
+    #[arg(long = "edge-node", value_name = "ADDRESS", value_delimiter = ',', value_parser = edge_address)]
+    edge_nodes: Vec<IpAddr>,
     /// Host name in clients' configurations.
     #[arg(long)]
     hostname: String,
@@ -164,7 +169,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     };
     let server = serve(listener, tls, router);
     let work = async { bail!("the controller ended: {:?}", (&mut controller).await) };
-    let source = Arc::new(Local::new(registry, gateways));
+    let edges = args.edge_nodes.into_iter().collect();
+    let source = Arc::new(Local::new(registry, gateways, edges));
     let outcome = edge.run(source, work, server.finish()).await;
     // What it is in the middle of ends before the runtime does.
     controller.abort();
@@ -198,5 +204,33 @@ impl StandaloneArgs {
             self.dns
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn other_edge_nodes_are_named_by_their_addresses() {
+        let parsed = |more: &[&str]| {
+            let command = StandaloneArgs::augment_args(Command::new("standalone"));
+            let own = ["standalone", "--hostname", "vpn.example.com"];
+            let matches = command.try_get_matches_from(own.iter().chain(more))?;
+            StandaloneArgs::from_arg_matches(&matches)
+        };
+        let named = ["--edge-node", "198.51.100.11,2001:db8::11"];
+        let args = parsed(&[&named[..], &["--edge-node", "198.51.100.12"]].concat()).unwrap();
+        let expected = ["198.51.100.11", "2001:db8::11", "198.51.100.12"];
+        assert_eq!(
+            args.edge_nodes,
+            expected.map(|one| one.parse::<IpAddr>().unwrap())
+        );
+        let said = parsed(&["--edge-node", "edge-1"]).unwrap_err().to_string();
+        let expected = "`edge-1` is not an IP address of one node, such as 198.51.100.11";
+        assert!(said.contains("--edge-node"), "{said}");
+        assert!(said.contains(expected), "{said}");
     }
 }

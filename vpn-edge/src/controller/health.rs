@@ -13,8 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
-use crate::domain::State as Phase;
 use crate::auth::Identity;
+use crate::domain::State as Phase;
 use crate::metrics::TOKEN_FILE_READABLE;
 use crate::registry::Registry;
 

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, mapped, program};
+use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, program};
 
 /// Where bpffs is mounted, and the folder in it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
@@ -130,10 +130,7 @@ fn places(known: &[Own; OWN_ADDRESSES], wanted: &[(IpAddr, u32)]) -> [Own; OWN_A
     let mut others = Vec::new();
     for &(ip, uplink) in wanted {
         let own = Own {
-            address: match ip {
-                IpAddr::V4(v4) => mapped(v4.octets()),
-                IpAddr::V6(v6) => v6.octets(),
-            },
+            address: maps::to_address(ip),
             uplink,
             pad: 0,
         };

@@ -17,9 +17,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Source, SyncStatus};
+use crate::auth::Identity;
 use crate::datapath::{Programs, Reader};
 use crate::domain::PortRange;
-use crate::auth::Identity;
 use collector::Snapshot;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -4,8 +4,8 @@
 //! read anew takes the place of the old one when it is complete, so that a
 //! relist is never taken for an end of all tenants.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -191,15 +191,29 @@ impl Row for Slice {
     }
 }
 
-impl Row for Addresses {
+/// A Node.
+#[derive(Debug, PartialEq)]
+pub(super) struct NodeAddresses {
+    /// Where its gateways are reached.
+    internal: Addresses,
+    /// All that it may send from.
+    all: BTreeSet<IpAddr>,
+}
+
+impl Row for NodeAddresses {
     type Object = Node;
 
     fn of(object: &Node) -> Option<Self> {
-        let addresses = object.status.addresses.iter();
-        let internal = addresses.filter(|address| address.type_ == "InternalIP");
-        Some(first_of_each(
-            internal.filter_map(|address| address.address.parse().ok()),
-        ))
+        let of_types = |types: &'static [&str]| {
+            let addresses = object.status.addresses.iter();
+            let addresses = addresses.filter(|address| types.contains(&&*address.type_));
+            addresses.filter_map(|address| address.address.parse::<IpAddr>().ok())
+        };
+        let all = of_types(&["InternalIP", "ExternalIP"]);
+        Some(Self {
+            internal: first_of_each(of_types(&["InternalIP"])),
+            all: all.map(|address| address.to_canonical()).collect(),
+        })
     }
 }
 
@@ -221,7 +235,7 @@ pub(super) struct Index {
     node: String,
     pub tenants: Table<Tenant>,
     pub slices: Table<Slice>,
-    pub nodes: Table<Addresses>,
+    pub nodes: Table<NodeAddresses>,
 }
 
 /// The world, but for what this node alone can tell.
@@ -324,7 +338,7 @@ impl Index {
                     return None;
                 }
                 let node = (String::new(), pod.node?.to_owned());
-                let node = self.nodes.rows.as_ref()?.get(&node)?;
+                let node = self.nodes.rows.as_ref()?.get(&node)?.internal;
                 // A node has more IP versions than its pods in many a cluster.
                 let addresses = Addresses {
                     v4: node.v4.filter(|_| pod.addresses.v4.is_some()),
@@ -344,6 +358,11 @@ impl Index {
                 location,
             });
         }
+        let others = self
+            .nodes
+            .rows()
+            .filter(|((_, name), _)| *name != self.node);
+        seen.world.edges = others.flat_map(|(_, node)| &node.all).copied().collect();
         let allocated = held
             .into_values()
             .map(|(_, _, allocated)| allocated.clone());

@@ -134,6 +134,56 @@ fn there_is_no_world_before_all_is_listed() {
 }
 
 #[test]
+fn all_addresses_of_all_other_nodes_are_edges() {
+    let mut index = Index::new(HOME);
+    list(&mut index.tenants, &[]);
+    list(&mut index.slices, &[]);
+    let addressed = |name: &str, addresses: &[(&str, &str)]| -> Value {
+        let addresses = addresses.iter();
+        let addresses: Vec<Value> = addresses
+            .map(|(kind, address)| json!({ "type": kind, "address": address }))
+            .collect();
+        json!({ "metadata": { "name": name }, "status": { "addresses": addresses } })
+    };
+    let nodes = [
+        addressed(HOME, &[("InternalIP", "198.51.100.21")]),
+        addressed(
+            "worker-2",
+            &[
+                ("Hostname", "198.51.100.250"),
+                ("InternalIP", "198.51.100.22"),
+                ("InternalIP", "2001:db8::22"),
+                ("InternalIP", "198.51.100.99"),
+                ("ExternalIP", "203.0.113.22"),
+                ("InternalIP", "worker-2.example.com"),
+            ],
+        ),
+        addressed("worker-3", &[("InternalIP", "2001:db8::23")]),
+        addressed("nowhere", &[]),
+    ];
+    list(&mut index.nodes, &nodes);
+    let edges = |index: &Index| -> Vec<String> {
+        let edges = index.seen().unwrap().world.edges;
+        edges.iter().map(ToString::to_string).collect()
+    };
+    let expected = [
+        "198.51.100.22",
+        "198.51.100.99",
+        "203.0.113.22",
+        "2001:db8::22",
+        "2001:db8::23",
+    ];
+    assert_eq!(edges(&index), expected);
+
+    let gone = from_value(nodes[2].clone()).unwrap();
+    assert!(index.nodes.feed(Event::Delete(gone)));
+    assert_eq!(edges(&index), expected[..4]);
+    let moved = addressed("worker-2", &[("InternalIP", "198.51.100.99")]);
+    assert!(index.nodes.feed(Event::Apply(from_value(moved).unwrap())));
+    assert_eq!(edges(&index), ["198.51.100.99"]);
+}
+
+#[test]
 fn a_gateway_elsewhere_is_at_its_nodes_internal_addresses() {
     let v4 = slice(1, 3, 31_000, "worker-2", "10.244.2.9");
     let v6 = slice(1, 3, 31_000, "worker-2", "fd00:10:244:2::9");
