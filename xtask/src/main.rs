@@ -5,6 +5,7 @@ mod bench;
 mod build_ebpf;
 mod crds;
 mod demo;
+mod fixtures;
 mod fuzz;
 mod image;
 mod kubernetes;
@@ -42,6 +43,8 @@ enum Xtask {
     Test { names: Vec<String> },
     /// Write the pictures of the pages into docs/src/images
     Screenshots,
+    /// Keep what this version leaves behind, for the suite `upgrade` of later ones
+    Fixtures,
     /// Measure; writes target/bench.json
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -81,6 +84,7 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
         Xtask::Screenshots => screenshots::run(),
+        Xtask::Fixtures => fixtures::run(),
         Xtask::Bench { names } => bench::run(&names),
         Xtask::Crds => crds::run(),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),

@@ -47,6 +47,21 @@ const SUITES: &[Suite] = &[
         ],
     },
     Suite {
+        name: "upgrade",
+        about: "this build over what earlier versions left: databases, maps, gateways, clusters",
+        needs: &[
+            Need::Build,
+            Need::Bpf,
+            Need::Lab,
+            Need::Tun,
+            Need::Kubernetes,
+        ],
+        cargo: &[
+            &["build", "--workspace", "--bin", "vpn-edge"],
+            &["test", "--workspace", "--test", "upgrade"],
+        ],
+    },
+    Suite {
         name: "dual_stack",
         about: "IPv6 to the gateways and in the tunnels, with real WireGuard",
         needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
