@@ -45,7 +45,7 @@ pub fn conditions(
     let absent = match vpn.state {
         State::Unavailable => ("PlanWithoutVpn", "the plan does not include the VPN"),
         _ if !wanted => ("Disabled", "the VPN is not asked for"),
-        State::Failed => ("NoKeys", failure),
+        State::Failed => ("KeysUnavailable", failure),
         _ if !tenant.ready => ("TenantNotReady", "the rest of the tenant is not ready"),
         _ => hindrance.unwrap_or(("Pending", "a port and keys are about to be made")),
     };

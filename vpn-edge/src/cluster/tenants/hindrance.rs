@@ -12,8 +12,12 @@ use crate::domain::{Tenant, VpnError};
 /// Reasons of conditions.
 const NO_PORTS: &str = "NoPortsAvailable";
 const NOT_READY: &str = "TenantNotReady";
-const REFUSED: &str = "Refused";
-const HINDERED: &str = "Hindered";
+const APPLY_FAILED: &str = "ApplyFailed";
+const GATEWAY_DEGRADED: &str = "GatewayDegraded";
+
+/// What these two were called in v0.0.1, whose conditions are still read.
+const APPLY_FAILED_BEFORE: &str = "Refused";
+const GATEWAY_DEGRADED_BEFORE: &str = "Hindered";
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,8 +55,8 @@ impl Hindrance {
         match told.reason.as_str() {
             NO_PORTS => Self::NoPorts,
             NOT_READY => Self::NotReady,
-            REFUSED => Self::Refused(message()),
-            HINDERED => Self::Gateway(message()),
+            APPLY_FAILED | APPLY_FAILED_BEFORE => Self::Refused(message()),
+            GATEWAY_DEGRADED | GATEWAY_DEGRADED_BEFORE => Self::Gateway(message()),
             _ => Self::Nothing,
         }
     }
@@ -80,8 +84,8 @@ impl Hindrance {
             Self::Unknown | Self::Nothing => None,
             Self::NoPorts => Some((NO_PORTS, "every port of every pool is held")),
             Self::NotReady => Some((NOT_READY, "the rest of the tenant is not ready")),
-            Self::Refused(words) => Some((REFUSED, words)),
-            Self::Gateway(words) => Some((HINDERED, words)),
+            Self::Refused(words) => Some((APPLY_FAILED, words)),
+            Self::Gateway(words) => Some((GATEWAY_DEGRADED, words)),
         }
     }
 }

@@ -44,7 +44,7 @@ fn is(status: &VpnTenantStatus, type_: &str) -> String {
 fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
     let refused = Hindrance::Refused("over quota".to_owned());
     let gateway = Hindrance::Gateway("its pod".to_owned());
-    let said = "False Refused: over quota";
+    let said = "False ApplyFailed: over quota";
     let serving = "True Serving: the gateway answers and the edge steers to it";
     let port = "True Allocated: port 30000 is the tenant's";
     let table = [
@@ -57,7 +57,11 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
         (
             State::Enabling,
             &gateway,
-            [port, "False Hindered: its pod", "False Hindered: its pod"],
+            [
+                port,
+                "False GatewayDegraded: its pod",
+                "False GatewayDegraded: its pod",
+            ],
             Some("its pod"),
         ),
         // It serves, and not as it is asked for.
@@ -70,7 +74,7 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
         (
             State::Enabled,
             &gateway,
-            [port, serving, "False Hindered: its pod"],
+            [port, serving, "False GatewayDegraded: its pod"],
             Some("its pod"),
         ),
         (
@@ -110,7 +114,7 @@ fn one_who_is_to_be_switched_off_and_cannot_says_so() {
     let (mut view, tenant) = tenant(State::Enabled);
     Arc::make_mut(&mut view.resource).spec.vpn.enabled = false;
     let status = tell(&mut view, &tenant, &Hindrance::Refused("no".to_owned()));
-    assert_eq!(is(&status, "Ready"), "False Refused: no");
+    assert_eq!(is(&status, "Ready"), "False ApplyFailed: no");
     let status = tell(&mut view, &tenant, &Hindrance::Nothing);
     assert!(is(&status, "Ready").starts_with("False Disabling"));
 }
@@ -140,5 +144,22 @@ fn what_was_told_holds_until_the_tenant_moves_on() {
             Hindrance::Nothing.or_told(&told, &before),
             Hindrance::Nothing
         );
+    }
+}
+
+#[test]
+fn conditions_of_an_earlier_version_are_read() {
+    let (mut view, tenant) = tenant(State::Enabled);
+    let table = [
+        ("Refused", Hindrance::Refused("why".to_owned())),
+        ("Hindered", Hindrance::Gateway("why".to_owned())),
+    ];
+    for (before, hindrance) in table {
+        let mut conditions = tell(&mut view, &tenant, &hindrance).conditions;
+        assert_eq!(Hindrance::told(&conditions), hindrance);
+        for condition in &mut conditions {
+            condition.reason = before.to_owned();
+        }
+        assert_eq!(Hindrance::told(&conditions), hindrance, "{before}");
     }
 }

@@ -193,7 +193,7 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
         }
         Is::Leaving => {
             let note = "keys, port and gateway are given up";
-            return Some(event(normal, "Leaving", note.to_owned()));
+            return Some(event(normal, "Deleting", note.to_owned()));
         }
         Is::Tenant {
             state,

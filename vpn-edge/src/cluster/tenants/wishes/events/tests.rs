@@ -106,10 +106,16 @@ fn a_hindrance_is_told_once_a_message_until_it_is_over() {
     use Hindrance::{Gateway, Nothing, Unknown};
     let one = || seen(State::Disabled, refused("one"));
     let nothing = || seen(State::Disabled, Nothing);
-    assert_eq!(reasons(Some(nothing()), [one(), one(), one()]), ["Refused"]);
+    assert_eq!(
+        reasons(Some(nothing()), [one(), one(), one()]),
+        ["ApplyFailed"]
+    );
     let other = seen(State::Disabled, refused("another"));
-    assert_eq!(reasons(Some(one()), [other, one()]), ["Refused", "Refused"]);
-    assert_eq!(reasons(Some(one()), [nothing(), one()]), ["Refused"]);
+    assert_eq!(
+        reasons(Some(one()), [other, one()]),
+        ["ApplyFailed", "ApplyFailed"]
+    );
+    assert_eq!(reasons(Some(one()), [nothing(), one()]), ["ApplyFailed"]);
     // Nobody knows while the API server is away.
     let view = told(State::Disabled, &refused("one"));
     let standing = Standing::Tenant(view.tenant().unwrap().into());
@@ -123,10 +129,10 @@ fn a_hindrance_is_told_once_a_message_until_it_is_over() {
         Some(starting()),
         [crashed(), starting(), crashed(), starting()],
     );
-    assert_eq!(told, ["Hindered"]);
+    assert_eq!(told, ["GatewayDegraded"]);
     let enabled = seen(State::Enabled, Nothing);
     let told = reasons(Some(crashed()), [enabled, crashed()]);
-    assert_eq!(told, ["Enabled", "Enabling", "Hindered"]);
+    assert_eq!(told, ["Enabled", "Enabling", "GatewayDegraded"]);
 }
 
 #[test]
