@@ -331,22 +331,25 @@ fn grace_and_closed_ports_are_told() -> Result<()> {
     Ok(())
 }
 
+/// What `/healthz` says once it answers with this status.
+fn await_health(edge: &Edge, wanted: u16) -> Result<String> {
+    let start = Instant::now();
+    loop {
+        let (status, _, body) = get(edge, HEALTH, "/healthz")?;
+        if status == wanted {
+            return Ok(body);
+        }
+        if start.elapsed() > Duration::from_secs(20) {
+            bail!("/healthz stays {status}: {body}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
     let (_topology, edge) = start()?;
-    let healthy = |wanted: u16| -> Result<String> {
-        let start = Instant::now();
-        loop {
-            let (status, _, body) = get(&edge, HEALTH, "/healthz")?;
-            if status == wanted {
-                return Ok(body);
-            }
-            if start.elapsed() > Duration::from_secs(20) {
-                bail!("/healthz stays {status}: {body}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
+    let healthy = |wanted: u16| await_health(&edge, wanted);
     ensure!(healthy(200)? == "ok\n");
     edge.node
         .sh("ip link set eth0 down; ip link set eth0 name gone0")?;
@@ -368,6 +371,7 @@ fn a_token_file_that_is_not_in_order_is_told_and_takes_no_edge_out() -> Result<(
     let (_topology, edge) = start()?;
     let file = edge.node.folder.join("tokens");
     let mode = |mode| edge.node.sh(&format!("chmod {mode} {}", file.display()));
+    await_health(&edge, 200)?;
     // Nobody calls the API meanwhile.
     let told = |expected: &str, readable: f64| -> Result<()> {
         let start = Instant::now();
