@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 
 fn run(task: Xtask) -> Result<()> {
     match task {
-        Xtask::Setup => setup::ready(&setup::EVERYTHING),
+        Xtask::Setup => setup::ready(&setup::EVERYTHING).map(drop),
         Xtask::BuildEbpf => programs::build_and_list(),
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
