@@ -183,6 +183,28 @@ fn a_packet_of_a_live_session_is_traced_to_its_gateway() -> Result<()> {
 }
 
 #[test]
+fn a_client_that_sends_from_a_port_between_nodes_is_a_client() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    let edge = Edge::start(&topology, Uplink::Veth, &[])?;
+    let tenant = edge.enabled(&A)?;
+    let own_port = "[Interface]\nListenPort = 61005\n";
+    let configuration = tenant.configuration.replacen("[Interface]\n", own_port, 1);
+    let client = Client::up(&topology.client_a, &configuration)?;
+    client.await_reach(A.server)?;
+    let expected = format!("{}:61005", A.client);
+    let listed = edge.vpn_edge(&["flows", &tenant.port.to_string(), "-o", "json"])?;
+    let listed: Vec<Value> = serde_json::from_str(&listed)?;
+    let [flow] = listed.as_slice() else {
+        anyhow::bail!("{listed:#?}");
+    };
+    ensure!(flow["client"] == *expected, "{flow:#}");
+    ensure!(flow["edge_node"] == false, "{flow:#}");
+    let session = edge.tenant(&["session", &tenant.id])?;
+    ensure!(session["client"] == *expected, "{session:#}");
+    Ok(())
+}
+
+#[test]
 fn the_client_is_listed_with_the_way_to_its_gateway() -> Result<()> {
     let (edge, _client, tenant, _topology) = connected(Uplink::Veth)?;
     let port = tenant.port.to_string();

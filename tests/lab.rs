@@ -8,6 +8,8 @@ mod own_key;
 mod secrets;
 #[path = "lab/session.rs"]
 mod session;
+#[path = "lab/tokens.rs"]
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

@@ -331,22 +331,25 @@ fn grace_and_closed_ports_are_told() -> Result<()> {
     Ok(())
 }
 
+/// What `/healthz` says once it answers with this status.
+fn await_health(edge: &Edge, wanted: u16) -> Result<String> {
+    let start = Instant::now();
+    loop {
+        let (status, _, body) = get(edge, HEALTH, "/healthz")?;
+        if status == wanted {
+            return Ok(body);
+        }
+        if start.elapsed() > Duration::from_secs(20) {
+            bail!("/healthz stays {status}: {body}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
     let (_topology, edge) = start()?;
-    let healthy = |wanted: u16| -> Result<String> {
-        let start = Instant::now();
-        loop {
-            let (status, _, body) = get(&edge, HEALTH, "/healthz")?;
-            if status == wanted {
-                return Ok(body);
-            }
-            if start.elapsed() > Duration::from_secs(20) {
-                bail!("/healthz stays {status}: {body}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
+    let healthy = |wanted: u16| await_health(&edge, wanted);
     ensure!(healthy(200)? == "ok\n");
     edge.node
         .sh("ip link set eth0 down; ip link set eth0 name gone0")?;
@@ -361,6 +364,62 @@ fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
         .sh("ip link set gone0 name eth0; ip link set eth0 up")?;
     healthy(200)?;
     Ok(())
+}
+
+#[test]
+fn a_token_file_that_is_not_in_order_is_told_and_takes_no_edge_out() -> Result<()> {
+    let (_topology, edge) = start()?;
+    let file = edge.node.folder.join("tokens");
+    let mode = |mode| edge.node.sh(&format!("chmod {mode} {}", file.display()));
+    await_health(&edge, 200)?;
+    // Nobody calls the API meanwhile.
+    let told = |expected: &str, readable: f64| -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let (status, _, body) = get(&edge, HEALTH, "/healthz")?;
+            ensure!(status == 200, "{status}: {body}");
+            if body.contains(expected) {
+                break;
+            }
+            // What could not be read is tried again after a second.
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!("expected `{expected}`, got `{body}`");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let metric = Scrape::of(&edge)?.value("vpn_edge_token_file_readable")?;
+        ensure!(metric == readable, "{expected}: {metric}");
+        Ok(())
+    };
+    told("ok\n", 1.0)?;
+    mode("660")?;
+    told("ok, but the token file", 0.0)?;
+    told("run chmod 600", 0.0)?;
+    edge.tenant(&["list"])?;
+    mode("600")?;
+    told("ok\n", 1.0)?;
+
+    let rival = edge.member_token("rival")?;
+    let list = [("VPN_EDGE_TOKEN", rival.as_str())];
+    let rival_lists = || {
+        let mut list_tenants = edge.node.command(edge.program());
+        list_tenants.args(["tenant", "list"]).envs(list);
+        edge.node.output(list_tenants)
+    };
+    ensure!(rival_lists()?.status.success());
+    let text = std::fs::read_to_string(&file)?;
+    let admins = text.lines().next().context("no line")?;
+    std::fs::write(&file, format!("{admins}\n{rival}\n"))?;
+    told("line 2: a line starts with a token's hash", 0.0)?;
+    let (_, _, body) = get(&edge, HEALTH, "/healthz")?;
+    ensure!(!body.contains(&rival), "{body}");
+    ensure!(!edge.log().contains(&rival), "{}", edge.log());
+    let refused = rival_lists()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(said.contains("401"), "{said}");
+    edge.tenant(&["list"])?;
+    std::fs::write(&file, format!("{admins}\n"))?;
+    told("ok\n", 1.0)
 }
 
 #[test]

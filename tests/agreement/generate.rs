@@ -8,8 +8,8 @@ use lab::programs::{Hook, LEAST_IPV6_SKB, LEAST_SKB};
 use vpn_edge_common::{Version, mode};
 
 use crate::world::{
-    CLIENTS, EXPIRED, Flow, HOP_PORTS, HOPS, LIVE, OWN, State, TENANTS, Tenant, UNKNOWN,
-    UNKNOWN_PORT, USED_UP,
+    CLIENTS, EDGE_NODES, EXPIRED, Flow, HOP_PORTS, HOPS, LIVE, OWN, STRANGERS, State, TENANTS,
+    Tenant, UNKNOWN, UNKNOWN_PORT, USED_UP,
 };
 
 /// The longest frame that every kernel takes into a test run.
@@ -124,7 +124,16 @@ impl Generator {
                     (packet.source, packet.ports.0) = (client.ip, client.port);
                 }
             }
-            2 => packet.ports.0 = HOP_PORTS - 2 + self.below(usize::from(HOPS) + 4) as u16,
+            2 => {
+                packet.ports.0 = HOP_PORTS - 2 + self.below(usize::from(HOPS) + 4) as u16;
+                let source = match self.one_in(2) {
+                    true => self.pick(&EDGE_NODES),
+                    false => self.pick(&STRANGERS),
+                };
+                if source.is_ipv4() == (version == Version::V4) {
+                    packet.source = source;
+                }
+            }
             _ => packet.source = self.address(version),
         }
         packet.destination = self.own(version);

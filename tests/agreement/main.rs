@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use generate::Generator;
 use lab::programs::{Hook, Memory, Skb, parts, rates, run, ways};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::Datapath;
+use vpn_edge::datapath::{Datapath, ip};
 use vpn_edge_common::{
     Counters, DropReason, Flow, Flows, NODE_SLOT, Sessions, Version, Word, mode, unmapped_words,
 };
@@ -34,7 +34,7 @@ use vpn_edge_ebpf::parse::locate;
 use vpn_edge_ebpf::steer::{Refusal, Rung, Way, decide};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::{limit, rewrite, session};
-use world::{CLIENTS, SLOTS, State, TENANTS};
+use world::{CLIENTS, EDGE_NODES, SLOTS, State, TENANTS};
 
 /// What CI has time for.
 const PACKETS: u64 = 500_000;
@@ -242,7 +242,8 @@ impl Pair {
             Version::V4 => u64::from(unmapped_words(located.source)),
             Version::V6 => located.source[0],
         };
-        if guard::hop(edge, located.source_port).is_some() {
+        let address = ip(vpn_edge_common::address(located.source));
+        if guard::hop(edge, located.source_port).is_some() && EDGE_NODES.contains(&address) {
             of ^= u64::from(located.source_port) << 32;
         }
         limit::source(edge.seed, of) as usize

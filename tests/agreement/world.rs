@@ -57,6 +57,20 @@ pub const OWN: [IpAddr; 4] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0xffff, 0xfe, 6)),
 ];
 
+/// Addresses of other edge nodes, which send packets on from such ports; and
+/// some that are none's.
+pub const EDGE_NODES: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 11)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 11)),
+    // A client's, too.
+    IpAddr::V4(CLIENT),
+];
+pub const STRANGERS: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 12)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 12)),
+    IpAddr::V6(CLIENT6),
+];
+
 /// A client that the node may know of when a packet comes.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
@@ -178,6 +192,7 @@ pub fn publish(datapath: &mut Datapath) {
         hop_ports: HOP_PORTS,
     };
     datapath.set_edge(&edge).unwrap();
+    datapath.maps.set_nodes(&EDGE_NODES.into()).unwrap();
     let changes = TENANTS.map(|tenant| Change {
         port: tenant.port,
         allocation: tenant.allocation(),

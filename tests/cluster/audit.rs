@@ -14,11 +14,13 @@ use lab::node::{Lab, program};
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 use vpn_edge::api::AuditList;
-use vpn_edge::audit::{Action, KubeLog, Limits, Log as _, Outcome, Query, Record};
+use vpn_edge::audit::{Action, Limits, Log as _, Outcome, Query, Record};
+use vpn_edge::auth::{Caller, Role};
+use vpn_edge::cluster::audit::KubeLog;
+use vpn_edge::cluster::tenants::KubeRegistry;
+use vpn_edge::cluster::tenants::Settings;
 use vpn_edge::domain::{Plan, Pools, Tenant, TunnelSettings};
-use vpn_edge::identity::{Caller, Role};
-use vpn_edge::registry::kube::Settings;
-use vpn_edge::registry::{KubeRegistry, Registry};
+use vpn_edge::registry::Registry;
 
 const ALL: Query = Query {
     tenant: None,

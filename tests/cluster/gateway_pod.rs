@@ -5,9 +5,10 @@ use k8s_openapi::api::core::v1::PodSpec;
 use lab::client::Client;
 use lab::node::{Lab, Node};
 use lab::pod::{Pod, Secrets, secrets};
+use vpn_edge::cluster::gateways::objects::{Shape, deployment, secret};
+use vpn_edge::cluster::gateways::settings::{Place, Settings};
+use vpn_edge::cluster::gateways::{INIT, MAIN};
 use vpn_edge::gateways::GatewaySpec;
-use vpn_edge::gateways::kube::objects::{Place, Settings, Shape, deployment, secret};
-use vpn_edge::gateways::kube::{INIT, MAIN};
 
 use super::tunnel::{OTHER_SERVER, SERVER, configuration, spec};
 

@@ -15,10 +15,10 @@ use lab::client::Client as Laptop;
 use lab::cluster::{Cluster, Kubelet, Member, Worker};
 use lab::node::{Lab, Node};
 use serde_json::{Value, from_value, json};
+use vpn_edge::cluster::gateways::{KubeGateways, Settings};
+use vpn_edge::cluster::{GATEWAY, TENANT, VpnTenant, label};
 use vpn_edge::domain::GatewayState;
-use vpn_edge::gateways::kube::{KubeGateways, Settings};
 use vpn_edge::gateways::{Gateway, GatewaySpec, Gateways as _};
-use vpn_edge::kubernetes::{GATEWAY, TENANT, VpnTenant, label};
 
 use super::tunnel::{OTHER_SERVER, SERVER, configuration, spec};
 

@@ -100,7 +100,7 @@ fn monitors_are_what_the_prometheus_operator_follows() {
     }
 }
 
-/// An overlay that has the component, as README says; its folder.
+/// An overlay that has the component, as docs/src/install/kubernetes.md says; its folder.
 fn with_component(lab: &Lab, component: &str) -> String {
     let folder = lab.node("operator").unwrap().folder;
     let manifests = folder.join("manifests");

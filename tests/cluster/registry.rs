@@ -21,12 +21,13 @@ use lab::node::Lab;
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
+use vpn_edge::cluster::tenants::KubeRegistry;
+use vpn_edge::cluster::tenants::Settings;
+use vpn_edge::cluster::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
 use vpn_edge::domain::{
     GatewayState, Keys, Observed, Plan, Pools, State, Tenant, TunnelSettings, VpnError,
 };
-use vpn_edge::kubernetes::{GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus, crd, label};
-use vpn_edge::registry::kube::Settings;
-use vpn_edge::registry::{Change, KubeRegistry, Registry, UpdateError};
+use vpn_edge::registry::{Change, Registry, UpdateError};
 use vpn_edge::wireguard::{PrivateKey, PublicKey};
 
 /// A cluster that knows VpnTenants.

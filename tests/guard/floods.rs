@@ -1,9 +1,12 @@
 //! Floods of every kind, while two tenants work.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lab::client::Client;
 use lab::node::Node;
 use lab::raw::{Raw, Tap};
 use lab::topology::{A, EDGE, Uplink};
@@ -206,6 +209,57 @@ fn flooded(uplink: Uplink, floods: &[Flood]) -> Result<()> {
     }
     let spared = drops(&scene.edge, scene.b.tenant.port)?;
     ensure!(spared.is_empty(), "the other tenant has drops: {spared:?}");
+    Ok(())
+}
+
+#[test]
+fn a_client_connects_while_a_stranger_sends_from_the_ports_between_nodes() -> Result<()> {
+    /// The default of --hop-ports.
+    const PORTS: std::ops::Range<u16> = 61_000..61_128;
+    let scene = Scene::new(Uplink::Veth)?;
+    let (port, configuration) = (scene.a.tenant.port, &scene.a.tenant.configuration);
+    let before = drops(&scene.edge, port)?;
+    let mut forger = Forger::new(configuration, 1)?;
+    let (sent, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (counted, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
+    let sender = scene.topology.router.inside(move || {
+        let raw = Raw::open()?;
+        let to = SocketAddrV4::new(EDGE.parse()?, port);
+        let mut ports = PORTS.cycle();
+        let start = Instant::now();
+        // 1,500 a second.
+        for batch in 1.. {
+            for port in ports.by_ref().take(15) {
+                let from = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), port);
+                raw.send(from, to, &forger.initiation())?;
+            }
+            counted.fetch_add(15, Relaxed);
+            if stopped.load(Relaxed) {
+                break;
+            }
+            let next = start + batch * Duration::from_millis(10);
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        Ok::<_, anyhow::Error>(())
+    });
+    // What may be sent at once is used up by then.
+    while sent.load(Relaxed) < 1_000 && !sender.is_finished() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let client = Client::up(&scene.a.node, configuration)?;
+    let start = Instant::now();
+    let mut reaches = client.reaches(A.server);
+    while !reaches && start.elapsed() < Duration::from_secs(10) {
+        reaches = client.reaches(A.server);
+    }
+    stop.store(true, Relaxed);
+    sender.join().expect("the thread does not panic")?;
+    let dropped = between(&before, &drops(&scene.edge, port)?);
+    ensure!(reaches, "the client does not connect: {dropped:?}");
+    ensure!(dropped.keys().eq(["source_rate"]), "{dropped:?}");
     Ok(())
 }
 

@@ -1,16 +1,17 @@
 //! Sessions over restarts of whatever is behind them, and over lost maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use lab::edge::Edge;
 use lab::topology::{A, Uplink};
 use vpn_edge::datapath::{DEFAULT_ROOT, folder};
-use vpn_edge_common::map;
+use vpn_edge_common::{Address, map, mapped};
 
 use crate::{Scene, User, counters, drops, on_maps};
 
@@ -202,6 +203,54 @@ fn a_build_of_another_schema_takes_over_without_losing_a_packet() -> Result<()> 
     ensure!(refused.is_empty(), "{refused:?}");
     ensure!(scene.b.reaches(), "the silent client's session is gone");
     Ok(())
+}
+
+#[test]
+fn maps_of_a_build_without_the_set_of_edge_nodes_get_one_without_losing_a_packet() -> Result<()> {
+    let mut scene = Scene::new(Uplink::Veth)?;
+    let (port, handshake) = (scene.a.tenant.port, scene.a.handshake()?);
+    let links = links(&scene.edge)?;
+    let pin = folder(Path::new(DEFAULT_ROOT))
+        .join("maps")
+        .join(map::NODES);
+    let edge = &mut scene.edge;
+    edge.change(&[("--edge-node", "198.51.100.11,2001:db8::11")]);
+    scene.a.client.lose_nothing(A.server, 3_000, || {
+        edge.stop()?;
+        edge.node.sh(&format!("rm {}", pin.display()))?;
+        edge.vpn_edge(&["flows"])?;
+        edge.restart()?;
+        await_nodes(edge)
+    })?;
+    ensure!(self::links(&scene.edge)? == links, "other links");
+    ensure!(scene.a.handshake()? == handshake, "a new handshake");
+    let refused = drops(&scene.edge, port)?;
+    ensure!(refused.is_empty(), "{refused:?}");
+    ensure!(counters(&scene.edge, port)?.graced == 0, "there was grace");
+
+    // What others change of it is put back.
+    let emptied = scene.edge.node.inside(move || {
+        let data = MapData::from_pin(pin)?;
+        let mut nodes: HashMap<_, Address, u8> = HashMap::try_from(Map::HashMap(data))?;
+        nodes.insert([7; 16], 1, 0)?;
+        Ok::<_, anyhow::Error>(nodes.remove(&mapped([198, 51, 100, 11]))?)
+    });
+    emptied.join().expect("the thread does not panic")?;
+    await_nodes(&scene.edge)
+}
+
+/// Waits until the edge's maps name the other edge nodes and nobody else.
+fn await_nodes(edge: &Edge) -> Result<()> {
+    let expected: BTreeSet<IpAddr> = ["198.51.100.11".parse()?, "2001:db8::11".parse()?].into();
+    let start = Instant::now();
+    loop {
+        let nodes = on_maps(edge, |maps| Ok(maps.nodes()?))?;
+        if nodes == expected {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(20), "{nodes:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The kernel's numbers of the pinned links.

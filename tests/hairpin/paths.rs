@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use lab::client::Client;
 use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{A, B};
+use serde_json::Value;
 
 use crate::scene::{Scene, allocation};
 
@@ -32,7 +33,31 @@ fn a_client_reaches_a_gateway_on_another_node_by_either_edge_and_ip_version() ->
             let row = &agent.ports()?[&tenant.port];
             ensure!(row["mode"] == "hop", "{row}");
         }
+        // The worker knows whom it hears from: the edge of the handshake.
+        let flows = worker.vpn_edge(&["flows", &tenant.port.to_string(), "-o", "json"])?;
+        let flows: Vec<Value> = serde_json::from_str(&flows)?;
+        let from = format!("{}:", bracketed(family.address(&EDGES[0])));
+        let known = flows.iter().find(|flow| {
+            let client = flow["client"].as_str().unwrap_or_default();
+            client.starts_with(&from)
+        });
+        let known = known.with_context(|| format!("no flow of {from} {flows:#?}"))?;
+        ensure!(known["edge_node"] == true, "{known}");
+        let session = worker.tenant(&["session", &tenant.id])?;
+        ensure!(session["connected"] == true, "{session}");
+        ensure!(
+            session["client"].is_null(),
+            "an edge is no client: {session}"
+        );
         client.down()?;
     }
     Ok(())
+}
+
+/// An address as it stands before a port.
+fn bracketed(address: &str) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]"),
+        false => address.to_owned(),
+    }
 }

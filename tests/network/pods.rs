@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::node::Node;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
-use vpn_edge::agent::PodLinks;
+use vpn_edge::cluster::edge_source::PodLinks;
 use vpn_edge::gateways::{Addresses, Link, Location};
 use vpn_edge::network::Network;
 

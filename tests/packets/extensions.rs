@@ -14,7 +14,7 @@ use crate::table::{Case, drops, passes};
 /// An extension header: its number, and what follows the next one's.
 type Extension = (u8, Vec<u8>);
 
-/// Headers before the port that are read past, as the README has it.
+/// Headers before the port that are read past, as docs/src/internals/packet-path.md has it.
 const READ: usize = 6;
 
 /// One of `length` bytes, a multiple of eight, that says how long it is.

@@ -6,6 +6,7 @@
 //! counters, of which a dropped packet moves exactly one.
 
 mod back;
+mod costs;
 mod egress;
 mod errors;
 mod events;
@@ -13,6 +14,7 @@ mod extensions;
 mod hairpin;
 mod handshakes;
 mod node;
+mod nodes;
 mod onward;
 mod order;
 mod own;

@@ -34,7 +34,7 @@ pub const OTHER_SLOT: u16 = 7;
 pub const V4_SLOT: u16 = 8;
 pub const FAR_SLOT: u16 = 9;
 pub const OTHER_FAR_SLOT: u16 = 10;
-const SLOTS: [u16; 7] = [
+pub const SLOTS: [u16; 7] = [
     SLOT,
     CLOSED_SLOT,
     OTHER_SLOT,
@@ -67,6 +67,10 @@ pub const FAR: Gateway = Gateway {
     mac: [0x02, 0, 0, 0, 0, 0x07],
     host_mac: lab::packet::NODE_MAC,
 };
+
+/// Another edge node's addresses, which send packets on to this one.
+pub const EDGE_NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
+pub const EDGE_NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 11);
 
 /// Public keys; any 32 bytes are one to mac1.
 pub const KEY: [u8; 32] = [0x4b; 32];
@@ -116,6 +120,8 @@ impl Node {
         let root = sandbox.bpffs();
         let mut datapath = Datapath::open(&root).unwrap();
         datapath.set_edge(&edge(LO, &[])).unwrap();
+        let nodes = [EDGE_NODE.into(), EDGE_NODE6.into()].into();
+        datapath.maps.set_nodes(&nodes).unwrap();
         let mut node = Self {
             datapath,
             memory: Memory::open(&root).unwrap(),

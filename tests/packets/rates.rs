@@ -2,14 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use lab::message;
 use lab::packet::Packet;
 use lab::programs::{Hook, Memory, rates};
-use vpn_edge_common::{DropReason, Rates};
+use vpn_edge_common::{DropReason, Rates, Version};
+use vpn_edge_ebpf::frame::Frame;
+use vpn_edge_ebpf::steer::{Rung, decide};
 
 use crate::node::{
-    Burst, CLOSED_PORT, CLOSED_SLOT, GATEWAY, KEY, Node, OTHER_KEY, OTHER_PORT, PORT, SLOT,
-    UNKNOWN_INDEX, Verdict, data, from_source, initiation, now,
+    Burst, CLOSED_PORT, CLOSED_SLOT, EDGE_NODE, EDGE_NODE6, GATEWAY, HOP_PORTS, KEY, Node,
+    OTHER_KEY, OTHER_PORT, PORT, SLOT, UNKNOWN_INDEX, Verdict, data, from_source, initiation,
+    initiation_over, now,
 };
 
 const HOOKS: [Hook; 2] = [Hook::Xdp, Hook::Tc];
@@ -63,6 +68,95 @@ fn a_source_may_send_twenty_handshake_messages_at_once_and_twenty_a_second() {
         let session = from_source(third, data());
         assert_eq!(node.verdict(hook, &session), Verdict::Steer, "{hook:?}");
     }
+}
+
+/// An initiation from an address and a port.
+fn from(source: IpAddr, port: u16) -> Packet {
+    let version = match source {
+        IpAddr::V4(_) => Version::V4,
+        IpAddr::V6(_) => Version::V6,
+    };
+    initiation_over(version).with(|packet| {
+        packet.source = source;
+        packet.ports.0 = port;
+    })
+}
+
+/// Sends one initiation from each of the ports, and says how many buckets of
+/// sources that charged, and how many it should if each port is a source.
+fn charged(node: &mut Node, hook: Hook, source: IpAddr, first: u16, ports: u16) -> [usize; 2] {
+    node.memory.forget_rates();
+    let mut each = BTreeSet::new();
+    for port in first..first + ports {
+        let packet = from(source, port);
+        each.insert(Memory::source_of(&node.datapath, &packet).unwrap());
+        assert_eq!(node.verdict(hook, &packet), Verdict::Steer, "{source}");
+        // As there are more than a gateway takes at once.
+        let limits = &node.memory.limits[usize::from(SLOT)];
+        limits.handshakes.store(0);
+    }
+    let charged = node.memory.sources.iter().filter(|word| word.load() != 0);
+    [charged.count(), each.len()]
+}
+
+#[test]
+fn each_port_of_another_edge_node_is_a_source_and_nobody_elses() {
+    let strangers: [IpAddr; 4] = [
+        Ipv4Addr::new(198, 51, 100, 12).into(),
+        Ipv4Addr::new(203, 0, 113, 9).into(),
+        // On the edge node's own network.
+        Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 12).into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 11).into(),
+    ];
+    for hook in HOOKS {
+        let mut node = Node::new();
+        let mut few = |source, first, ports| charged(&mut node, hook, source, first, ports);
+        for source in [IpAddr::V4(EDGE_NODE), EDGE_NODE6.into()] {
+            let [charged, each] = few(source, HOP_PORTS, 128);
+            assert_eq!(charged, each, "{hook:?}: {source}");
+            assert!(each > 120, "{hook:?}: {source} is {each} sources");
+            // Its other ports are its own.
+            assert_eq!(few(source, HOP_PORTS - 10, 10)[0], 1, "{hook:?}: {source}");
+            assert_eq!(few(source, HOP_PORTS + 128, 10)[0], 1, "{hook:?}: {source}");
+        }
+        for source in strangers {
+            let [charged, _] = few(source, HOP_PORTS, 20);
+            assert_eq!(charged, 1, "{hook:?}: {source}");
+        }
+    }
+}
+
+/// How many of 20,000 initiations are let in that come from `source` within ten
+/// seconds, each from the next port.
+fn let_in(node: &Node, source: IpAddr, ports: std::ops::Range<u16>) -> usize {
+    const TRIES: u64 = 20_000;
+    const EVERY: u64 = 10_000_000_000 / TRIES;
+    let mut tables = node.datapath.maps.snapshot().unwrap();
+    let mut ports = ports.cycle();
+    let passes = |_: &u64| {
+        let packet = from(source, ports.next().unwrap());
+        tables.now += EVERY;
+        decide(&&tables, &Frame::of(&mut packet.bytes()), Rung::Xdp).is_ok()
+    };
+    (0..TRIES).filter(passes).count()
+}
+
+#[test]
+fn a_stranger_gets_no_more_from_the_ports_between_nodes_than_from_others() {
+    let node = Node::new();
+    let stranger = Ipv4Addr::new(203, 0, 113, 77).into();
+    let of_one = 20 + 10 * 20;
+    for first in [40_000, HOP_PORTS] {
+        let passed = let_in(&node, stranger, first..first + 128);
+        assert!((of_one - 1..=of_one).contains(&passed), "{first}: {passed}");
+    }
+    // Of an edge node all that the gateway takes.
+    let passed = let_in(&node, EDGE_NODE.into(), HOP_PORTS..HOP_PORTS + 128);
+    let of_tenant = 100 + 10 * 100;
+    assert!(
+        (of_tenant - 1..=of_tenant).contains(&passed),
+        "of the edge node {passed}"
+    );
 }
 
 #[test]

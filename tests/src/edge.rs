@@ -204,11 +204,7 @@ impl Edge {
     /// When it does not run.
     pub fn abort(&mut self) -> Result<ExitStatus> {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
-        let allowed = Command::new("prlimit")
-            .args(["--core=unlimited:unlimited", "--pid"])
-            .arg(daemon.pid().to_string())
-            .status()?;
-        ensure!(allowed.success(), "prlimit: {allowed}");
+        prlimit(&daemon, "--core=unlimited:unlimited")?;
         daemon.signal(Signal::SIGABRT)?;
         Ok(daemon.wait()?)
     }
@@ -228,6 +224,17 @@ impl Edge {
             daemon.log()
         );
         Ok(())
+    }
+
+    /// Lets the daemon open files only while fewer than `limit` are open. Files
+    /// that are open stay so.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn limit_files(&self, limit: u32) -> Result<()> {
+        let daemon = self.daemon.as_ref().context("no daemon runs")?;
+        prlimit(daemon, &format!("--nofile={limit}:"))
     }
 
     /// How many files the daemon holds open.
@@ -375,6 +382,15 @@ impl Edge {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+fn prlimit(process: &Process, limit: &str) -> Result<()> {
+    let status = Command::new("prlimit")
+        .args([limit, "--pid"])
+        .arg(process.pid().to_string())
+        .status()?;
+    ensure!(status.success(), "prlimit: {status}");
+    Ok(())
 }
 
 /// An argument without a value is a flag.

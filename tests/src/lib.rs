@@ -4,10 +4,12 @@ pub mod agent;
 pub mod byhand;
 pub mod client;
 pub mod cluster;
+pub mod costs;
 pub mod edge;
 #[cfg(test)]
 mod findings;
 pub mod icmp;
+pub mod interpreter;
 pub mod kube_proxy;
 pub mod laptop;
 pub mod message;

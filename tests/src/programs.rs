@@ -192,7 +192,9 @@ impl Memory {
             }
         };
         let (first, port) = (u32::from(edge.hop_ports), packet.ports.0);
-        let sent_on = first != 0 && (first..first + FLOWS as u32).contains(&port.into());
+        let sent_on = first != 0
+            && (first..first + FLOWS as u32).contains(&port.into())
+            && datapath.maps.nodes()?.contains(&packet.source);
         let of = if sent_on {
             of ^ u64::from(port) << 32
         } else {

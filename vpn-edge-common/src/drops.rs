@@ -182,11 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_every_reason_as_it_is_meant() {
-        let readme = include_str!("../../README.md");
+    fn the_documentation_lists_every_reason_with_its_meaning() {
+        let page = include_str!("../../docs/src/reference/drop-reasons.md");
         for reason in DropReason::ALL {
             let row = format!("| `{}` | {} |", reason.name(), reason.meaning());
-            assert!(readme.contains(&row), "README.md lacks {row}");
+            assert!(page.contains(&row), "drop-reasons.md lacks {row}");
         }
     }
 }

@@ -42,6 +42,9 @@ pub const UPLINKS: usize = 4;
 /// Sources of handshakes that are told apart.
 pub const SOURCES: u32 = 1 << 16;
 
+/// Addresses of other edge nodes: two each, of 8,192 nodes.
+pub const NODES: u32 = 1 << 14;
+
 /// Bytes of the ring buffer for sampled drops.
 pub const EVENTS: u32 = 1 << 18;
 
@@ -58,6 +61,9 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     pub const CLOCK: &str = "CLOCK";
     pub const SOURCES: &str = "SOURCES";
+    /// The set of other edge nodes' [`crate::Address`]es, at most
+    /// [`crate::NODES`].
+    pub const NODES: &str = "NODES";
     pub const EVENTS: &str = "EVENTS";
 }
 

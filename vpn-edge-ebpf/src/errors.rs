@@ -9,9 +9,9 @@ use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
+use vpn_edge_ebpf::forwarding::{Ends, Journey};
 use vpn_edge_ebpf::icmp::{Errand, HEADER, decide, version};
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
-use vpn_edge_ebpf::steer::{Ends, Journey};
 use vpn_edge_ebpf::world::World;
 
 /// Sends an error where it belongs: a verdict, or nothing if it is none of

@@ -186,7 +186,7 @@ fn from_source<'m>(
     edge: &Edge,
 ) -> Result<(), DropReason> {
     let bucket = world
-        .source(limit::source(edge.seed, source(located, edge)))
+        .source(limit::source(edge.seed, source(world, located, edge)))
         .ok_or(DropReason::SourceRate)?;
     if limit::take(bucket, world.now(), SOURCE) {
         Ok(())
@@ -197,15 +197,16 @@ fn from_source<'m>(
 
 /// Who counts as one source: an IPv4 address, the upper half of an IPv6 one.
 ///
-/// Another edge node sends for many clients, each from a port of its own.
+/// Another edge node sends for many clients, each from a port of its own. Any
+/// client may choose such a port, so the address has to be a node's too.
 #[inline(always)]
-fn source(located: &Located, edge: &Edge) -> u64 {
+fn source<'m>(world: &impl World<'m>, located: &Located, edge: &Edge) -> u64 {
     let address = match located.version {
         Version::V4 => u64::from(unmapped_words(located.source)),
         Version::V6 => located.source[0],
     };
     let port = located.source_port;
-    if hop(edge, port).is_some() {
+    if hop(edge, port).is_some() && world.is_node(located.source) {
         address ^ u64::from(port) << 32
     } else {
         address

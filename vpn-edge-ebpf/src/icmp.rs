@@ -6,12 +6,13 @@
 //! reach a gateway.
 
 use crate::flow::{self, Client};
+use crate::forwarding::Ends;
 use crate::frame::Frame;
 use crate::limit::{self, ERRORS};
 use crate::parse::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, PROTOCOL_UDP, UDP, network,
 };
-use crate::steer::{Ends, HOP_LIMIT, own, primary};
+use crate::steer::{HOP_LIMIT, own, primary};
 use crate::world::World;
 use vpn_edge_common::{Allocation, Edge, Version, Words, is_mapped, mapped_words, mode, words};
 

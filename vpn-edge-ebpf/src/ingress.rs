@@ -9,11 +9,12 @@ use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_xdp_adjust_head};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use vpn_edge_common::{DropReason, Edge, UPLINKS};
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard;
 use vpn_edge_ebpf::parse::{self, ETHERNET};
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{Journey, Refusal, Rung, Way, decide};
+use vpn_edge_ebpf::steer::{Refusal, Rung, Way, decide};
 
 /// What became of a packet that was to leave the node again, as the functions
 /// below say it.

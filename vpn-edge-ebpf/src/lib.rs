@@ -9,6 +9,7 @@
 
 pub mod checksum;
 pub mod flow;
+pub mod forwarding;
 pub mod frame;
 pub mod guard;
 pub mod icmp;

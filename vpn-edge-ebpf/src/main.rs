@@ -24,6 +24,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
+mod route_cache;
+#[cfg(target_arch = "bpf")]
 mod skb;
 
 #[cfg(target_arch = "bpf")]

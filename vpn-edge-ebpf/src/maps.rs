@@ -2,18 +2,18 @@
 //!
 //! What user space reads and writes word by word is mapped into its memory.
 
-use crate::route;
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use crate::route_cache::{KNOWN, Known};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use vpn_edge_common as common;
 use vpn_edge_common::{
-    Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word,
+    Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word, Words,
 };
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::icmp::Errand;
 use vpn_edge_ebpf::mac1::Scratch;
-use vpn_edge_ebpf::steer::Journey;
 use vpn_edge_ebpf::world::World;
 
 /// By UDP port in host order. As long as there are ports, so that no packet
@@ -46,6 +46,10 @@ static CLOCK: Array<Clock> = Array::pinned(1, BPF_F_MMAPABLE);
 #[map]
 static SOURCES: Array<Word> = Array::pinned(common::SOURCES, BPF_F_MMAPABLE);
 
+/// Programs only look up, so entries need no preallocated memory.
+#[map]
+static NODES: HashMap<Words, u8> = HashMap::pinned(common::NODES, BPF_F_NO_PREALLOC);
+
 #[map]
 static EVENTS: RingBuf = RingBuf::pinned(common::EVENTS, 0);
 
@@ -59,7 +63,7 @@ static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static WAYS: PerCpuArray<route::Known> = PerCpuArray::with_max_entries(route::KNOWN, 0);
+static WAYS: PerCpuArray<Known> = PerCpuArray::with_max_entries(KNOWN, 0);
 
 /// As [`SCRATCH`].
 #[map]
@@ -105,6 +109,11 @@ impl World<'static> for Kernel {
     }
 
     #[inline(always)]
+    fn is_node(&self, address: Words) -> bool {
+        NODES.get_ptr(&address).is_some()
+    }
+
+    #[inline(always)]
     fn scratch(&self) -> Option<&'static mut Scratch> {
         let scratch = SCRATCH.get_ptr_mut(0)?;
         // SAFETY: the value is this CPU's own, and no program that uses it is
@@ -137,9 +146,9 @@ fn jiffies() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// The [`route::Known`] at a place.
+/// The [`Known`] at a place.
 #[inline(always)]
-pub fn known_way(at: u32) -> Option<&'static mut route::Known> {
+pub fn known_way(at: u32) -> Option<&'static mut Known> {
     let known = WAYS.get_ptr_mut(at)?;
     // SAFETY: as for the scratch.
     Some(unsafe { &mut *known })

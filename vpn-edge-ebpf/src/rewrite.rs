@@ -1,9 +1,9 @@
 //! Turning a packet into one for where it goes, in place.
 
 use crate::checksum::Change;
+use crate::forwarding::Journey;
 use crate::frame::{Frame, View};
 use crate::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, Located, UDP};
-use crate::steer::Journey;
 use vpn_edge_common::{Version, Words, unmapped_words};
 
 /// Frames without what stands before their last 14 bytes of Ethernet: VLAN tags

@@ -1,10 +1,11 @@
 //! The way out of the node, as the kernel's routes say.
 
 use crate::maps;
+use crate::route_cache::{Known, Question};
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::ffi::c_void;
-use vpn_edge_common::{Words, unmapped_words};
-use vpn_edge_ebpf::steer::Journey;
+use vpn_edge_common::unmapped_words;
+use vpn_edge_ebpf::forwarding::Journey;
 
 /// What the kernel says of a packet's way out, which it writes into the
 /// [`Journey`].
@@ -18,42 +19,6 @@ pub enum Route {
     /// It is longer than the way takes.
     TooBig,
     None,
-}
-
-/// A way that the kernel named some milliseconds ago at most: asking it for
-/// every packet costs more than all the rest of a packet's way.
-#[repr(C)]
-pub struct Known {
-    asked: Question,
-    /// Zero before the first.
-    era: u32,
-    ifindex: u32,
-    /// The longest IP packet that it takes.
-    mtu: u32,
-    frame: [u32; 3],
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-struct Question {
-    source: Words,
-    destination: Words,
-    ingress: u32,
-    uplink: u32,
-}
-
-/// Entries of a CPU's known ways. More than the clients that one core serves at
-/// a time, or else they only take each other's places.
-pub const KNOWN: u32 = 1024;
-
-impl Question {
-    #[inline(always)]
-    fn place(&self) -> u32 {
-        const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
-        let [high, low] = self.destination;
-        let folded = high ^ low ^ self.source[1].rotate_left(7) ^ u64::from(self.uplink);
-        (folded.wrapping_mul(MIX) >> 54) as u32
-    }
 }
 
 /// [`ask`], unless the answer is known. For XDP: tc hands the next hop to the

@@ -5,9 +5,9 @@ use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{Version, Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
-use vpn_edge_ebpf::steer::Journey;
 
 /// What the decision reads at most: Ethernet with two tags, IPv6, UDP, and a
 /// handshake message.

@@ -1,12 +1,12 @@
 //! The maps' values in ordinary memory: a [`World`] for tests and tools.
 
 use core::cell::UnsafeCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use vpn_edge_common::{Allocation, Edge, Flows, Limits, SOURCES, Sessions, Word};
+use vpn_edge_common::{Allocation, Edge, Flows, Limits, SOURCES, Sessions, Word, Words};
 
+use crate::forwarding::Journey;
 use crate::mac1::Scratch;
-use crate::steer::Journey;
 use crate::world::World;
 
 /// A world that stands still until it is changed.
@@ -19,6 +19,8 @@ pub struct Tables {
     pub limits: BTreeMap<u16, Limits>,
     pub flows: BTreeMap<u16, Flows>,
     pub sources: Vec<Word>,
+    /// Addresses of other edge nodes.
+    pub nodes: BTreeSet<Words>,
     /// Nanoseconds.
     pub now: u64,
     pub tick: u32,
@@ -38,6 +40,7 @@ impl Default for Tables {
             limits: BTreeMap::new(),
             flows: BTreeMap::new(),
             sources: (0..SOURCES).map(|_| Word::default()).collect(),
+            nodes: BTreeSet::new(),
             now: 0,
             tick: 0,
             none: Allocation::default(),
@@ -85,6 +88,10 @@ impl<'m> World<'m> for &'m Tables {
 
     fn source(&self, bucket: u32) -> Option<&'m Word> {
         self.sources.get(bucket as usize)
+    }
+
+    fn is_node(&self, address: Words) -> bool {
+        self.nodes.contains(&address)
     }
 
     fn scratch(&self) -> Option<&'m mut Scratch> {

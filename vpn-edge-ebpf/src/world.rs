@@ -1,9 +1,9 @@
 //! What a decision asks of its surroundings: the maps and the clock.
 
-use vpn_edge_common::{Allocation, Edge, Flows, Limits, Sessions, Word};
+use vpn_edge_common::{Allocation, Edge, Flows, Limits, Sessions, Word, Words};
 
+use crate::forwarding::Journey;
 use crate::mac1::Scratch;
-use crate::steer::Journey;
 
 /// The kernel's maps in the programs, and tables of the same values in tests
 /// and tools. Each answer is nothing only where the key is out of range.
@@ -16,6 +16,8 @@ pub trait World<'m> {
     fn flows(&self, slot: u16) -> Option<&'m Flows>;
     /// The bucket of [`crate::limit::source`].
     fn source(&self, bucket: u32) -> Option<&'m Word>;
+    /// Whether the address is another edge node's.
+    fn is_node(&self, address: Words) -> bool;
     /// Room for mac1's arithmetic: this CPU's own.
     fn scratch(&self) -> Option<&'m mut Scratch>;
     /// Room for a packet's way out: this CPU's own.

@@ -3,9 +3,8 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{
-    agent, api, client, controller, gateway, inspect, key, kubernetes, standalone, teardown,
-};
+use crate::commands::{agent, controller, key, standalone, teardown};
+use crate::{api, client, cluster, gateway, inspect};
 
 /// A WireGuard edge: one port a tenant, steered by XDP.
 #[derive(Debug, Parser)]
@@ -63,7 +62,7 @@ impl Cli {
             Command::Agent(args) => agent::run(args).await,
             Command::Controller(args) => controller::run(args).await,
             Command::Crd => {
-                print!("{}", kubernetes::crd::definition()?);
+                print!("{}", cluster::crd::definition()?);
                 Ok(())
             }
             Command::Openapi => {

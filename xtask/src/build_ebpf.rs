@@ -33,7 +33,9 @@ pub fn from_build_script() -> Result<PathBuf, String> {
         "xtask/src/build_ebpf.rs",
         "Cargo.lock",
     ] {
-        println!("cargo::rerun-if-changed={}", root.join(source).display());
+        // Relative to the package, and so to the clone that is built: clones that
+        // share a target directory would otherwise take each other's programs.
+        println!("cargo::rerun-if-changed=../{source}");
     }
     // OUT_DIR is <target>/<profile>/build/<package>/out. One folder serves all
     // profiles: the programs have but one, and core takes a while.

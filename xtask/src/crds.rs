@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 pub fn run() -> Result<()> {
     setup::ready(&[Need::Build])?;
+    workspace::build(["vpn-edge"])?;
     let mut print = cargo(["run", "--quiet", "--bin", "vpn-edge", "--", "crd"]);
     let output = print.output().context("cannot run cargo")?;
     if !output.status.success() {

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 pub fn run(args: &[String]) -> Result<()> {
     setup::ready(&[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Demo])?;
-    workspace::run(&mut cargo(["build", "--bin", "vpn-edge", "--bin", "demo"]))?;
+    workspace::build(["vpn-edge", "demo"])?;
     let mut demo = cargo(["run", "--quiet", "--bin", "demo", "--"]);
     workspace::run(demo.args(args))
 }

@@ -25,8 +25,9 @@ const PROGRAMS: [(&str, &str); 5] = [
 ];
 
 pub fn print() -> Result<()> {
-    setup::ready(&[setup::Need::Kubernetes])?;
-    println!("{}", folder()?.display());
+    for (_, folder) in setup::ready(&[setup::Need::Kubernetes])? {
+        println!("{}", folder.display());
+    }
     Ok(())
 }
 

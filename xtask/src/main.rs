@@ -5,10 +5,13 @@ mod bench;
 mod build_ebpf;
 mod crds;
 mod demo;
+mod fixtures;
 mod fuzz;
 mod image;
 mod kubernetes;
+mod links;
 mod lint;
+mod modules;
 mod monitoring;
 mod npm;
 mod programs;
@@ -38,8 +41,10 @@ enum Xtask {
     /// Run every suite, or the ones named
     #[command(after_help = test::suites())]
     Test { names: Vec<String> },
-    /// Write the pictures of the pages into docs/
+    /// Write the pictures of the pages into docs/src/images
     Screenshots,
+    /// Keep what this version leaves behind, for the suite `upgrade` of later ones
+    Fixtures,
     /// Measure; writes target/bench.json
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -74,11 +79,12 @@ fn main() -> ExitCode {
 
 fn run(task: Xtask) -> Result<()> {
     match task {
-        Xtask::Setup => setup::ready(&setup::EVERYTHING),
+        Xtask::Setup => setup::ready(&setup::EVERYTHING).map(drop),
         Xtask::BuildEbpf => programs::build_and_list(),
         Xtask::Demo { args } => demo::run(&args),
         Xtask::Test { names } => test::run(&names),
         Xtask::Screenshots => screenshots::run(),
+        Xtask::Fixtures => fixtures::run(),
         Xtask::Bench { names } => bench::run(&names),
         Xtask::Crds => crds::run(),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),

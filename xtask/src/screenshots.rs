@@ -1,6 +1,5 @@
 //! `cargo xtask screenshots`: has the `page` suite keep its pictures.
 
-use crate::npm;
 use crate::setup;
 use crate::test;
 use crate::workspace::{self, cargo};
@@ -10,12 +9,9 @@ use anyhow::Result;
 const VARIABLE: &str = "VPN_EDGE_SCREENSHOTS";
 
 pub fn run() -> Result<()> {
-    setup::ready(test::needs("page"))?;
-    let folder = workspace::root().join("docs");
-    workspace::run(&mut cargo(["build", "--workspace", "--bin", "vpn-edge"]))?;
+    let environment = setup::ready(&test::needs("page"))?;
+    let folder = workspace::root().join("docs/src/images");
+    workspace::build(["vpn-edge"])?;
     let mut pictures = cargo(["test", "--workspace", "--test", "page", "pictures"]);
-    pictures
-        .env(npm::VARIABLE, npm::folder()?)
-        .env(VARIABLE, &folder);
-    workspace::run(&mut pictures)
+    workspace::run(pictures.envs(environment).env(VARIABLE, &folder))
 }

@@ -12,13 +12,13 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a command or a suite needs of the machine.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// To compile the workspace, the kernel's programs included.
     Build,
@@ -36,6 +36,8 @@ pub enum Need {
     Kernels,
     /// To run a Kubernetes control plane.
     Kubernetes,
+    /// To give it the Prometheus operator's resources.
+    Monitoring,
     /// To throw requests at the API.
     Schemathesis,
     /// To run Node.js with npm's packages.
@@ -46,7 +48,12 @@ pub enum Need {
     Fuzz,
     /// To check the tree.
     Lint,
+    /// To run vpn-edge itself, which whoever needs it builds.
+    Daemon,
 }
+
+/// Variables that tell tests and benchmarks where things are.
+pub type Environment = Vec<(&'static str, PathBuf)>;
 
 pub const EVERYTHING: [Need; 6] = [
     Need::Build,
@@ -61,7 +68,13 @@ impl Need {
     /// Debian's packages.
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Build | Self::Bpf | Self::Tun | Self::Kubernetes | Self::Lint => &[],
+            Self::Build
+            | Self::Bpf
+            | Self::Tun
+            | Self::Kubernetes
+            | Self::Monitoring
+            | Self::Lint
+            | Self::Daemon => &[],
             // Whoever has Node.js from elsewhere keeps it.
             Self::Schemathesis if schemathesis::has_venv() => &[],
             Self::Schemathesis => &["python3-venv"],
@@ -103,7 +116,7 @@ const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 const CARGO_DENY: &str = "0.20.2";
 
 /// Returns once the machine has all that is needed; the error says what it lacks.
-pub fn ready(needs: &[Need]) -> Result<()> {
+pub fn ready(needs: &[Need]) -> Result<Environment> {
     // What cannot be installed comes first: nothing is, for a suite that could
     // not run anyway.
     for need in needs {
@@ -116,11 +129,13 @@ pub fn ready(needs: &[Need]) -> Result<()> {
             | Need::KubeProxy
             | Need::Demo
             | Need::Kernels
+            | Need::Monitoring
             | Need::Schemathesis
             | Need::Npm
             | Need::Browser
             | Need::Fuzz
-            | Need::Lint => {}
+            | Need::Lint
+            | Need::Daemon => {}
         }
     }
     let packages: Vec<&str> = needs
@@ -133,20 +148,20 @@ pub fn ready(needs: &[Need]) -> Result<()> {
         library_source()?;
         bpf_linker()?;
     }
-    if needs.contains(&Need::Kubernetes) {
-        kubernetes::folder()?;
-        monitoring::folder()?;
-    }
-    if needs.contains(&Need::Npm) {
-        npm::folder()?;
-    }
-    if needs.contains(&Need::Schemathesis) {
-        schemathesis::python()?;
-    }
     if needs.contains(&Need::Lint) {
         lint_tools()?;
     }
-    Ok(())
+    let mut environment = Environment::new();
+    for need in needs {
+        environment.extend(match need {
+            Need::Kubernetes => Some((kubernetes::VARIABLE, kubernetes::folder()?)),
+            Need::Monitoring => Some((monitoring::VARIABLE, monitoring::folder()?)),
+            Need::Npm => Some((npm::VARIABLE, npm::folder()?)),
+            Need::Schemathesis => Some((schemathesis::VARIABLE, schemathesis::python()?)),
+            _ => None,
+        });
+    }
+    Ok(environment)
 }
 
 fn install(packages: &[&str]) -> Result<()> {

@@ -1,10 +1,6 @@
 //! `cargo xtask test`: the suites, each with what it needs.
 
-use crate::kubernetes;
-use crate::monitoring;
-use crate::npm;
-use crate::schemathesis;
-use crate::setup::{self, Need};
+use crate::setup::{self, Environment, Need, Need::*};
 use crate::workspace::{self, cargo};
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
@@ -12,213 +8,73 @@ use std::time::{Duration, Instant};
 struct Suite {
     name: &'static str,
     about: &'static str,
+    /// What it needs of the machine, and what beyond that.
     needs: &'static [Need],
-    /// Cargo's arguments, in turn. All select the whole workspace, so that one
-    /// set of features, and thus one build of the dependencies, serves all.
-    cargo: &'static [&'static [&'static str]],
+    also: &'static [Need],
+    /// What `cargo test` runs; the test target of the suite's name if empty.
+    runs: &'static [&'static str],
 }
 
+/// A suite that runs vpn-edge in the lab.
+const fn suite(name: &'static str, about: &'static str) -> Suite {
+    Suite {
+        name,
+        about,
+        needs: &[Build, Bpf, Lab, Tun, Daemon],
+        also: &[],
+        runs: &[],
+    }
+}
+
+impl Suite {
+    /// It needs these, and not what runs vpn-edge in the lab.
+    const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    const fn also(self, also: &'static [Need]) -> Self {
+        Self { also, ..self }
+    }
+
+    const fn runs(self, runs: &'static [&'static str]) -> Self {
+        Self { runs, ..self }
+    }
+}
+
+/// In the order in which they run.
+#[rustfmt::skip] // a row a suite
 const SUITES: &[Suite] = &[
-    Suite {
-        name: "unit",
-        about: "what needs no kernel: tests next to the code",
-        needs: &[Need::Build],
-        cargo: &[&["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]],
-    },
-    Suite {
-        name: "packets",
-        about: "packet tables through the kernel's own test run",
-        needs: &[Need::Build, Need::Bpf],
-        cargo: &[&["test", "--workspace", "--test", "packets"]],
-    },
-    Suite {
-        name: "agreement",
-        about: "the kernel and the host judge random packets alike; VPN_EDGE_PACKETS=1000000 for many",
-        needs: &[Need::Build, Need::Bpf],
-        cargo: &[&["test", "--workspace", "--test", "agreement"]],
-    },
-    Suite {
-        name: "lab",
-        about: "real binaries and real WireGuard in network namespaces",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "lab"],
-        ],
-    },
-    Suite {
-        name: "dual_stack",
-        about: "IPv6 to the gateways and in the tunnels, with real WireGuard",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "dual_stack"],
-        ],
-    },
-    Suite {
-        name: "inspect",
-        about: "the operator's commands on a running edge, in network namespaces",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "inspect"],
-        ],
-    },
-    Suite {
-        name: "guard",
-        about: "floods, roaming, lost maps and revocation, against transfers in the lab",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "guard"],
-        ],
-    },
-    Suite {
-        name: "metrics",
-        about: "what Prometheus and a load balancer are told, and what they make of it",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "metrics"],
-        ],
-    },
-    Suite {
-        name: "identity",
-        about: "signing in with a real OpenID provider, in a network namespace",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Npm],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "identity"],
-        ],
-    },
-    Suite {
-        name: "openapi",
-        about: "generated requests at the API's description, over TLS",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::Schemathesis,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "openapi"],
-        ],
-    },
-    Suite {
-        name: "page",
-        about: "the pages in Chromium: signing in, the VPN's life, accessibility, at both widths",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::Npm,
-            Need::Browser,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "page"],
-        ],
-    },
-    Suite {
-        name: "demo",
-        about: "the demo, its dashboard from outside, and that nothing of it stays",
-        needs: &[Need::Build, Need::Bpf, Need::Lab, Need::Tun, Need::Demo],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "demo"],
-        ],
-    },
-    Suite {
-        name: "network",
-        about: "the node's own network as it changes, neighbours and tracked connections",
-        needs: &[Need::Build, Need::Lab],
-        cargo: &[&["test", "--workspace", "--test", "network"]],
-    },
-    Suite {
-        name: "preflight",
-        about: "what a node lacks is found, and gone after the remedy, in network namespaces",
-        needs: &[Need::Build, Need::Bpf, Need::Lab],
-        cargo: &[&["test", "--workspace", "--test", "preflight"]],
-    },
-    Suite {
-        name: "region",
-        about: "the larger network: a load balancer, two edges, two workers, kube-proxy's rules",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::KubeProxy,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "region"],
-        ],
-    },
-    Suite {
-        name: "hairpin",
-        about: "gateways on other nodes: by agents and by kube-proxy, IPv4 and IPv6, moves",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::KubeProxy,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "hairpin"],
-        ],
-    },
-    Suite {
-        name: "networks",
-        about: "networks as they are: IPv6, several uplinks, path MTU, jumbo frames, changes underway",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::KubeProxy,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "networks"],
-        ],
-    },
-    Suite {
-        name: "cluster",
-        about: "tenants of a Kubernetes cluster, from YAML to packets, over a real control plane",
-        needs: &[
-            Need::Build,
-            Need::Bpf,
-            Need::Lab,
-            Need::Tun,
-            Need::Kubernetes,
-        ],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &["test", "--workspace", "--test", "cluster"],
-        ],
-    },
-    Suite {
-        name: "kernels",
-        about: "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU",
-        needs: &[Need::Build, Need::Lab, Need::Kernels],
-        cargo: &[
-            &["build", "--workspace", "--bin", "vpn-edge"],
-            &[
-                "test",
-                "--workspace",
-                "--test",
-                "kernels",
-                "--",
-                "--nocapture",
-            ],
-        ],
-    },
+    suite("unit", "what needs no kernel: tests next to the code")
+        .needs(&[Build]).runs(&["--lib", "--bins", "--no-fail-fast"]),
+    suite("packets", "packet tables through the kernel's own test run").needs(&[Build, Bpf]),
+    suite("agreement", "the kernel and the host judge random packets alike; VPN_EDGE_PACKETS=1000000 for many")
+        .needs(&[Build, Bpf]),
+    suite("lab", "real binaries and real WireGuard in network namespaces"),
+    suite("upgrade", "this build over what earlier versions left: databases, maps, gateways, clusters")
+        .also(&[Kubernetes]),
+    suite("dual_stack", "IPv6 to the gateways and in the tunnels, with real WireGuard"),
+    suite("inspect", "the operator's commands on a running edge, in network namespaces"),
+    suite("guard", "floods, roaming, lost maps and revocation, against transfers in the lab"),
+    suite("metrics", "what Prometheus and a load balancer are told, and what they make of it"),
+    suite("identity", "signing in with a real OpenID provider, in a network namespace").also(&[Npm]),
+    suite("openapi", "generated requests at the API's description, over TLS").also(&[Schemathesis]),
+    suite("page", "the pages in Chromium: signing in, the VPN's life, accessibility, at both widths")
+        .also(&[Npm, Browser]),
+    suite("demo", "the demo, its dashboard from outside, and that nothing of it stays").also(&[Demo]),
+    suite("network", "the node's own network as it changes, neighbours and tracked connections")
+        .needs(&[Build, Lab]),
+    suite("preflight", "what a node lacks is found, and gone after the remedy, in network namespaces")
+        .needs(&[Build, Bpf, Lab]),
+    suite("region", "the larger network: a load balancer, two edges, two workers, kube-proxy's rules")
+        .also(&[KubeProxy]),
+    suite("hairpin", "gateways on other nodes: by agents and by kube-proxy, IPv4 and IPv6, moves")
+        .also(&[KubeProxy]),
+    suite("networks", "networks as they are: IPv6, several uplinks, path MTU, jumbo frames, changes underway")
+        .also(&[KubeProxy]),
+    suite("cluster", "tenants of a Kubernetes cluster, from YAML to packets, over a real control plane")
+        .also(&[Kubernetes, Monitoring]),
+    suite("kernels", "packet tables and the lab's shortest case on Linux 6.1 and 6.12, in QEMU")
+        .needs(&[Build, Lab, Kernels, Daemon]).runs(&["--test", "kernels", "--", "--nocapture"]),
 ];
 
 enum Outcome {
@@ -237,9 +93,9 @@ pub fn suites() -> String {
 }
 
 /// What a suite needs of the machine.
-pub fn needs(name: &str) -> &'static [Need] {
+pub fn needs(name: &str) -> Vec<Need> {
     let suite = SUITES.iter().find(|suite| suite.name == name);
-    suite.map_or(&[], |suite| suite.needs)
+    suite.map(Suite::all_needs).unwrap_or_default()
 }
 
 pub fn run(names: &[String]) -> Result<()> {
@@ -274,39 +130,33 @@ pub fn run(names: &[String]) -> Result<()> {
 }
 
 impl Suite {
+    fn all_needs(&self) -> Vec<Need> {
+        [self.needs, self.also].concat()
+    }
+
     fn run(&self) -> Outcome {
-        if let Err(lack) = setup::ready(self.needs) {
-            return Outcome::Skipped(format!("{lack:#}"));
+        let needs = self.all_needs();
+        let environment = match setup::ready(&needs) {
+            Ok(environment) => environment,
+            Err(lack) => return Outcome::Skipped(format!("{lack:#}")),
+        };
+        match self.test(needs.contains(&Daemon), environment) {
+            Ok(()) => Outcome::Ok,
+            Err(error) => Outcome::Failed(format!("{error:#}")),
         }
-        for args in self.cargo {
-            let mut command = cargo(*args);
-            if self.needs.contains(&Need::Kubernetes) {
-                match kubernetes::folder() {
-                    Ok(folder) => command.env(kubernetes::VARIABLE, folder),
-                    Err(error) => return Outcome::Failed(format!("{error:#}")),
-                };
-                match monitoring::folder() {
-                    Ok(folder) => command.env(monitoring::VARIABLE, folder),
-                    Err(error) => return Outcome::Failed(format!("{error:#}")),
-                };
-            }
-            if self.needs.contains(&Need::Npm) {
-                match npm::folder() {
-                    Ok(folder) => command.env(npm::VARIABLE, folder),
-                    Err(error) => return Outcome::Failed(format!("{error:#}")),
-                };
-            }
-            if self.needs.contains(&Need::Schemathesis) {
-                match schemathesis::python() {
-                    Ok(python) => command.env(schemathesis::VARIABLE, python),
-                    Err(error) => return Outcome::Failed(format!("{error:#}")),
-                };
-            }
-            if let Err(error) = workspace::run(&mut command) {
-                return Outcome::Failed(format!("{error:#}"));
-            }
+    }
+
+    /// Selects the whole workspace, as [`workspace::build`] does.
+    fn test(&self, daemon: bool, environment: Environment) -> Result<()> {
+        if daemon {
+            workspace::build(["vpn-edge"])?;
         }
-        Outcome::Ok
+        let mut test = cargo(["test", "--workspace"]);
+        match self.runs {
+            [] => test.args(["--test", self.name]),
+            runs => test.args(runs),
+        };
+        workspace::run(test.envs(environment))
     }
 }
 

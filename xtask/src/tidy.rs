@@ -1,8 +1,11 @@
 //! What must be absent from the tree, which no compiler checks.
 
+use crate::links;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use crate::modules;
 
 struct Rule {
     /// Paths below the root that the rule covers, and those it spares.
@@ -35,6 +38,18 @@ const RULES: &[Rule] = &[
         why: "datapath/ is the only place that knows aya",
     },
     Rule {
+        within: "vpn-edge/src",
+        except: "vpn-edge/src/cluster",
+        words: &["kube::", "k8s_openapi"],
+        why: "cluster/ is the only place that knows Kubernetes",
+    },
+    Rule {
+        within: "vpn-edge/src",
+        except: "vpn-edge/src/local",
+        words: &["rusqlite"],
+        why: "local/ is the only place that knows SQLite",
+    },
+    Rule {
         within: "",
         except: "xtask/src/tidy.rs",
         words: &["FIXME", "TODO", "XXX", "todo!(", "unimplemented!(", "dbg!("],
@@ -45,12 +60,18 @@ const RULES: &[Rule] = &[
 const LONGEST_FILE: usize = 700;
 
 pub fn check(root: &Path) -> Result<()> {
-    let mut found = Vec::new();
-    for file in sources(root)? {
+    let mut sources = Vec::new();
+    for file in files(root, ".rs")? {
         let text = fs::read_to_string(root.join(&file))
             .with_context(|| format!("cannot read {}", file.display()))?;
-        found.extend(complaints(&file, &text));
+        sources.push((file, text));
     }
+    let words = sources
+        .iter()
+        .flat_map(|(file, text)| complaints(file, text));
+    let mut found: Vec<String> = words.collect();
+    found.extend(modules::complaints(&sources));
+    found.extend(links::complaints(root, &files(root, ".md")?)?);
     if !found.is_empty() {
         bail!("\n{}", found.join("\n"));
     }
@@ -80,8 +101,8 @@ fn complaints(file: &Path, text: &str) -> Vec<String> {
     found
 }
 
-/// Every Rust file, by its path below the root.
-fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+/// Every file whose name ends so, by its path below the root.
+pub fn files(root: &Path, end: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -89,10 +110,10 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if path.is_dir() {
-                if name != "target" && !name.starts_with('.') {
+                if name != "target" && name != "node_modules" && !name.starts_with('.') {
                     folders.push(path);
                 }
-            } else if name.ends_with(".rs") {
+            } else if name.ends_with(end) {
                 files.push(path.strip_prefix(root)?.to_path_buf());
             }
         }
@@ -125,6 +146,22 @@ mod tests {
             ["vpn-edge/src/agent/mod.rs:2: 'aya::': datapath/ is the only place that knows aya"]
         );
         assert!(check("vpn-edge/src/datapath/mod.rs", "use aya::Ebpf;").is_empty());
+    }
+
+    #[test]
+    fn only_the_cluster_and_one_machine_name_their_libraries() {
+        let (cluster, local) = (
+            "vpn-edge/src/cluster/crd.rs",
+            "vpn-edge/src/local/sqlite.rs",
+        );
+        for (text, home) in [
+            ("use kube::Client;", cluster),
+            ("use k8s_openapi::ByteString;", cluster),
+            ("use rusqlite::Row;", local),
+        ] {
+            assert!(check(home, text).is_empty());
+            assert_eq!(check("vpn-edge/src/commands/agent.rs", text).len(), 1);
+        }
     }
 
     #[test]

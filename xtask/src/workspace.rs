@@ -1,10 +1,16 @@
 //! Where the workspace lies, and its cargo.
 
 use anyhow::{Context, Result, bail};
+use std::collections::HashSet;
 use std::env;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
+
+/// What a crate takes of a core, on average.
+const SECONDS_A_CRATE: usize = 2;
 
 /// From what `cargo run` says, not from when xtask was built: clones may share
 /// a target directory.
@@ -52,6 +58,42 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}` failed ({status})");
     }
     Ok(())
+}
+
+/// Builds programs of the workspace.
+///
+/// All of it is selected, so that one set of features, and thus one build of the
+/// dependencies, serves every command and suite.
+pub fn build(programs: impl IntoIterator<Item = &'static str>) -> Result<()> {
+    let mut build = cargo(["build", "--workspace"]);
+    let mut first = true;
+    for program in programs {
+        first &= !target_dir().join("debug").join(program).exists();
+        build.args(["--bin", program]);
+    }
+    if first {
+        eprintln!("{}", first_build()?);
+    }
+    run(&mut build)
+}
+
+/// What a build of everything takes.
+fn first_build() -> Result<String> {
+    let tree = cargo(["tree", "--workspace", "--edges", "normal,build"])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .output()
+        .context("cannot run cargo")?;
+    let tree = String::from_utf8_lossy(&tree.stdout);
+    let crates: HashSet<&str> = tree
+        .lines()
+        .map(|line| line.trim_end_matches(" (*)"))
+        .collect();
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let minutes = (crates.len() * SECONDS_A_CRATE).div_ceil(60 * cores);
+    Ok(format!(
+        "building {} crates, once: about {minutes} minutes on {cores} cores",
+        crates.len()
+    ))
 }
 
 /// A command as one would type it.

@@ -3,6 +3,9 @@
 mod outages;
 mod scene;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -10,7 +13,8 @@ use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
-use vpn_edge::kubernetes::VpnTenant;
+use vpn_edge::cluster::VpnTenant;
+use vpn_edge::datapath::{DEFAULT_ROOT, Reader};
 
 use scene::{AGENT, EDGE, Scene, WORKER, tenant};
 
@@ -134,6 +138,19 @@ fn a_node_that_moves_is_followed_and_one_that_is_unknown_is_named() -> Result<()
     scene
         .agent
         .await_ports(|ports| ports[&PORT].to_string().contains("192.0.2.12"))?;
+    // The other nodes' addresses are those of edges, and this one's is not.
+    let expected = [[192, 0, 2, 10], [192, 0, 2, 12]].map(IpAddr::from).into();
+    let start = Instant::now();
+    loop {
+        let read = || Ok::<_, anyhow::Error>(Reader::open(Path::new(DEFAULT_ROOT))?.nodes()?);
+        let nodes = scene.edge.inside(read);
+        let nodes: BTreeSet<IpAddr> = nodes.join().expect("the thread does not panic")?;
+        if nodes == expected {
+            break;
+        }
+        ensure!(start.elapsed() < Duration::from_secs(20), "{nodes:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     drop(later);
     scene.agent.stop()?;
 

@@ -13,7 +13,7 @@ use lab::agent::Agent;
 use lab::cluster::{Cluster, Identity, Member};
 use lab::node::{Lab, Node};
 use serde_json::{Value, from_value, json};
-use vpn_edge::kubernetes::{VpnTenant, crd};
+use vpn_edge::cluster::{VpnTenant, crd};
 use vpn_edge::wireguard::PrivateKey;
 
 const RULES: &str = concat!(

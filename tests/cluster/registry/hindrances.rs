@@ -77,7 +77,7 @@ fn await_refusal(scene: &Scene, namespace: &str, words: &str) -> Result<()> {
         conditions.any(|condition| {
             condition.type_ == type_
                 && condition.status == "False"
-                && condition.reason == "Refused"
+                && condition.reason == "ApplyFailed"
                 && condition.message.starts_with("the cluster refuses it: ")
                 && condition.message.contains(words)
         })
@@ -88,7 +88,7 @@ fn await_refusal(scene: &Scene, namespace: &str, words: &str) -> Result<()> {
     ensure!(said(&status, "GatewayReady"), "{status:?}");
     let listed = scene.kubectl(&["get", "vpntenants", "-n", namespace])?;
     ensure!(listed.contains(words), "{listed}");
-    one_event(scene, namespace, "Refused", words)
+    one_event(scene, namespace, "ApplyFailed", words)
 }
 
 /// Waits until a tenant has what it asked for.
@@ -152,7 +152,7 @@ fn a_policy_that_refuses_keys_is_told_of_and_tried_again_with_pauses() -> Result
         claim.resource_version() == again.resource_version(),
         "{again:?}"
     );
-    one_event(&scene, "t-1", "Refused", words)?;
+    one_event(&scene, "t-1", "ApplyFailed", words)?;
 
     scene.kubectl(&["delete", "validatingadmissionpolicybinding", "no-keys"])?;
     await_enabling(&scene, "t-1")

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule};
 use kube::Api;
 use serde_json::{Value, json, to_value};
+use vpn_edge::cluster::GATEWAY;
 use vpn_edge::domain::GatewayState;
-use vpn_edge::kubernetes::GATEWAY;
 
 use super::scene::Scene;
 

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{Api, ResourceExt as _};
+use vpn_edge::cluster::GATEWAY;
 use vpn_edge::domain::GatewayState;
 use vpn_edge::gateways::GatewaySpec;
-use vpn_edge::kubernetes::GATEWAY;
 
 use super::scene::{MISSING, Scene};
 
@@ -225,7 +225,7 @@ fn another_mtu_reaches_gateways_one_after_the_other() -> Result<()> {
         scene.await_image(spec, SECOND)?;
         let deployments: Api<Deployment> = scene.api(spec);
         let deployment = scene.cluster.run(deployments.get(GATEWAY))?;
-        let made_for = vpn_edge::gateways::kube::objects::pods_tunnel(&deployment);
+        let made_for = vpn_edge::cluster::gateways::objects::pods_tunnel(&deployment);
         ensure!(
             made_for == Some(&spec.tunnel.digest().fixed),
             "{made_for:?}"

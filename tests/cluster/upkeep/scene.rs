@@ -14,10 +14,10 @@ use lab::node::Lab;
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
+use vpn_edge::cluster::gateways::{KubeGateways, Settings};
+use vpn_edge::cluster::{TENANT, VpnTenant};
 use vpn_edge::domain::GatewayState;
-use vpn_edge::gateways::kube::{KubeGateways, Settings};
 use vpn_edge::gateways::{GatewaySpec, Gateways as _};
-use vpn_edge::kubernetes::{TENANT, VpnTenant};
 use vpn_edge::wireguard::PrivateKey;
 
 use crate::tunnel;

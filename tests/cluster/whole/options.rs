@@ -6,7 +6,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use lab::topology::A;
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::KEYS;
+use vpn_edge::cluster::KEYS;
 
 use super::scene::Scene;
 use super::{ACME, yaml};

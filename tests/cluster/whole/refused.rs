@@ -6,7 +6,7 @@ use kube::Api;
 use kube::api::ListParams;
 use lab::topology::A;
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::VpnTenantStatus;
+use vpn_edge::cluster::VpnTenantStatus;
 
 use super::*;
 
@@ -65,12 +65,12 @@ fn what_is_refused_of_a_gateway_is_told_until_it_is_mended() -> Result<()> {
         + "  gateway: {resources: {requests: {memory: 64Mi}, limits: {memory: 32Mi}}}\n";
     scene.apply(&greedy)?;
     let words = "must be less than or equal to memory limit";
-    scene.await_condition("GatewayReady", "False", "Hindered", words)?;
-    scene.await_condition("Ready", "False", "Hindered", words)?;
+    scene.await_condition("GatewayReady", "False", "GatewayDegraded", words)?;
+    scene.await_condition("Ready", "False", "GatewayDegraded", words)?;
     scene.await_condition(
         "Ready",
         "False",
-        "Hindered",
+        "GatewayDegraded",
         "the cluster refuses its Deployment",
     )?;
     let listed = scene.kubectl(&["get", "vpntenants", "-n", ACME.namespace])?;
@@ -78,7 +78,7 @@ fn what_is_refused_of_a_gateway_is_told_until_it_is_mended() -> Result<()> {
         listed.contains("enabling") && listed.contains(words),
         "{listed}"
     );
-    scene.one_event("Hindered", words)?;
+    scene.one_event("GatewayDegraded", words)?;
     scene.wish(&json!({ "resources": null }))?;
     scene.await_phase(&ACME, "enabled", 0)?;
     scene.await_condition("Ready", "True", "Serving", "")?;
@@ -88,18 +88,18 @@ fn what_is_refused_of_a_gateway_is_told_until_it_is_mended() -> Result<()> {
     let nonsense = json!({ "tolerations": [{ "key": "k", "operator": "Exists", "value": "v" }] });
     scene.wish(&nonsense)?;
     let words = "value must be empty when `operator` is 'Exists'";
-    scene.await_condition("Ready", "False", "Hindered", words)?;
+    scene.await_condition("Ready", "False", "GatewayDegraded", words)?;
     scene.await_condition("GatewayReady", "True", "Serving", "")?;
-    scene.one_event("Hindered", words)?;
+    scene.one_event("GatewayDegraded", words)?;
     ensure!(client.reaches(A.server));
     scene.wish(&json!({ "tolerations": [] }))?;
     scene.await_condition("Ready", "True", "Serving", "")?;
 
     // So does one whose tunnel cannot lead where it is to lead.
     scene.patch(&ACME, &json!({ "networks": [A.network, "fd00:97::/64"] }))?;
-    scene.await_condition("Ready", "False", "Hindered", "fd00:97::/64")?;
+    scene.await_condition("Ready", "False", "GatewayDegraded", "fd00:97::/64")?;
     scene.await_condition("GatewayReady", "True", "Serving", "")?;
-    scene.one_event("Hindered", "fd00:97::/64")?;
+    scene.one_event("GatewayDegraded", "fd00:97::/64")?;
     ensure!(client.reaches(A.server));
     scene.patch(&ACME, &json!({ "networks": [A.network] }))?;
     scene.await_condition("Ready", "True", "Serving", "")?;

@@ -19,7 +19,7 @@ use lab::region::{EDGES, Family, Region, WORKERS};
 use lab::topology::{HOSTNAME, Side};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use vpn_edge::kubernetes::{GATEWAY, VpnTenant};
+use vpn_edge::cluster::{GATEWAY, VpnTenant};
 
 pub struct Scene {
     pub controllers: Vec<Controller>,

@@ -1,4 +1,4 @@
-//! What is installed as README says goes as README says, and all of it.
+//! What is installed as the documentation says is removed as it says, and all of it.
 
 use anyhow::{Context, Result, ensure};
 use lab::cluster::{MANIFESTS, SYSTEM};
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::scene::Scene;
 use super::{ACME, GLOBEX, yaml};
 
-const README: &str = include_str!("../../../README.md");
+const PAGE: &str = include_str!("../../../docs/src/operate/uninstall.md");
 
 /// What an edge leaves on its node.
 const ON_A_NODE: &str = "
@@ -18,10 +18,12 @@ const ON_A_NODE: &str = "
     ls /sys/class/net | grep vpn-edge || true
     grep . /proc/sys/net/ipv4/ip_local_reserved_ports || true";
 
-/// kubectl's arguments in README's commands to uninstall.
+/// kubectl's arguments in the page's commands to uninstall.
 fn commands() -> Result<Vec<Vec<String>>> {
-    let (_, told) = README.split_once("\nTo uninstall").context("not told")?;
-    let block = told.split("```").nth(1).context("no commands")?;
+    let (_, rest) = PAGE
+        .split_once("\nTo uninstall")
+        .context("the page has no such paragraph")?;
+    let block = rest.split("```").nth(1).context("no commands")?;
     let lines = block
         .lines()
         .filter_map(|line| line.strip_prefix("$ kubectl "));
@@ -49,7 +51,7 @@ fn an_uninstalled_system_leaves_nothing() -> Result<()> {
     }
 
     let commands = commands()?;
-    let (last, first) = commands.split_last().context("README has no commands")?;
+    let (last, first) = commands.split_last().context("the page has no commands")?;
     ensure!(first.len() == 3, "{commands:?}");
     let run = |scene: &Scene, words: &[String]| {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -13,6 +13,7 @@ mod kubelet;
 mod member;
 mod pod;
 mod programs;
+mod restore;
 mod system;
 mod worker;
 

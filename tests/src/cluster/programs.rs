@@ -16,7 +16,7 @@ use crate::node::{Node, Process};
 /// How much of a log is shown when something went wrong.
 pub(super) const SHOWN: usize = 40;
 
-const ETCD: &str = "http://127.0.0.1:2379";
+pub(super) const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 /// The first of the Services' addresses, which is the API server's own.
 const OWN_SERVICES: [&str; 2] = ["10.96.0.1", "fd00:96::1"];

@@ -234,17 +234,21 @@ impl Region {
     }
 
     /// Starts `vpn-edge standalone` on a worker, with ports and gateways'
-    /// addresses that the other worker does not use, and with its health check
-    /// open to the balancer.
+    /// addresses that the other worker does not use, told of [`EDGES`], and with
+    /// its health check open to the balancer.
     ///
     /// # Errors
     ///
     /// When it does not come up, with what it said.
     pub fn standalone(&self, worker: usize, more: &[(&str, &str)]) -> Result<Edge> {
         let health = format!("0.0.0.0:{HEALTH_PORT}");
+        let edges = EDGES
+            .map(|edge| format!("{},{}", edge.v4, edge.v6))
+            .join(",");
         let own = [
             ("--ports", PORTS[worker]),
             ("--gateway-range", GATEWAYS[worker]),
+            ("--edge-node", &edges),
             ("--health", &health),
         ];
         Edge::on(&self.workers[worker], "eth0", &[&own, more].concat())

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use vpn_edge_common::{Address, Allocation, NODE_SLOT, Rates, frame_addresses, mapped, mode};
 
 use super::index::Entry;
-use crate::datapath::{Change, Memory};
+use crate::datapath::{Change, EDGE_MAC, Memory};
 use crate::domain::Limits;
 use crate::gateways::{Addresses, Location};
-use crate::link::EDGE_MAC;
 
 /// More ports are allocated than the node has counter slots.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

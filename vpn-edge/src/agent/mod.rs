@@ -3,22 +3,18 @@
 //! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
 //! the kernel's maps back and mends whatever someone else did to them.
 
-mod command;
 mod diff;
 mod index;
-mod kube;
 mod source;
 mod status;
 
-pub use command::{AgentArgs, EdgeArgs, run};
-pub(crate) use command::{Edge, EdgePorts};
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
-pub use kube::{Kube, PodLinks};
-pub use source::{Allocated, File, Local, Source, World};
+pub use source::{Allocated, File, Local, Source, World, edge_address};
 pub use status::{SyncCounts, SyncStatus};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,11 +22,11 @@ use anyhow::Result;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use uuid::Uuid;
-use vpn_edge_common::{Allocation, mode};
+use vpn_edge_common::{Allocation, NODES, mode};
 
 use crate::conntrack;
 use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
-use crate::domain::{PlanLimits, PortRange};
+use crate::domain::{PlanLimits, PortRange, Steered};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
@@ -40,10 +36,6 @@ const RESYNC: Duration = Duration::from_secs(5);
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What the edge steers by now: tenant and generation by port. Nothing before
-/// the agent has looked.
-pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
-
 /// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {
     datapath: Datapath,
@@ -52,6 +44,12 @@ pub struct Agent {
     /// The first port that packets to other nodes leave from.
     hop_ports: u16,
     index: Index,
+    /// Addresses of other edge nodes.
+    edges: BTreeSet<IpAddr>,
+    /// Those that the map was last made to hold; none when that is unknown.
+    written_edges: Option<BTreeSet<IpAddr>>,
+    /// Whether there were more than the map holds.
+    too_many_edges: bool,
     /// The allocations as last read or written; none when that is unknown.
     observed: Option<BTreeMap<u16, Allocation>>,
     /// Uplinks with the ingress programs, by name: index and rung.
@@ -90,6 +88,9 @@ impl Agent {
             uplinks,
             hop_ports,
             index: Index::new(limits, ports),
+            edges: BTreeSet::new(),
+            written_edges: None,
+            too_many_edges: false,
             observed: None,
             attached: BTreeMap::new(),
             hooked: BTreeMap::new(),
@@ -156,6 +157,7 @@ impl Agent {
         self.index.reset_allocations(world.allocated);
         self.index.reset_gateways(world.gateways);
         self.report_outside();
+        self.edges = world.edges;
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
         // What is below makes packets faster or unsticks them. It keeps nothing
         // from being steered.
@@ -194,6 +196,7 @@ impl Agent {
     /// Makes the next [`Agent::sync`] look at the kernel anew.
     fn forget(&mut self) {
         self.observed = None;
+        self.written_edges = None;
         self.hooked.clear();
     }
 
@@ -208,6 +211,8 @@ impl Agent {
         };
         self.revoke(&desired);
         self.set_edge(network)?;
+        // Like the uplinks below, this keeps no map from following.
+        let edges = self.write_edges();
         if self.datapath.upgrading() {
             self.apply(&desired)?;
         }
@@ -219,6 +224,7 @@ impl Agent {
         let hooked = self.hook(&mut desired);
         self.apply(&desired)?;
         attached?;
+        edges?;
         self.unhook(&desired, network)?;
         Ok(hooked.err())
     }
@@ -241,6 +247,27 @@ impl Agent {
             hop_ports: self.hop_ports,
         };
         Ok(self.datapath.set_edge(&node)?)
+    }
+
+    /// Tells the programs which addresses are other edge nodes'.
+    fn write_edges(&mut self) -> Result<()> {
+        if self.written_edges.as_ref() == Some(&self.edges) {
+            return Ok(());
+        }
+        self.written_edges = None;
+        let too_many = self.edges.len() > NODES as usize;
+        if too_many && !self.too_many_edges {
+            tracing::warn!(
+                addresses = self.edges.len(),
+                limit = NODES,
+                "other edge nodes have too many addresses: those beyond the limit share one \
+                 handshake rate for all of their clients"
+            );
+        }
+        self.too_many_edges = too_many;
+        self.datapath.maps.set_nodes(&self.edges)?;
+        self.written_edges = Some(self.edges.clone());
+        Ok(())
     }
 
     /// Attaches the ingress programs where they are not yet, as far as is known,

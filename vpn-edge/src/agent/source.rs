@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use async_trait::async_trait;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Deserialize;
@@ -42,6 +42,8 @@ pub struct World {
     /// Addresses on this node that gateways are at, or will be, whose MAC
     /// addresses are to be kept known.
     pub near: BTreeSet<IpAddr>,
+    /// Addresses of other edge nodes, which send clients' packets on to this one.
+    pub edges: BTreeSet<IpAddr>,
 }
 
 impl World {
@@ -85,6 +87,7 @@ pub trait Source: Send + Sync + 'static {
 pub struct Local {
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
+    edges: BTreeSet<IpAddr>,
     changes: watch::Sender<u64>,
     _followers: JoinSet<()>,
     /// By tenant, with the generation: a public key takes some 50 µs to
@@ -93,8 +96,12 @@ pub struct Local {
 }
 
 impl Local {
-    /// Must be called within a runtime.
-    pub fn new(registry: Arc<dyn Registry>, gateways: Arc<dyn Gateways>) -> Self {
+    /// With the addresses of `edges` elsewhere. Must be called within a runtime.
+    pub fn new(
+        registry: Arc<dyn Registry>,
+        gateways: Arc<dyn Gateways>,
+        edges: BTreeSet<IpAddr>,
+    ) -> Self {
         let changes = watch::Sender::new(0);
         let mut followers = JoinSet::new();
         for mut part in [registry.changes(), gateways.changes()] {
@@ -108,6 +115,7 @@ impl Local {
         Self {
             registry,
             gateways,
+            edges,
             changes,
             _followers: followers,
             keys: Mutex::default(),
@@ -145,6 +153,7 @@ impl Source for Local {
             allocated: self.allocated(&tenants),
             gateways: self.gateways.list().await?,
             near: BTreeSet::new(),
+            edges: self.edges.clone(),
         })
     }
 
@@ -165,6 +174,9 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 struct Contents {
     allocations: Vec<Row>,
+    /// Addresses of other edge nodes.
+    #[serde(default)]
+    edges: Vec<String>,
 }
 
 /// `deny_unknown_fields` and `flatten` do not go together.
@@ -256,6 +268,10 @@ fn read(path: &Path) -> Result<World> {
 fn parse(text: &str) -> Result<World> {
     let contents: Contents = serde_json::from_str(text)?;
     let mut world = World::default();
+    for (at, edge) in contents.edges.iter().enumerate() {
+        let edge = edge_address(edge).map_err(|error| anyhow!("edges[{at}]: {error}"))?;
+        world.edges.insert(edge);
+    }
     let mut ports = BTreeSet::new();
     for row in contents.allocations {
         let port = row.port;
@@ -280,6 +296,32 @@ fn parse(text: &str) -> Result<World> {
         });
     }
     Ok(world)
+}
+
+/// Why text is not the address of another edge node.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not an IP address of one node, such as 198.51.100.11 or 2001:db8::11")]
+pub struct NoEdgeAddress(String);
+
+/// The address of another edge node.
+///
+/// # Errors
+///
+/// When packets cannot come from it.
+pub fn edge_address(text: &str) -> Result<IpAddr, NoEdgeAddress> {
+    let address = text.parse().map(|address: IpAddr| address.to_canonical());
+    let broadcast = IpAddr::V4(Ipv4Addr::BROADCAST);
+    match address {
+        Ok(address)
+            if !address.is_unspecified()
+                && !address.is_loopback()
+                && !address.is_multicast()
+                && address != broadcast =>
+        {
+            Ok(address)
+        }
+        _ => Err(NoEdgeAddress(text.to_owned())),
+    }
 }
 
 fn addresses(node: &[IpAddr]) -> Result<Option<Addresses>> {
@@ -342,6 +384,38 @@ mod tests {
         let unknown = file(&[row(31_000, r#","nodes":[]"#)]);
         assert!(said(&unknown).contains("nodes"));
         assert!(said("").contains("EOF"));
+    }
+
+    #[test]
+    fn a_file_may_name_the_addresses_of_other_edges() {
+        let edges = |edges: &str| {
+            let file = format!(r#"{{"allocations":[],"edges":[{edges}]}}"#);
+            parse(&file).map(|world| world.edges.into_iter().collect::<Vec<_>>())
+        };
+        let named = r#""2001:db8::11","198.51.100.11","::ffff:198.51.100.12""#;
+        let expected = ["198.51.100.11", "198.51.100.12", "2001:db8::11"];
+        assert_eq!(
+            edges(named).unwrap(),
+            expected.map(|one| one.parse::<IpAddr>().unwrap())
+        );
+        assert_eq!(parse(&file(&[])).unwrap().edges, BTreeSet::new());
+        for bad in [
+            "edge-1",
+            "198.51.100.0/24",
+            "198.51.100.11:61000",
+            "",
+            "0.0.0.0",
+            "::",
+            "127.0.0.1",
+            "224.0.0.1",
+            "ff02::1",
+            "255.255.255.255",
+        ] {
+            let error = edges(&format!(r#""198.51.100.11","{bad}""#)).unwrap_err();
+            let said = format!("{error:#}");
+            let expected = format!("edges[1]: `{bad}` is not an IP address of one node");
+            assert!(said.starts_with(&expected), "{said}");
+        }
     }
 
     #[tokio::test]

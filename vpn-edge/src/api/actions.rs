@@ -18,8 +18,8 @@ use super::Api;
 use super::body::{CreateTenant, PatchTenant, VpnStatus};
 use super::error::ApiError;
 use crate::audit::Action;
+use crate::auth::Caller;
 use crate::domain::{Tenant, TunnelSpec, VpnError};
-use crate::identity::Caller;
 use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys, PublicKey};
 

@@ -10,8 +10,8 @@ use super::Api;
 use super::body::{AuditList, AuditRecord};
 use super::error::ApiError;
 use crate::audit::{Action, LogError, Outcome, Query, Record};
+use crate::auth::Caller;
 use crate::domain::Tenant;
-use crate::identity::Caller;
 
 /// Records in an answer, if nothing else is asked for, and at most.
 const DEFAULT_LIMIT: usize = 100;
@@ -91,7 +91,7 @@ impl Api {
             })?;
             let outcome = work.await;
             let told = match &outcome {
-                Ok(_) => Outcome::new(action.success(), None),
+                Ok(_) => Outcome::new(success(action), None),
                 Err(error) => Outcome::new(error.code().as_u16(), Some(error.words())),
             };
             if let Err(error) = audit.end(tenant, id, told).await {
@@ -106,6 +106,16 @@ impl Api {
                 Err(error) => Err(ApiError::internal(error)),
             },
         }
+    }
+}
+
+/// The HTTP status of one that succeeds.
+fn success(action: Action) -> u16 {
+    match action {
+        Action::Create => 201,
+        Action::Delete => 204,
+        Action::Enable | Action::Regenerate => 202,
+        Action::Change | Action::Disable | Action::Download => 200,
     }
 }
 

@@ -5,9 +5,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::body::ErrorBody;
+use super::refusals;
+use crate::auth::Refused;
 use crate::domain::VpnError;
 use crate::domain::tenant::InvalidTenant;
-use crate::identity::Refused;
 use crate::registry::{RegistryError, UpdateError};
 
 #[derive(Debug)]
@@ -32,9 +33,7 @@ impl ApiError {
 
     pub fn code(&self) -> StatusCode {
         match self {
-            ApiError::Vpn(error) => {
-                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-            }
+            ApiError::Vpn(error) => refusals::status(*error),
             ApiError::Refused(refused) => refused.status(),
             ApiError::Status(status, _) => *status,
             ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -58,7 +57,7 @@ impl IntoResponse for ApiError {
         match self {
             ApiError::Vpn(error) => {
                 let json = [(header::CONTENT_TYPE, "application/json")];
-                (status, json, error.body()).into_response()
+                (status, json, refusals::body(error)).into_response()
             }
             ApiError::Refused(refused) => refused.into_response(),
             ApiError::Status(..) | ApiError::Internal => {

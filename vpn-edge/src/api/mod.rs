@@ -7,6 +7,7 @@ mod audit;
 mod body;
 mod error;
 mod openapi;
+mod refusals;
 mod request;
 mod schema;
 mod session;
@@ -14,28 +15,19 @@ mod tenants;
 mod vpn;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tower_http::trace::TraceLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::agent::Steered;
 use crate::audit::Log;
-use crate::dashboard;
-use crate::databases::Databases;
-use crate::domain::{Pools, TunnelSettings};
-use crate::identity::{self, Identity};
+use crate::auth::Identity;
+use crate::catalog::Databases;
+use crate::domain::{Pools, Steered, TunnelSettings};
 use crate::registry::Registry;
-use crate::session::Sessions;
+use crate::sessions::Sessions;
 
 pub(crate) use actions::filename;
 pub use body::{
@@ -45,12 +37,6 @@ pub use body::{
 pub(crate) use error::ApiError;
 pub(crate) use request::TenantId;
 pub(crate) use vpn::given_key;
-
-/// Bytes that a request's body may have.
-const MAX_BODY: usize = 64 * 1024;
-
-/// How long a request may take, its body's arrival included.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the clients' configurations say beside the tenant's own.
 #[derive(Clone, Debug)]
@@ -88,7 +74,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    fn new(backends: Backends, settings: Settings) -> Api {
+    pub(crate) fn new(backends: Backends, settings: Settings) -> Api {
         Api {
             registry: backends.registry,
             settings: Arc::new(settings),
@@ -101,14 +87,6 @@ impl Api {
     }
 }
 
-/// The API's routes, under `/v1`, and `/auth`.
-///
-/// To be served with the peers' addresses, `ConnectInfo<SocketAddr>`: sign-ins
-/// that fail are counted by them.
-pub fn router(backends: Backends, settings: Settings) -> Router {
-    all_routes(Api::new(backends, settings), REQUEST_DEADLINE)
-}
-
 /// The API's description, OpenAPI 3.1. `/auth` and the pages are for browsers, and
 /// not in it.
 pub fn openapi() -> OpenApi {
@@ -116,7 +94,7 @@ pub fn openapi() -> OpenApi {
 }
 
 /// The routes under `/v1` by what their handlers say of themselves.
-fn described() -> OpenApiRouter<Api> {
+pub(crate) fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(openapi::empty())
         .routes(routes!(openapi::document))
         .routes(routes!(tenants::list, tenants::create))
@@ -128,56 +106,6 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(vpn::config))
         .routes(routes!(session::show))
         .routes(routes!(audit::read))
-}
-
-fn all_routes(api: Api, deadline: Duration) -> Router {
-    let sign_in = identity::router(api.identity.clone()).layer(middleware::from_fn_with_state(
-        api.clone(),
-        dashboard::sign_in_trouble,
-    ));
-    Router::from(described())
-        .merge(sign_in)
-        .merge(dashboard::router())
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(move |request, next| {
-            within(deadline, request, next)
-        }))
-        .layer(middleware::from_fn_with_state(
-            api.clone(),
-            dashboard::secure_headers,
-        ))
-        .layer(TraceLayer::new_for_http().make_span_with(span))
-        .with_state(api)
-}
-
-/// Without the query: it may have a sign-in's code.
-fn span(request: &Request) -> tracing::Span {
-    tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
-}
-
-async fn no_such_route(uri: Uri, headers: HeaderMap) -> Response {
-    if dashboard::wants_page(&headers) && !uri.path().starts_with("/v1/") {
-        return dashboard::not_found();
-    }
-    let message = format!("there is nothing at {}", uri.path());
-    ApiError::status(StatusCode::NOT_FOUND, message).into_response()
-}
-
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{method} is not allowed on {}", uri.path());
-    ApiError::status(StatusCode::METHOD_NOT_ALLOWED, message)
-}
-
-async fn within(deadline: Duration, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(deadline, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let message = format!("the request took longer than {deadline:?}");
-            ApiError::status(StatusCode::REQUEST_TIMEOUT, message).into_response()
-        }
-    }
 }
 
 #[cfg(test)]

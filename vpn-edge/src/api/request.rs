@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::Api;
 use super::error::ApiError;
+use crate::auth::Caller;
 use crate::domain::VpnError;
-use crate::identity::Caller;
 
 impl FromRequestParts<Api> for Caller {
     type Rejection = ApiError;

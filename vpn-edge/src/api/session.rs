@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::Api;
 use super::error::ApiError;
 use super::request::TenantId;
+use crate::auth::Caller;
 use crate::domain::Tenant;
-use crate::identity::Caller;
-use crate::session::{Session, SessionError};
+use crate::sessions::{Session, SessionError};
 
 /// Who is connected, as the edges see it.
 #[utoipa::path(

@@ -9,7 +9,7 @@ use super::Api;
 use super::body::{CreateTenant, ErrorBody, PatchTenant, TenantBody, TenantList};
 use super::error::ApiError;
 use super::request::{TenantId, json};
-use crate::identity::Caller;
+use crate::auth::Caller;
 
 /// The tenants that the caller sees.
 #[utoipa::path(

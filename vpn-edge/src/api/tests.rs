@@ -7,7 +7,9 @@ mod roles;
 mod vpn;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use axum::Router;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,11 +17,12 @@ use zeroize::Zeroizing;
 
 use self::audit::Switched;
 use super::*;
+use crate::app::{REQUEST_DEADLINE, all_routes, router};
+use crate::auth::{Role, Tokens};
 use crate::domain::{GatewayState, Observed, Pools, Tenant};
-use crate::identity::{Role, Tokens};
-use crate::registry::SqliteRegistry;
-use crate::serve::HttpServer;
-use crate::session::{Session, SessionError, Traffic};
+use crate::http::HttpServer;
+use crate::local::sqlite::SqliteRegistry;
+use crate::sessions::{Session, SessionError, Traffic};
 
 /// A running API with tokens of the admin and of two organisations.
 pub(crate) struct Server {
@@ -74,7 +77,7 @@ impl Server {
             audit: audit.clone(),
             steered: steered.subscribe(),
             sessions: Arc::new(Everybody),
-            databases: Arc::new(crate::databases::Unknown),
+            databases: Arc::new(crate::catalog::Unknown),
         };
         let app = all_routes(Api::new(backends, settings), deadline);
         let url = listen(app).await;

@@ -12,8 +12,8 @@ use super::actions::Configuration;
 use super::body::{ErrorBody, NewKeys, VpnStatus};
 use super::error::ApiError;
 use super::request::{Downloader, TenantId, json_or_nothing};
+use crate::auth::Caller;
 use crate::domain::Tenant;
-use crate::identity::Caller;
 use crate::wireguard::{KeyError, PublicKey};
 
 type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;

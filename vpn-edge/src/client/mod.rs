@@ -22,9 +22,9 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, VpnStatus};
+use crate::auth::{self, Tokens};
 use crate::domain::{Plan, State};
-use crate::identity::{self, Tokens};
-use crate::session::Session;
+use crate::sessions::Session;
 use crate::wireguard::PublicKey;
 pub use audit::{AuditArgs, run as run_audit};
 use request::Client;
@@ -229,8 +229,8 @@ pub fn run_token(args: TokenArgs) -> Result<()> {
 fn execute_token(args: TokenArgs, out: &mut dyn Write) -> Result<()> {
     let TokenCommand::Add { file, role } = args.command;
     let role = match role.organisation {
-        Some(organisation) => identity::Role::Member { organisation },
-        None => identity::Role::Admin,
+        Some(organisation) => auth::Role::Member { organisation },
+        None => auth::Role::Admin,
     };
     let token = Tokens::add(&file, &role)?;
     writeln!(out, "{}", token.as_str())?;

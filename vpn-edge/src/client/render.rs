@@ -5,7 +5,7 @@ use std::fmt::Display;
 use comfy_table::Table;
 
 use crate::api::{AuditRecord, TenantBody, VpnStatus};
-use crate::session::{Session, Traffic};
+use crate::sessions::{Session, Traffic};
 
 /// One line a tenant.
 pub fn tenants(tenants: &[TenantBody]) -> String {

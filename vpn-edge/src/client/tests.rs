@@ -340,11 +340,11 @@ fn token_add_prints_a_token_that_the_file_then_knows() {
     };
     let admin = add(&["--admin"]).unwrap();
     let acme = add(&["--organisation", "acme"]).unwrap();
-    let tokens = crate::identity::Tokens::load(&file).unwrap();
+    let tokens = crate::auth::Tokens::load(&file).unwrap();
     let role = |token: &str| Some(tokens.caller(token.trim_end())?.role);
-    assert_eq!(role(&admin), Some(identity::Role::Admin));
+    assert_eq!(role(&admin), Some(auth::Role::Admin));
     let organisation = "acme".to_owned();
-    assert_eq!(role(&acme), Some(identity::Role::Member { organisation }));
+    assert_eq!(role(&acme), Some(auth::Role::Member { organisation }));
     assert!(add(&[]).unwrap_err().contains("--admin"));
     assert!(add(&["--admin", "--organisation", "acme"]).is_err());
     assert!(

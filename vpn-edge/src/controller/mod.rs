@@ -1,14 +1,11 @@
 //! The tenants' lifecycle, carried out: gateways made and removed until they
 //! are what the registry asks for, and what came of it written back.
 
-mod command;
-mod health;
-pub mod leader;
-mod plan;
-mod steered;
+pub(crate) mod health;
+pub mod plan;
+pub(crate) mod steered;
 mod troubles;
 
-pub use command::{ControllerArgs, run};
 pub use plan::{Action, Wanted, plan};
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,9 +19,8 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
-use crate::agent::Steered;
 use crate::domain::tenant::check_versions;
-use crate::domain::{GatewayState, Observed, State, Tenant, TunnelSettings};
+use crate::domain::{GatewayState, Observed, State, Steered, Tenant, TunnelSettings};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Change, Registry, UpdateError};
 

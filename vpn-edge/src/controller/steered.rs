@@ -13,8 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::rest;
-use crate::agent::Steered;
-use crate::domain::{GatewayState, Tenant};
+use crate::domain::{GatewayState, Steered, Tenant};
 use crate::gateways::{Gateway, Gateways};
 use crate::registry::Registry;
 

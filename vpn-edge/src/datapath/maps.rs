@@ -1,5 +1,6 @@
 //! The pinned maps, typed.
 
+mod nodes;
 mod session;
 
 pub use session::SessionTimes;
@@ -10,10 +11,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use vpn_edge_common::{
     Address, Allocation, Clock, Counters, Edge, FLOWS, Flow, Flows, Limits, SLOTS, SOURCES,
-    Sessions, Word, address, map, mode, tick,
+    Sessions, Word, address, map, mapped, mode, tick,
 };
 use vpn_edge_ebpf::flow;
 use vpn_edge_ebpf::session::LIFE;
@@ -86,6 +87,8 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientFlow {
     pub client: SocketAddr,
+    /// Whether that is another edge node, which sends for a client of its own.
+    pub edge_node: bool,
     /// The node's address that it sends to.
     pub own: Option<IpAddr>,
     /// The port that its packets leave from if the gateway is on another node.
@@ -103,6 +106,14 @@ pub fn ip(address: Address) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
 }
 
+/// The address as maps have it.
+pub(super) fn to_address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(v4) => mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 /// The maps, to be read: what the running programs see.
 pub struct Reader {
     allocations: Mapped<Cell>,
@@ -114,6 +125,8 @@ pub struct Reader {
     clock: Mapped<Clock>,
     edge: Array<MapData, Edge>,
     counters: PerCpuArray<MapData, Counters>,
+    /// Builds before this map was added pinned none.
+    nodes: Option<HashMap<MapData, Address, u8>>,
 }
 
 impl Reader {
@@ -137,6 +150,14 @@ impl Reader {
             Mapped::new(map.fd(), length, writable)
                 .map_err(|source| MapError::Memory { name, source })
         }
+        let nodes = match pinned(folder, map::NODES) {
+            Ok(map) => Some(
+                HashMap::try_from(Map::HashMap(map))
+                    .map_err(|source| unreadable(map::NODES, source))?,
+            ),
+            Err(MapError::NotPinned(_)) => None,
+            Err(error) => return Err(error),
+        };
         Ok(Self {
             allocations: memory(folder, map::ALLOCATIONS, PORTS, writable)?,
             sessions: memory(folder, map::SESSIONS, SLOTS, writable)?,
@@ -149,6 +170,7 @@ impl Reader {
                 .map_err(|source| unreadable(map::EDGE, source))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(pinned(folder, map::COUNTERS)?))
                 .map_err(|source| unreadable(map::COUNTERS, source))?,
+            nodes,
         })
     }
 
@@ -229,21 +251,26 @@ impl Reader {
         let now = self.tick();
         let flows = &self.flows[usize::from(slot)];
         let ago = |tick: u32| tick_length() * now.saturating_sub(tick);
-        let known = (0..FLOWS).filter_map(|at| {
-            let known = flow::at(flows, at, edge.seed)?;
-            let (seen, proven) = known.seen();
-            (seen + edge.session_life > now).then(|| ClientFlow {
-                client: SocketAddr::new(ip(address(known.client.address)), known.client.port()),
-                own: edge
-                    .own
-                    .get(usize::from(known.own))
-                    .map(|own| ip(own.address)),
-                hop_port: edge.hop_ports.wrapping_add(at as u16),
-                seen: ago(seen),
-                proven: (proven != 0).then(|| ago(proven)),
+        let known = (0..FLOWS).filter_map(|at| Some((at, flow::at(flows, at, edge.seed)?)));
+        let recent = known.filter(|(_, known)| known.seen().0 + edge.session_life > now);
+        recent
+            .map(|(at, known)| {
+                let (seen, proven) = known.seen();
+                let client =
+                    SocketAddr::new(ip(address(known.client.address)), known.client.port());
+                Ok(ClientFlow {
+                    client,
+                    edge_node: self.is_edge_node(&edge, client)?,
+                    own: edge
+                        .own
+                        .get(usize::from(known.own))
+                        .map(|own| ip(own.address)),
+                    hop_port: edge.hop_ports.wrapping_add(at as u16),
+                    seen: ago(seen),
+                    proven: (proven != 0).then(|| ago(proven)),
+                })
             })
-        });
-        Ok(known.collect())
+            .collect()
     }
 
     /// Until when a slot's unknown sessions pass, from now; nothing if they do
@@ -267,6 +294,8 @@ impl Reader {
         tables.now = monotonic();
         tables.tick = self.tick();
         copy(self.sources.iter(), tables.sources.iter());
+        let nodes = self.nodes()?.into_iter().map(to_address);
+        tables.nodes = nodes.map(|node| vpn_edge_common::words(&node)).collect();
         for (port, allocation) in self.allocations() {
             tables.insert(port, allocation);
             let slot = usize::from(allocation.slot);

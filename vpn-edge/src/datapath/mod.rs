@@ -28,10 +28,15 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, mapped, program};
+use vpn_edge_common::{Edge, OWN_ADDRESSES, Own, SCHEMA, UPLINKS, map, program};
 
 /// Where bpffs is mounted, and the folder in it.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/vpn-edge";
+
+/// Source of the frames that the edge redirects into a gateway's link. Frames
+/// that the node's kernel routes have another, so the gateway can tell what
+/// came past the guard.
+pub const EDGE_MAC: [u8; 6] = [2, 2, 0, 0, 0, 0];
 
 /// The eBPF object that this binary was built with.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VPN_EDGE_EBPF"));
@@ -125,10 +130,7 @@ fn places(known: &[Own; OWN_ADDRESSES], wanted: &[(IpAddr, u32)]) -> [Own; OWN_A
     let mut others = Vec::new();
     for &(ip, uplink) in wanted {
         let own = Own {
-            address: match ip {
-                IpAddr::V4(v4) => mapped(v4.octets()),
-                IpAddr::V6(v6) => v6.octets(),
-            },
+            address: maps::to_address(ip),
             uplink,
             pad: 0,
         };

@@ -4,6 +4,7 @@
 //! Nothing here does I/O, knows a runtime, Kubernetes or eBPF. Time and keys
 //! come in as arguments.
 
+mod active_ports;
 pub mod error;
 pub mod lifecycle;
 pub mod plan;
@@ -12,13 +13,16 @@ pub mod port_pool;
 pub mod subnet;
 pub mod tenant;
 pub mod tunnel;
+pub mod vpn;
 
+pub use active_ports::Steered;
 pub use error::VpnError;
-pub use lifecycle::{Allocation, GatewayState, Observed, State, Vpn};
+pub use lifecycle::{GatewayState, Observed};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};
 pub use pools::{Pool, Pools};
 pub use port_pool::{PortPool, PortRange, PortRangeError, Ports};
 pub use tenant::Tenant;
 pub use tunnel::{TunnelDigest, TunnelSettings, TunnelSpec};
+pub use vpn::{Allocation, State, Vpn};
 
 pub use crate::wireguard::Keys;

@@ -6,10 +6,13 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::lifecycle::Vpn;
 use super::plan::Plan;
+use super::vpn::Vpn;
 
 const MAX_ORGANISATION: usize = 64;
+/// What an organisation's name must be, in words.
+pub const ORGANISATION_RULE: &str =
+    "use 1 to 64 letters, digits, '.', '_' and '-', and start with a letter or digit";
 /// RFC 1123, section 2.1.
 const MAX_DNS_LABEL: usize = 63;
 const MAX_NETWORKS: usize = 64;
@@ -34,9 +37,7 @@ pub struct Tenant {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTenant {
-    #[error(
-        "organisation {0:?} is not valid: use 1 to 64 letters, digits, '.', '_' and '-', and start with a letter or digit"
-    )]
+    #[error("organisation {0:?} is not valid: {rule}", rule = ORGANISATION_RULE)]
     Organisation(String),
     #[error(
         "namespace {0:?} is not valid: use 1 to 63 lower-case letters, digits and '-', and start and end with a letter or digit"

@@ -31,6 +31,9 @@ use tokio::time::timeout;
 
 use crate::{datapath, ethtool};
 
+/// The gateway's end of its link, inside its namespace.
+pub const GATEWAY_END: &str = "eth0";
+
 /// How long a gateway may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
 

@@ -14,8 +14,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::GatewayConfig;
+use crate::datapath::EDGE_MAC;
 use crate::domain::tunnel::{Fixed, Live};
-use crate::link::EDGE_MAC;
 
 /// Lets the namespace forward between tunnel and link.
 pub fn forward(config: &GatewayConfig) -> io::Result<()> {

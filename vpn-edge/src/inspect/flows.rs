@@ -10,7 +10,6 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use uuid::Uuid;
 use vpn_edge_common::{Allocation, Edge, mode};
-use vpn_edge_ebpf::guard;
 
 use super::{Gateways, Output, interface_name, interval, not_allocated, tenant};
 use crate::datapath::{ClientFlow, DEFAULT_ROOT, Reader};
@@ -19,7 +18,8 @@ const MORE_HELP: &str = "\
 A flow is a client's address and port, remembered for as long as a session may
 last. A gateway on another node is sent the client's packets from one of this
 node's ports, HOP PORT, and answers to it. The other node sees this node's
-address and that port, and says `(edge node)`: ask here who it is.
+address and that port. If it knows that this is an edge node, it says
+`(edge node)`: ask here who the client is.
 
 Where a gateway is on this node and the node has one address of each IP version,
 replies need no flow. Then LAST and ANSWERED are those of handshakes.";
@@ -117,7 +117,7 @@ fn describe(edge: &Edge, port: u16, allocation: &Allocation, flows: Vec<ClientFl
         port,
         tenant: tenant(allocation),
         client: flow.client,
-        edge_node: guard::hop(edge, flow.client.port()).is_some(),
+        edge_node: flow.edge_node,
         own: flow.own,
         gateways: gateways.of_version(flow.client.is_ipv6()),
         interface: interface.clone(),
@@ -195,6 +195,7 @@ mod tests {
     fn flow(client: &str, own: &str, hop_port: u16, proven: Option<u64>) -> ClientFlow {
         ClientFlow {
             client: client.parse().unwrap(),
+            edge_node: false,
             own: Some(own.parse().unwrap()),
             hop_port,
             seen: Duration::from_millis(2_900),
@@ -206,7 +207,10 @@ mod tests {
         vec![
             flow("[2001:db8:9::7]:51820", "2001:db8::2", 61_009, Some(1)),
             flow("203.0.113.9:51820", "198.51.100.2", 61_127, None),
-            flow("198.51.100.11:61003", "198.51.100.3", 61_003, Some(4)),
+            ClientFlow {
+                edge_node: true,
+                ..flow("198.51.100.11:61003", "198.51.100.3", 61_003, Some(4))
+            },
         ]
     }
 
@@ -224,16 +228,6 @@ mod tests {
     #[test]
     fn a_gateway_of_this_node_takes_no_hop() {
         insta::assert_snapshot!(table(&of(mode::XDP)));
-    }
-
-    #[test]
-    fn another_edge_node_is_not_taken_for_a_client() {
-        let nodes = |edge: &Edge| -> Vec<bool> {
-            let rows = describe(edge, 31_001, &allocation(mode::XDP), flows());
-            rows.iter().map(|row| row.edge_node).collect()
-        };
-        assert_eq!(nodes(&edge()), [true, false, false]);
-        assert_eq!(nodes(&Edge::default()), [false; 3], "there are no hops");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use vpn_edge_common::{
     BUCKETS, Counters, DropReason, FLOWS, NODE_SLOT, SCHEMA, SLOTS, map, mode, program,
 };
 
-use super::Sources;
+use super::{Sources, TOKEN_FILE_READABLE};
 use crate::agent::SyncCounts;
 use crate::datapath::{Hook, ProgramFacts, ProgramRuns, Reader, Running};
 use crate::domain::PortRange;
@@ -55,6 +55,8 @@ pub struct Snapshot {
     lags: Histogram,
     /// Whether changes are heard of.
     source_up: bool,
+    /// Whether all of the token file counts; none where there is no API.
+    token_file_readable: Option<bool>,
 }
 
 /// A tenant's port.
@@ -84,6 +86,10 @@ impl Snapshot {
             durations: sources.agent.durations.clone(),
             lags: sources.agent.lags.clone(),
             source_up,
+            token_file_readable: sources
+                .identity
+                .as_ref()
+                .map(|identity| identity.token_file_problem().is_none()),
         })
     }
 }
@@ -261,7 +267,7 @@ impl Snapshot {
         families.counters(
             "drops",
             "Dropped packets by reason; only reasons that occurred. \
-             `vpn-edge drops` shows packets, the README says what each reason means.",
+             `vpn-edge drops` shows packets, the documentation says what each reason means.",
             self.ports.iter().flat_map(|port| {
                 DropReason::ALL
                     .iter()
@@ -456,6 +462,13 @@ impl Snapshot {
              the API server cannot be reached.",
             u64::from(self.source_up),
         )?;
+        if let Some(readable) = self.token_file_readable {
+            families.gauge(
+                TOKEN_FILE_READABLE.0,
+                TOKEN_FILE_READABLE.1,
+                u64::from(readable),
+            )?;
+        }
         families.histogram(
             "sync_duration_seconds",
             "How long attempts to bring the maps in step took.",
@@ -571,6 +584,7 @@ mod tests {
             durations,
             lags,
             source_up: true,
+            token_file_readable: Some(true),
         }
     }
 
@@ -579,6 +593,16 @@ mod tests {
         let text = super::super::render(edge()).unwrap();
         let build = format!("{}\",schema=\"{SCHEMA}\"", env!("CARGO_PKG_VERSION"));
         insta::assert_snapshot!(text.replace(&build, "VERSION\",schema=\"SCHEMA\""));
+    }
+
+    #[test]
+    fn an_edge_without_an_api_has_no_token_file() {
+        let agent = Snapshot {
+            token_file_readable: None,
+            ..edge()
+        };
+        let text = super::super::render(agent).unwrap();
+        assert!(!text.contains("token_file"), "{text}");
     }
 
     #[test]

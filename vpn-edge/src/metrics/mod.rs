@@ -17,11 +17,18 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Source, SyncStatus};
+use crate::auth::Identity;
 use crate::datapath::{Programs, Reader};
 use crate::domain::PortRange;
 use collector::Snapshot;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Name and help of a gauge that controllers have as well.
+pub(crate) const TOKEN_FILE_READABLE: (&str, &str) = (
+    "token_file_readable",
+    "Whether the token file can be read and all of its lines are valid (1), or not (0).",
+);
 
 /// What metrics are made of.
 pub struct Sources {
@@ -33,6 +40,8 @@ pub struct Sources {
     pub uplinks: Vec<String>,
     /// Folder on bpffs where the agent pins.
     pub bpffs: PathBuf,
+    /// Who may call the API, where this process serves it.
+    pub identity: Option<Arc<Identity>>,
     /// Whether the daemon is about to end.
     pub draining: watch::Receiver<bool>,
 }
@@ -88,18 +97,24 @@ fn render(snapshot: Snapshot) -> anyhow::Result<String> {
 }
 
 async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
-    if *metrics.sources.draining.borrow() {
+    let Metrics {
+        sources, source, ..
+    } = metrics;
+    if *sources.draining.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".into());
     }
-    match metrics.sources.agent.health() {
-        // Traffic goes on, and elsewhere nobody would know more.
-        Ok(()) => match metrics.source.trouble() {
-            None => (StatusCode::OK, "ok\n".into()),
-            Some(trouble) => (
-                StatusCode::OK,
-                format!("ok, by what was known before: {trouble}\n"),
-            ),
-        },
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    if let Err(reason) = sources.agent.health() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
     }
+    let mut said = "ok".to_owned();
+    // Traffic goes on, and elsewhere nobody would know more.
+    if let Some(trouble) = source.trouble() {
+        said = format!("{said}, by what was known before: {trouble}");
+    }
+    // Traffic does not depend on who may call the API.
+    let identity = sources.identity.as_ref();
+    if let Some(problem) = identity.and_then(|identity| identity.token_file_problem()) {
+        said = format!("{said}, but {problem}");
+    }
+    (StatusCode::OK, said + "\n")
 }

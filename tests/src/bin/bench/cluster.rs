@@ -21,8 +21,8 @@ use lab::node::{Lab, Node};
 use serde::Serialize;
 use serde_json::{from_value, json};
 use uuid::Uuid;
+use vpn_edge::cluster::{TENANT, VpnTenant};
 use vpn_edge::datapath::{DEFAULT_ROOT, Reader};
-use vpn_edge::kubernetes::{TENANT, VpnTenant};
 use vpn_edge_common::mode;
 
 /// The name that selects this.

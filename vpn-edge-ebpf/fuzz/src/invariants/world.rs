@@ -158,6 +158,8 @@ pub fn tables() -> Tables {
     // All sources share the first bucket.
     tables.edge.seed = 0;
     tables.edge.session_life = LIFE;
+    // Of the clients one is at an edge node's address, and one is not.
+    tables.nodes = [words(&mapped(CLIENT)), words(&FAR6)].into();
     tables.now = NOW;
     tables.tick = TICK;
     for (slot, (port, mode, limited)) in (0..).zip(PORTS) {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::audit::{LogError, Outcome, Query, Record, SqliteLog};
+use crate::audit::{LogError, Outcome, Query, Record};
+use crate::local::SqliteLog;
 use crate::registry::Registry;
 
 /// A log that can fail, and can be slow.

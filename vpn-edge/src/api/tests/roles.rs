@@ -127,7 +127,7 @@ async fn a_browser_downloads_a_configuration_from_this_servers_pages_alone() {
             None => credential,
         };
         let url = format!("{}{path}", server.url);
-        let cookie = format!("{}={}", crate::identity::SESSION, server.acme.as_str());
+        let cookie = format!("{}={}", crate::auth::SESSION, server.acme.as_str());
         let browser = server.client.get(url).header("Cookie", cookie);
         assert_eq!(answer(by(browser)).await.0, expected, "{site:?}");
         // No page sends a bearer token by itself.

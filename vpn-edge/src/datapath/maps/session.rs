@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpn_edge_common::Sessions;
-use vpn_edge_ebpf::guard;
 
 use super::{MapError, Reader, tick_length, ways};
 
@@ -39,9 +38,7 @@ impl Reader {
         // Whoever forges an address is not answered there.
         flows.retain(|flow| flow.proven.is_some());
         flows.sort_by_key(|flow| flow.seen);
-        let client = flows
-            .iter()
-            .find(|flow| guard::hop(&edge, flow.client.port()).is_none());
+        let client = flows.iter().find(|flow| !flow.edge_node);
         Ok(SessionTimes {
             handshake: handshake.map(|tick| tick_length() * now.saturating_sub(tick)),
             client: client.map(|flow| (flow.client, flow.seen)),

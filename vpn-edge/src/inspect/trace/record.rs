@@ -11,13 +11,14 @@ use vpn_edge_common::{
     Allocation, DropReason, Edge, Flows, Limits, Sessions, Word, Words, address, mode,
 };
 use vpn_edge_ebpf::flow::{self, Client};
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{self, Direction};
 use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, UNKNOWN};
 use vpn_edge_ebpf::mac1::Scratch;
 use vpn_edge_ebpf::parse::{Located, Unlocated, locate};
 use vpn_edge_ebpf::session;
-use vpn_edge_ebpf::steer::{self, Journey, Refusal, Rung, Steered};
+use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::world::World;
 
@@ -53,6 +54,8 @@ pub enum Step {
     /// How many handshake messages its source may still send.
     Source {
         address: Option<IpAddr>,
+        /// Of another edge node, whose ports are sources of their own.
+        port: Option<u16>,
         handshakes_left: u64,
     },
     /// Whether it knows the gateway's public key.
@@ -129,6 +132,7 @@ pub fn decide<'a, 'm>(
         located: locate(frame),
         allocation: Cell::default(),
         back: Cell::default(),
+        port: Cell::default(),
         steps: RefCell::default(),
     };
     let decided = steer::decide(&recorder, frame, rung);
@@ -153,6 +157,8 @@ struct Recorder<'m> {
     allocation: Cell<Option<&'m Allocation>>,
     /// Whether it is a gateway's answer.
     back: Cell<bool>,
+    /// The source's, if it is another edge node.
+    port: Cell<Option<u16>>,
     steps: RefCell<Vec<Step>>,
 }
 
@@ -357,9 +363,17 @@ impl<'m> World<'m> for Recorder<'m> {
         let word = self.tables.source(bucket)?;
         self.note(Step::Source {
             address: Recorder::source(self),
+            port: self.port.get(),
             handshakes_left: left_of(word, self.tables.now, limit::SOURCE),
         });
         Some(word)
+    }
+
+    fn is_node(&self, address: Words) -> bool {
+        let known = self.tables.is_node(address);
+        let port = self.located.as_ref().map(|located| located.source_port);
+        self.port.set(port.ok().filter(|_| known));
+        known
     }
 
     fn scratch(&self) -> Option<&'m mut Scratch> {

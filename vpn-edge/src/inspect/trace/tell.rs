@@ -85,11 +85,15 @@ impl fmt::Display for Step {
             ),
             Self::Source {
                 address,
+                port,
                 handshakes_left,
             } => write!(
                 f,
-                "{} may send {handshakes_left} of {} handshake messages at once",
+                "{}{} may send {handshakes_left} of {} handshake messages at once",
                 address.map_or("the source".into(), |address| address.to_string()),
+                port.map_or(String::new(), |port| format!(
+                    ", an edge node, from port {port}"
+                )),
                 burst(SOURCE)
             ),
             Self::Mac1 { good: true } => write!(f, "good: it knows the gateway's public key"),

@@ -365,6 +365,33 @@ fn every_packet_counts_for_the_next() {
 }
 
 #[test]
+fn each_port_of_another_edge_node_is_traced_as_a_source() {
+    let mut tables = tables(|_| {});
+    let told = |tables: &Tables, port: u16| {
+        let mut fields = fields(Kind::Initiation, 7);
+        fields.source.set_port(port);
+        let traced = traced(tables, fields);
+        let mut steps = traced.stages[0].steps.iter();
+        let step = steps.find(|step| matches!(step, Step::Source { .. }));
+        step.expect("its source is asked for").to_string()
+    };
+    let stranger = told(&tables, 61_005);
+    assert!(!stranger.contains("edge node"), "{stranger}");
+    let source = fields(Kind::Initiation, 7).source.ip();
+    let IpAddr::V4(v4) = source else {
+        panic!("{source}");
+    };
+    tables.nodes = [words(&mapped(v4.octets()))].into();
+    for (port, left) in [(61_005, 20), (61_006, 20), (61_005, 19)] {
+        let expected = format!("{source}, an edge node, from port {port} may send {left} of 20");
+        let told = told(&tables, port);
+        assert!(told.starts_with(&expected), "{told}");
+    }
+    let other = told(&tables, 60_999);
+    assert!(!other.contains("edge node"), "{other}");
+}
+
+#[test]
 fn json_has_every_step_and_field() {
     let tables = tables(|allocation| {
         allocation.limited = 1;

@@ -1,0 +1,51 @@
+//! How the cluster is reached.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, Config};
+
+/// Seconds after which a watch ends and is begun anew: a connection that died
+/// without a word is noticed by then.
+pub const WATCH: u32 = 60;
+
+/// How long the API server may take to answer a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long it may be silent, which is longer than a watch is.
+const SILENCE: Duration = Duration::from_secs(WATCH as u64 + 10);
+
+/// A client of the cluster that KUBECONFIG names, or that this runs in as a pod.
+/// The API server is not asked yet.
+///
+/// # Errors
+///
+/// When there is neither, or it cannot be used.
+pub async fn client() -> Result<Client> {
+    let mut config = Config::infer().await.context(
+        "no cluster to ask: name a kubeconfig with KUBECONFIG, \
+         or run in a pod with a service account's token",
+    )?;
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Client::try_from(config).context("the settings of the cluster cannot be used")
+}
+
+/// The image that the pod of this name runs, in its first container.
+///
+/// # Errors
+///
+/// When there is no such pod.
+pub async fn own_image(client: Client, namespace: &str, name: &str) -> Result<String> {
+    let pods: Api<Pod> = Api::namespaced(client, namespace);
+    let pod = pods.get_opt(name).await?;
+    let spec = pod.and_then(|pod| pod.spec);
+    let first = spec.and_then(|spec| spec.containers.into_iter().next());
+    first
+        .and_then(|container| container.image)
+        .with_context(|| {
+            format!("this is not the pod {namespace}/{name}: name the gateways' image with --image")
+        })
+}

@@ -1,0 +1,258 @@
+//! What the cluster has of gateways, as last told.
+//!
+//! What was written here is in it at once, so that nobody looks at what was
+//! before. Nothing older takes its place: versions only grow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
+use uuid::Uuid;
+
+use super::objects::{Shape, annotation};
+use super::settings::Place;
+use super::state::state;
+use crate::cluster::{GATEWAY, TENANT, VpnTenant, label};
+use crate::domain::{GatewayState, TunnelDigest};
+use crate::gateways::Gateway;
+
+/// Objects of one kind, by namespace and name.
+pub struct Objects<K> {
+    known: BTreeMap<(String, String), Arc<K>>,
+    /// Those in the list that is being read.
+    listed: BTreeSet<(String, String)>,
+    /// Namespaces in which something is new.
+    news: BTreeSet<String>,
+}
+
+impl<K> Default for Objects<K> {
+    fn default() -> Self {
+        Self {
+            known: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            news: BTreeSet::new(),
+        }
+    }
+}
+
+impl<K: ResourceExt> Objects<K> {
+    /// Takes in what a watch tells.
+    pub fn take(&mut self, event: Event<K>) {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => {
+                self.listed.insert(key(&object));
+                self.put(object);
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                let gone = |key: &(String, String)| !listed.contains(key);
+                let gone = self.known.extract_if(.., |key, _| gone(key));
+                self.news.extend(gone.map(|((namespace, _), _)| namespace));
+            }
+            Event::Apply(object) => self.put(object),
+            Event::Delete(object) => {
+                let key = key(&object);
+                // Another may have been made in its place already.
+                if let Some(known) = self.known.get(&key)
+                    && version(&**known) <= version(&object)
+                {
+                    self.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Takes in an object, unless a newer one is known.
+    pub fn put(&mut self, mut object: K) {
+        object.managed_fields_mut().clear();
+        let key = key(&object);
+        if let Some(known) = self.known.get(&key)
+            && version(&**known) > version(&object)
+        {
+            return;
+        }
+        self.news.insert(key.0.clone());
+        self.known.insert(key, Arc::new(object));
+    }
+
+    fn remove(&mut self, key: &(String, String)) {
+        self.news.insert(key.0.clone());
+        self.known.remove(key);
+    }
+
+    /// Forgets the gateway's object in the namespace, if it is for the port.
+    fn forget(&mut self, namespace: &str, of: u16) {
+        if self.get(namespace).and_then(|found| port(&**found)) == Some(of) {
+            self.remove(&(namespace.to_owned(), GATEWAY.to_owned()));
+        }
+    }
+
+    /// The gateway's object in the namespace.
+    pub fn get(&self, namespace: &str) -> Option<&Arc<K>> {
+        self.known.get(&(namespace.to_owned(), GATEWAY.to_owned()))
+    }
+
+    pub fn within<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
+        let first = (namespace.to_owned(), String::new());
+        let rest = self
+            .known
+            .range(first..)
+            .map(|(key, object)| (key, &**object));
+        rest.take_while(move |((of, _), _)| of == namespace)
+            .map(|(_, object)| object)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &K> {
+        self.known.values().map(|object| &**object)
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.known.keys().map(|(namespace, _)| &**namespace)
+    }
+}
+
+fn key(object: &impl ResourceExt) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+fn version(object: &impl ResourceExt) -> u64 {
+    let version = object.resource_version();
+    version.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+#[derive(Default)]
+pub struct Index {
+    pub tenants: Objects<VpnTenant>,
+    pub deployments: Objects<Deployment>,
+    pub services: Objects<Service>,
+    pub policies: Objects<NetworkPolicy>,
+    /// Without what is in them.
+    pub secrets: Objects<PartialObjectMeta<Secret>>,
+    pub pods: Objects<Pod>,
+    /// By namespace, but for what is new.
+    gateways: BTreeMap<String, Gateway>,
+}
+
+impl Index {
+    /// Where the tenant's gateway goes, if the namespace is that tenant's.
+    pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
+        let key = (namespace.to_owned(), TENANT.to_owned());
+        let found = self.tenants.known.get(&key)?;
+        (found.spec.id == tenant.to_string()).then(|| place(found))?
+    }
+
+    /// The gateways in the namespaces that have one, or what is left of one.
+    pub fn gateways(&mut self) -> Vec<Gateway> {
+        for namespace in self.news() {
+            match self.gateway(&namespace) {
+                Some(gateway) => self.gateways.insert(namespace, gateway),
+                None => self.gateways.remove(&namespace),
+            };
+        }
+        self.gateways.values().cloned().collect()
+    }
+
+    /// Namespaces in which something of a gateway is new.
+    fn news(&mut self) -> BTreeSet<String> {
+        self.tenants.news.clear();
+        let mut news = std::mem::take(&mut self.deployments.news);
+        news.append(&mut self.services.news);
+        news.append(&mut self.policies.news);
+        news.append(&mut self.secrets.news);
+        news.append(&mut self.pods.news);
+        news
+    }
+
+    /// The namespace's gateway, or what is left of it.
+    pub fn gateway(&self, namespace: &str) -> Option<Gateway> {
+        let deployment = self.deployments.get(namespace);
+        let shape = deployment.and_then(|deployment| Shape::read(deployment));
+        let (Some(deployment), Some(shape)) = (deployment, shape) else {
+            // The last that goes when a gateway is removed.
+            let policy = self.policies.get(namespace)?;
+            return Some(Gateway {
+                tenant: policy.labels().get(label::TENANT)?.parse().ok()?,
+                generation: policy.labels().get(label::GENERATION)?.parse().ok()?,
+                port: port(&**policy)?,
+                digest: TunnelDigest::default(),
+                state: GatewayState::Absent,
+                location: None,
+            });
+        };
+        let generation = shape.generation.to_string();
+        let whole = has(&self.services, namespace, &generation)
+            && has(&self.policies, namespace, &generation)
+            && has(&self.secrets, namespace, &generation);
+        Some(Gateway {
+            tenant: shape.tenant,
+            generation: shape.generation,
+            port: shape.port,
+            digest: shape.digest,
+            state: if whole {
+                state(deployment, self.pods.within(namespace))
+            } else {
+                GatewayState::Absent
+            },
+            location: None,
+        })
+    }
+
+    /// The namespaces that have something for the port.
+    pub fn holders(&self, wanted: u16) -> BTreeSet<String> {
+        fn of<K: ResourceExt>(objects: &Objects<K>, wanted: u16) -> impl Iterator<Item = &str> {
+            let all = objects.known.iter();
+            all.filter(move |(_, object)| port(&***object) == Some(wanted))
+                .map(|((namespace, _), _)| &**namespace)
+        }
+        of(&self.deployments, wanted)
+            .chain(of(&self.services, wanted))
+            .chain(of(&self.policies, wanted))
+            .chain(of(&self.secrets, wanted))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Forgets what was deleted.
+    pub fn forget(&mut self, namespace: &str, port: u16) {
+        self.deployments.forget(namespace, port);
+        self.services.forget(namespace, port);
+        self.policies.forget(namespace, port);
+        self.secrets.forget(namespace, port);
+    }
+
+    /// The namespace's gateway, with where it goes now.
+    pub fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
+        let deployment = self.deployments.get(namespace)?;
+        let shape = Shape::read(deployment)?;
+        let place = self.place(shape.tenant, namespace)?;
+        Some((place, shape, Arc::clone(deployment)))
+    }
+}
+
+fn place(tenant: &VpnTenant) -> Option<Place> {
+    use kube::Resource as _;
+    Some(Place {
+        namespace: tenant.namespace()?,
+        owner: tenant.controller_owner_ref(&())?,
+        pod: tenant.spec.gateway.clone(),
+    })
+}
+
+fn has<K: ResourceExt>(objects: &Objects<K>, namespace: &str, generation: &str) -> bool {
+    let found = objects.get(namespace);
+    found.is_some_and(|object| {
+        let found = object.labels().get(label::GENERATION);
+        found.map(String::as_str) == Some(generation)
+    })
+}
+
+/// The port that the object is for.
+pub fn port(object: &impl ResourceExt) -> Option<u16> {
+    object.annotations().get(annotation::PORT)?.parse().ok()
+}

@@ -1,0 +1,456 @@
+//! Gateways as pods of the cluster.
+//!
+//! Each is a Deployment of one pod in its tenant's namespace, with a Service, a
+//! NetworkPolicy and a Secret, all of the same name. The cluster runs them; this
+//! applies what is wanted, and tells what came of it.
+
+mod drift;
+mod index;
+mod late;
+mod lost;
+pub mod objects;
+mod pod;
+mod rollout;
+pub mod settings;
+mod state;
+mod upkeep;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use futures_util::{Stream, StreamExt as _};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{OwnedMutexGuard, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use self::index::{Index, Objects, port};
+use self::late::NotApplied;
+use self::objects::Shape;
+use self::settings::Place;
+use crate::cluster::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
+use crate::gateways::{Gateway, GatewaySpec, Gateways};
+
+pub use pod::{INIT, MAIN};
+pub use settings::Settings;
+
+/// How long the first lists may take.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
+
+/// How long a gateway's pod may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pause after a watch that failed, and between looks at what goes.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// See [`Gateways`].
+pub struct KubeGateways {
+    client: Client,
+    settings: Settings,
+    index: Arc<Mutex<Index>>,
+    changes: watch::Sender<u64>,
+    /// The namespaces whose gateways are to be looked at.
+    touched: Arc<Mutex<BTreeSet<String>>>,
+    /// One a namespace: its gateway is of one mind at a time.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    late: Mutex<late::Late>,
+    _watches: JoinSet<()>,
+}
+
+impl KubeGateways {
+    /// Begins to follow the cluster's gateways, and returns when all are known.
+    ///
+    /// # Errors
+    ///
+    /// When the API server does not tell them, with what it says.
+    pub async fn start(client: Client, settings: Settings) -> Result<Self> {
+        let mut watches = Watches {
+            index: Arc::default(),
+            changes: watch::Sender::new(0),
+            touched: Arc::default(),
+            trouble: Arc::default(),
+            tasks: JoinSet::new(),
+            listed: Vec::new(),
+        };
+        // By name, so that roles can be held to it.
+        let any = watcher::Config::default().timeout(WATCH);
+        let named = any.clone().fields(&format!("metadata.name={GATEWAY}"));
+        let labelled = any.clone().labels(&format!("{}={GATEWAY}", label::NAME));
+        watches.add(
+            watcher(Api::<VpnTenant>::all(client.clone()), any),
+            |index| &mut index.tenants,
+        );
+        watches.add(
+            watcher(Api::<Deployment>::all(client.clone()), named.clone()),
+            |index| &mut index.deployments,
+        );
+        watches.add(
+            watcher(Api::<Service>::all(client.clone()), named.clone()),
+            |index| &mut index.services,
+        );
+        watches.add(
+            watcher(Api::<NetworkPolicy>::all(client.clone()), named.clone()),
+            |index| &mut index.policies,
+        );
+        watches.add(
+            watcher(Api::<PartialObjectMeta<Secret>>::all(client.clone()), named),
+            |index| &mut index.secrets,
+        );
+        watches.add(
+            watcher(Api::<Pod>::all(client.clone()), labelled),
+            |index| &mut index.pods,
+        );
+        watches.listed().await?;
+        Ok(Self {
+            client,
+            settings,
+            index: watches.index,
+            changes: watches.changes,
+            touched: watches.touched,
+            locks: Mutex::default(),
+            late: Mutex::default(),
+            _watches: watches.tasks,
+        })
+    }
+
+    /// Applies all that makes up the gateway, but no Secret if there is none.
+    /// For `mark` see [`objects::annotation::ROLLED`].
+    async fn apply_all(
+        &self,
+        place: &Place,
+        shape: &Shape,
+        secret: Option<Secret>,
+        mark: Option<String>,
+    ) -> Result<()> {
+        self.apply_around(place, shape, secret).await?;
+        let mut deployment = objects::deployment(place, shape, &self.settings);
+        objects::mark(&mut deployment, mark);
+        let deployment = self.apply(&deployment).await.map_err(late::told)?;
+        self.index().deployments.put(deployment);
+        self.touched().insert(place.namespace.clone());
+        self.changed();
+        Ok(())
+    }
+
+    /// All of it but the Deployment.
+    async fn apply_around(
+        &self,
+        place: &Place,
+        shape: &Shape,
+        secret: Option<Secret>,
+    ) -> Result<()> {
+        // First, as no pod is to be without it, and what is left of an attempt
+        // is found by it.
+        let policy = objects::policy(place, shape, &self.settings);
+        let policy = self.apply(&policy).await.map_err(late::told)?;
+        self.index().policies.put(policy);
+        if let Some(secret) = secret {
+            let Secret { metadata, .. } = self.apply(&secret).await.map_err(late::told)?;
+            self.index().secrets.put(PartialObjectMeta {
+                metadata,
+                ..PartialObjectMeta::default()
+            });
+        }
+        let service = objects::service(place, shape);
+        let service = self.apply(&service).await.map_err(late::told)?;
+        self.index().services.put(service);
+        Ok(())
+    }
+
+    /// Updates what changes in place, and leaves the pod to the roll-out.
+    async fn announce(&self, place: &Place, shape: &Shape, secret: Secret) -> Result<()> {
+        self.apply_around(place, shape, Some(secret)).await?;
+        let annotations = objects::tunnel(shape);
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        let api: Api<Deployment> = self.api(&place.namespace);
+        let announced = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
+        let announced = announced.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        self.index().deployments.put(announced);
+        self.touched().insert(place.namespace.clone());
+        self.changed();
+        Ok(())
+    }
+
+    async fn apply<K>(&self, object: &K) -> Result<K, NotApplied>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let api: Api<K> = self.api(&object.namespace().unwrap_or_default());
+        let params = PatchParams::apply(MANAGER).force();
+        let applied = api.patch(GATEWAY, &params, &Patch::Apply(object)).await;
+        applied.map_err(|error| (K::kind(&()), error))
+    }
+
+    /// Deletes the gateway's object of this kind, if it is still for the port.
+    async fn delete<K>(
+        &self,
+        namespace: &str,
+        wanted: u16,
+        propagation: PropagationPolicy,
+    ) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = self.api(namespace);
+        let what = || format!("cannot delete the {} {namespace}/{GATEWAY}", K::kind(&()));
+        let found = api.get_metadata_opt(GATEWAY).await.with_context(what)?;
+        let Some(found) = found.filter(|found| port(found) == Some(wanted)) else {
+            return Ok(());
+        };
+        let params = DeleteParams {
+            propagation_policy: Some(propagation),
+            preconditions: Some(Preconditions {
+                uid: found.uid(),
+                // Held to a version, the API server does not let go of what it
+                // deletes in the foreground; and that changes no more.
+                resource_version: match found.metadata.deletion_timestamp {
+                    Some(_) => None,
+                    None => found.resource_version(),
+                },
+            }),
+            ..DeleteParams::default()
+        };
+        match api.delete(GATEWAY, &params).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            deleted => deleted.map(|_| ()).with_context(what),
+        }
+    }
+
+    /// Waits until the Deployment that was for the port has gone with its pods.
+    async fn await_end(&self, namespace: &str, wanted: u16) -> Result<()> {
+        let api: Api<Deployment> = self.api(namespace);
+        let started = Instant::now();
+        loop {
+            let found = api.get_metadata_opt(GATEWAY).await?;
+            if found.is_none_or(|found| port(&found) != Some(wanted)) {
+                return Ok(());
+            }
+            if self.is_lost(namespace).await? {
+                return self.let_go(namespace, wanted).await;
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("the gateway's pod in {namespace} does not end");
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Lets the Deployment go without its pods.
+    async fn let_go(&self, namespace: &str, port: u16) -> Result<()> {
+        tracing::warn!(
+            namespace,
+            port,
+            "its gateway's node is down: not waiting for it"
+        );
+        self.delete::<Deployment>(namespace, port, PropagationPolicy::Background)
+            .await
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn lock(&self, namespace: &str) -> OwnedMutexGuard<()> {
+        self.lock_of(namespace).lock_owned().await
+    }
+
+    /// None while somebody else has it.
+    fn try_lock(&self, namespace: &str) -> Option<OwnedMutexGuard<()>> {
+        self.lock_of(namespace).try_lock_owned().ok()
+    }
+
+    fn lock_of(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().expect("no panic under this lock");
+        Arc::clone(locks.entry(namespace.to_owned()).or_default())
+    }
+
+    fn touched(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.touched.lock().expect("no panic under this lock")
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().expect("no panic under this lock")
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+#[async_trait]
+impl Gateways for KubeGateways {
+    async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
+        let place = self.index().place(spec.tenant, &spec.namespace);
+        let place = place.with_context(|| {
+            let (tenant, namespace) = (spec.tenant, &spec.namespace);
+            format!("there is no VpnTenant of the id {tenant} in {namespace}")
+        })?;
+        let _lock = self.lock(&place.namespace).await;
+        let before = self.index().deployments.get(&place.namespace).cloned();
+        if let Some(before) = &before
+            && before.metadata.deletion_timestamp.is_some()
+        {
+            match port(&**before) {
+                Some(port) if self.is_lost(&place.namespace).await? => {
+                    self.let_go(&place.namespace, port).await?;
+                }
+                _ => bail!("the gateway before it has not ended yet"),
+            }
+        }
+        let shape = Shape::of(spec);
+        let secret = objects::secret(&place, spec);
+        if before
+            .as_deref()
+            .is_some_and(|before| waits(before, &shape))
+        {
+            return self.announce(&place, &shape, secret).await;
+        }
+        let mark = rollout::mark(before.as_deref(), false);
+        self.apply_all(&place, &shape, Some(secret), mark).await
+    }
+
+    async fn remove(&self, port: u16) -> Result<()> {
+        use PropagationPolicy::{Background, Foreground};
+        let holders = self.index().holders(port);
+        for namespace in holders {
+            let _lock = self.lock(&namespace).await;
+            self.delete::<Secret>(&namespace, port, Background).await?;
+            // It stays until its pods are gone.
+            self.delete::<Deployment>(&namespace, port, Foreground)
+                .await?;
+            self.await_end(&namespace, port).await?;
+            // The port is free for others from here on, which are not to meet
+            // what is left of this one. Edges have closed it before.
+            self.delete::<Service>(&namespace, port, Background).await?;
+            // Last, as pods need it to their end, and what is left is found by it.
+            self.delete::<NetworkPolicy>(&namespace, port, Background)
+                .await?;
+            self.index().forget(&namespace, port);
+        }
+        self.changed();
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Gateway>> {
+        Ok(self.index().gateways())
+    }
+
+    fn late(&self) -> BTreeMap<Uuid, String> {
+        KubeGateways::late(self)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// Whether the gateway has clients who lose their sessions for another reason than
+/// new keys: it is replaced when its turn in the roll-out comes.
+fn waits(before: &Deployment, shape: &Shape) -> bool {
+    let has_same_keys = Shape::read(before).is_some_and(|before| {
+        (before.tenant, before.generation, before.port)
+            == (shape.tenant, shape.generation, shape.port)
+    });
+    let is_other = objects::pods_tunnel(before) != Some(&shape.digest.fixed);
+    has_same_keys && is_other && rollout::serves(before)
+}
+
+/// The watches that feed the index.
+struct Watches {
+    index: Arc<Mutex<Index>>,
+    changes: watch::Sender<u64>,
+    touched: Arc<Mutex<BTreeSet<String>>>,
+    /// What was said last of a list that is missing.
+    trouble: Arc<Mutex<Option<String>>>,
+    tasks: JoinSet<()>,
+    listed: Vec<oneshot::Receiver<()>>,
+}
+
+impl Watches {
+    fn add<K>(
+        &mut self,
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        objects: fn(&mut Index) -> &mut Objects<K>,
+    ) where
+        K: ResourceExt + Send + Sync + 'static,
+    {
+        let (sender, listed) = oneshot::channel();
+        self.listed.push(listed);
+        let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
+        let (touched, trouble) = (Arc::clone(&self.touched), Arc::clone(&self.trouble));
+        let mut sender = Some(sender);
+        self.tasks.spawn(async move {
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => {
+                        let is_list = matches!(event, Event::InitDone);
+                        let is_part = matches!(event, Event::Init | Event::InitApply(_));
+                        let mut index = index.lock().expect("no panic under this lock");
+                        let objects = objects(&mut index);
+                        let about = match &event {
+                            Event::Init | Event::InitApply(_) => BTreeSet::new(),
+                            Event::InitDone => objects.namespaces().map(str::to_owned).collect(),
+                            Event::Apply(object) | Event::Delete(object) => {
+                                object.namespace().into_iter().collect()
+                            }
+                        };
+                        objects.take(event);
+                        drop(index);
+                        touched
+                            .lock()
+                            .expect("no panic under this lock")
+                            .extend(about);
+                        if !is_part {
+                            changes.send_modify(|count| *count += 1);
+                        }
+                        if is_list && let Some(sender) = sender.take() {
+                            let _ = sender.send(());
+                        }
+                    }
+                    // What is known stays. The watcher does not wait by itself.
+                    Err(error) => {
+                        tracing::warn!("not told of gateways for now: {error}");
+                        let told = Some(error.to_string());
+                        *trouble.lock().expect("no panic under this lock") = told;
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn listed(&mut self) -> Result<()> {
+        let all = async {
+            for listed in &mut self.listed {
+                let _ = listed.await;
+            }
+        };
+        if timeout(FIRST_LISTS, all).await.is_err() {
+            let trouble = self.trouble.lock().expect("no panic under this lock");
+            let why = trouble.as_deref().unwrap_or("no answer");
+            bail!("the API server does not tell of gateways: {why}");
+        }
+        Ok(())
+    }
+}

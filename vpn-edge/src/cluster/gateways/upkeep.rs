@@ -1,0 +1,396 @@
+//! Keeps gateways as they are to be: run as their tenants want and with the
+//! settings of now, and with what was applied still in place.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Error, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::index::{Index, Objects};
+use super::late::NotApplied;
+use super::objects::{self, Shape, annotation};
+use super::rollout::{self, Standing};
+use super::settings::Place;
+use super::{KubeGateways, drift, late};
+use crate::cluster::{GATEWAY, MANAGER, label};
+use crate::domain::GatewayState;
+use crate::domain::tunnel::digest;
+
+/// What only time tells is looked at this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Pause after a gateway was refused, or changed back; doubled up to the
+/// longest, and forgotten once nothing came for as long again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// What the one who keeps gateways up knows. Another may begin with nothing.
+#[derive(Default)]
+struct Upkeep {
+    standings: BTreeMap<String, Standing>,
+    drifted: BTreeSet<String>,
+    pauses: HashMap<(String, Purpose), Pause>,
+    /// What the API server makes of what is applied, by namespace and kind,
+    /// where that is not the same: digests.
+    accepted: HashMap<(String, String), String>,
+    /// Those of which it was said that they hold back the rest.
+    told: BTreeSet<String>,
+}
+
+/// What one pauses with; the rest goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    RollOut,
+    ChangeBack,
+    Replace,
+}
+
+struct Pause {
+    next: Instant,
+    length: Duration,
+}
+
+impl KubeGateways {
+    /// Brings gateways up to date: at once where tenants want them run
+    /// otherwise, a few at a time where they were made with other settings or
+    /// by another version. Changes back what others change of them, and starts
+    /// those anew that wait for a pod on a dead node. Runs for good; one
+    /// controller at a time may.
+    pub async fn keep_up(&self) {
+        let mut changes = self.changes.subscribe();
+        let mut upkeep = Upkeep::default();
+        let all: Vec<String> = {
+            let index = self.index();
+            index.deployments.namespaces().map(str::to_owned).collect()
+        };
+        self.touched().extend(all);
+        loop {
+            changes.mark_unchanged();
+            upkeep.look(self);
+            upkeep.roll_out(self).await;
+            upkeep.change_back(self).await;
+            upkeep.replace(self).await;
+            let _ = timeout(TICK, changes.changed()).await;
+        }
+    }
+
+    /// Applies the gateway anew if it is not up to date.
+    async fn bring_up_to_date(&self, namespace: &str) -> Result<()> {
+        let Some(_lock) = self.try_lock(namespace) else {
+            return Ok(());
+        };
+        let Some((place, shape, before)) = self.placed_in(namespace) else {
+            return Ok(());
+        };
+        let wanted = objects::deployment(&place, &shape, &self.settings);
+        let rolls = match Standing::of(&before, &wanted) {
+            Standing::Current | Standing::Away => return Ok(()),
+            Standing::Wished => false,
+            Standing::Outdated { .. } => true,
+        };
+        tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
+        let mark = rollout::mark(Some(&before), rolls);
+        let outcome = self.apply_all(&place, &shape, None, mark).await;
+        self.note(namespace, shape.tenant, &outcome);
+        outcome
+    }
+
+    /// Takes the roll-out's mark off, whoever else has written it.
+    async fn unmark(&self, deployment: &Deployment) -> Result<()> {
+        let api: Api<Deployment> = self.api(&deployment.namespace().unwrap_or_default());
+        let patch = Patch::Merge(json!({ "metadata": {
+            "resourceVersion": deployment.resource_version(),
+            "annotations": { annotation::ROLLED: null },
+        }}));
+        let unmarked = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
+        let unmarked = unmarked.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        self.index().deployments.put(unmarked);
+        Ok(())
+    }
+
+    /// The namespace's gateway, with where it goes, unless it is going away.
+    pub(super) fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
+        let placed = self.index().placed_in(namespace);
+        placed.filter(|(_, _, deployment)| deployment.metadata.deletion_timestamp.is_none())
+    }
+}
+
+impl Upkeep {
+    /// Looks at the gateways of which something changed.
+    fn look(&mut self, gateways: &KubeGateways) {
+        let touched = std::mem::take(&mut *gateways.touched());
+        for namespace in touched {
+            self.drifted.remove(&namespace);
+            let Some((place, shape, deployment)) = gateways.placed_in(&namespace) else {
+                self.standings.remove(&namespace);
+                self.accepted.retain(|(of, _), _| *of != namespace);
+                continue;
+            };
+            let wanted = objects::deployment(&place, &shape, &gateways.settings);
+            let standing = Standing::of(&deployment, &wanted);
+            if matches!(standing, Standing::Current | Standing::Away) {
+                let service = objects::service(&place, &shape);
+                let policy = objects::policy(&place, &shape, &gateways.settings);
+                let index = gateways.index();
+                if rollout::is_back(&deployment, Timestamp::now())
+                    || self.has_drifted(&wanted, index.deployments.get(&namespace))
+                    || self.has_drifted(&service, index.services.get(&namespace))
+                    || self.has_drifted(&policy, index.policies.get(&namespace))
+                {
+                    self.drifted.insert(namespace.clone());
+                }
+            }
+            if rollout::is_marked(&deployment) {
+                // To be looked at until it is no longer.
+                gateways.touched().insert(namespace.clone());
+            }
+            self.standings.insert(namespace, standing);
+        }
+        let now = Instant::now();
+        self.pauses
+            .retain(|_, pause| pause.next + pause.length > now);
+    }
+
+    async fn roll_out(&mut self, gateways: &KubeGateways) {
+        let chosen = rollout::choose(&self.standings, |namespace| {
+            self.waits(namespace, Purpose::RollOut)
+        });
+        let chosen: Vec<String> = chosen.into_iter().map(str::to_owned).collect();
+        self.tell(gateways);
+        for namespace in chosen {
+            if let Err(error) = gateways.bring_up_to_date(&namespace).await {
+                tracing::error!(namespace, "its gateway stays as it is: {error:#}");
+                self.pause(&namespace, Purpose::RollOut);
+            }
+            gateways.touched().insert(namespace);
+        }
+    }
+
+    /// Says of those that failed in a roll-out that they hold it back, once.
+    fn tell(&mut self, gateways: &KubeGateways) {
+        let is_left = |standing: &Standing| matches!(standing, Standing::Outdated { .. });
+        let is_under_way = self.standings.values().any(is_left);
+        let standings = &self.standings;
+        let is_away = |namespace: &str| standings.get(namespace) == Some(&Standing::Away);
+        let told = self.told.len();
+        self.told
+            .retain(|namespace| is_under_way && is_away(namespace));
+        if told > 0 && self.told.is_empty() {
+            tracing::info!("no gateway holds back the roll-out any more");
+        }
+        if !is_under_way {
+            return;
+        }
+        for (namespace, _) in standings.iter().filter(|(of, _)| is_away(of)) {
+            if self.told.contains(namespace) {
+                continue;
+            }
+            let gateway = gateways.index().gateway(namespace);
+            if let Some(gateway) = gateway
+                && let GatewayState::Failed(reason) = gateway.state
+            {
+                tracing::error!(
+                    tenant = %gateway.tenant,
+                    namespace,
+                    "the roll-out is held back until its gateway is ready, or the settings change: {reason}"
+                );
+                self.told.insert(namespace.clone());
+            }
+        }
+    }
+
+    async fn change_back(&mut self, gateways: &KubeGateways) {
+        for namespace in std::mem::take(&mut self.drifted) {
+            if self.waits(&namespace, Purpose::ChangeBack) {
+                self.drifted.insert(namespace);
+                continue;
+            }
+            if let Err(error) = self.change_back_in(&namespace, gateways).await {
+                tracing::error!(namespace, "what others changed of it stays: {error:#}");
+            }
+            self.pause(&namespace, Purpose::ChangeBack);
+            gateways.touched().insert(namespace);
+        }
+    }
+
+    async fn change_back_in(&mut self, namespace: &str, gateways: &KubeGateways) -> Result<()> {
+        let Some(_lock) = gateways.try_lock(namespace) else {
+            return Ok(());
+        };
+        let Some((place, shape, deployment)) = gateways.placed_in(namespace) else {
+            return Ok(());
+        };
+        let settings = &gateways.settings;
+        let policy = objects::policy(&place, &shape, settings);
+        self.restore(gateways, policy, |index| &mut index.policies)
+            .await?;
+        let service = objects::service(&place, &shape);
+        self.restore(gateways, service, |index| &mut index.services)
+            .await?;
+        let mut wanted = objects::deployment(&place, &shape, settings);
+        if rollout::is_back(&deployment, Timestamp::now()) {
+            gateways.unmark(&deployment).await?;
+        }
+        if matches!(
+            Standing::of(&deployment, &wanted),
+            Standing::Current | Standing::Away
+        ) {
+            objects::mark(&mut wanted, rollout::mark(Some(&deployment), false));
+            self.restore(gateways, wanted, |index| &mut index.deployments)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Applies the object again if it is not as it was applied.
+    async fn restore<K>(
+        &mut self,
+        gateways: &KubeGateways,
+        mut wanted: K,
+        objects: fn(&mut Index) -> &mut Objects<K>,
+    ) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let namespace = wanted.namespace().unwrap_or_default();
+        let live = objects(&mut gateways.index()).get(&namespace).cloned();
+        if !self.has_drifted(&wanted, live.as_ref()) {
+            return Ok(());
+        }
+        tracing::warn!(
+            namespace,
+            "somebody changed its {}: changing it back",
+            K::kind(&())
+        );
+        // Not over what the registry, or anybody, has written meanwhile.
+        wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
+        let applied = match gateways.apply(&wanted).await {
+            Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
+            // As beside somebody else's port on the same node port.
+            Err((_, Error::Api(_))) => {
+                let api: Api<K> = gateways.api(&namespace);
+                put_spec(&api, &wanted).await.map_err(late::told)?
+            }
+            // Applied, it leaves in lists what others added.
+            Ok(applied) if !drift::holds(&unversioned(&wanted), &applied) => {
+                wanted.meta_mut().resource_version = applied.resource_version();
+                objects(&mut gateways.index()).put(applied);
+                let api: Api<K> = gateways.api(&namespace);
+                match put_spec(&api, &wanted).await {
+                    Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
+                    written => written.map_err(late::told)?,
+                }
+            }
+            applied => applied.map_err(late::told)?,
+        };
+        wanted.meta_mut().resource_version = None;
+        if !drift::holds(&wanted, &applied) {
+            let kind = K::kind(&()).into_owned();
+            tracing::warn!(
+                namespace,
+                "its {kind} does not become as applied: left like that"
+            );
+            self.accepted
+                .insert((namespace, kind), spec_digest(&applied));
+        }
+        objects(&mut gateways.index()).put(applied);
+        Ok(())
+    }
+
+    /// Whether the object is there, is of the gateway's keys, and was changed.
+    fn has_drifted<K>(&self, wanted: &K, live: Option<&Arc<K>>) -> bool
+    where
+        K: Resource<DynamicType = ()> + Serialize,
+    {
+        let Some(live) = live.filter(|live| live.meta().deletion_timestamp.is_none()) else {
+            return false;
+        };
+        let generation = |object: &K| object.labels().get(label::GENERATION).cloned();
+        // Of other keys, it is about to be applied by who changes them.
+        if generation(wanted) != generation(live) || drift::holds(wanted, &**live) {
+            return false;
+        }
+        let key = (
+            live.namespace().unwrap_or_default(),
+            K::kind(&()).into_owned(),
+        );
+        self.accepted.get(&key) != Some(&spec_digest(&**live))
+    }
+
+    /// Starts those anew that wait for a pod that nobody ends any more.
+    async fn replace(&mut self, gateways: &KubeGateways) {
+        for namespace in gateways.overdue() {
+            if self.waits(&namespace, Purpose::Replace) {
+                continue;
+            }
+            if let Err(error) = gateways.replace(&namespace).await {
+                tracing::error!(namespace, "its gateway waits for a dead node: {error:#}");
+            }
+            self.pause(&namespace, Purpose::Replace);
+            gateways.touched().insert(namespace);
+        }
+    }
+
+    fn waits(&self, namespace: &str, purpose: Purpose) -> bool {
+        let pause = self.pauses.get(&(namespace.to_owned(), purpose));
+        pause.is_some_and(|pause| pause.next > Instant::now())
+    }
+
+    fn pause(&mut self, namespace: &str, purpose: Purpose) {
+        let key = (namespace.to_owned(), purpose);
+        let longest = match purpose {
+            // It ends once its node does.
+            Purpose::Replace => FIRST_PAUSE * 4,
+            Purpose::RollOut | Purpose::ChangeBack => LONGEST_PAUSE,
+        };
+        let before = self.pauses.get(&key);
+        let length = before.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(longest));
+        let next = Instant::now() + length;
+        self.pauses.insert(key, Pause { next, length });
+    }
+}
+
+fn unversioned<K: Resource + Clone>(object: &K) -> K {
+    let mut object = object.clone();
+    object.meta_mut().resource_version = None;
+    object
+}
+
+/// Writes the spec with its lists as they are, where applying would leave in
+/// them what others added.
+async fn put_spec<K>(api: &Api<K>, wanted: &K) -> Result<K, NotApplied>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let patch = Patch::Merge(json!({
+        "metadata": { "resourceVersion": wanted.resource_version() },
+        "spec": spec(wanted),
+    }));
+    let params = PatchParams {
+        field_manager: Some(MANAGER.into()),
+        ..PatchParams::default()
+    };
+    let written = api.patch(GATEWAY, &params, &patch).await;
+    written.map_err(|error| (K::kind(&()), error))
+}
+
+fn spec(object: &impl Serialize) -> Value {
+    let mut object = serde_json::to_value(object).expect("an object is JSON");
+    object["spec"].take()
+}
+
+fn spec_digest(object: &impl Serialize) -> String {
+    digest(&spec(object))
+}

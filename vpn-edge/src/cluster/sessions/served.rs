@@ -1,0 +1,161 @@
+//! What an agent tells controllers of sessions, and nobody else.
+//!
+//! A caller shows a token of the controllers' service account for the audience
+//! [`AUDIENCE`], and the API server says whether it is one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use ring::digest::{SHA256, digest};
+use serde::Deserialize;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::cluster::CONTROLLER;
+use crate::sessions::{Asked, EdgeSessions};
+
+/// What tokens that agents take are for.
+pub const AUDIENCE: &str = "vpn-edge-agent";
+
+/// How long a token that was found good is not looked at again.
+const TRUST: Duration = Duration::from_secs(60);
+
+/// How long the API server may take over one; no controller waits for longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Tells controllers apart from everybody else.
+struct Gate {
+    reviews: Api<TokenReview>,
+    /// The controllers' service account, as a user.
+    user: String,
+    /// Tokens found good, by their hashes, and until when.
+    good: Mutex<HashMap<Vec<u8>, Instant>>,
+    /// Strangers cost the API server one question at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// `/sessions/{port}/{tenant}/{generation}`, for controllers in the client's own namespace.
+pub fn router(sessions: Arc<dyn EdgeSessions>, client: Client) -> Router {
+    let namespace = client.default_namespace();
+    let gate = Arc::new(Gate {
+        user: format!("system:serviceaccount:{namespace}:{CONTROLLER}"),
+        reviews: Api::all(client),
+        good: Mutex::default(),
+        turn: tokio::sync::Mutex::default(),
+    });
+    Router::new()
+        .route("/sessions/{port}/{tenant}/{generation}", get(session))
+        .with_state(sessions)
+        .layer(middleware::from_fn_with_state(gate, checked))
+}
+
+async fn session(
+    State(sessions): State<Arc<dyn EdgeSessions>>,
+    Path((port, tenant, generation)): Path<(u16, Uuid, u64)>,
+) -> Response {
+    let asked = Asked { tenant, generation };
+    match sessions.seen(port, asked) {
+        Ok(Some(seen)) => Json(seen).into_response(),
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => {
+            tracing::error!("cannot tell of a session: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn checked(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let header = request.headers().get(header::AUTHORIZATION);
+    let token = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let Some(token) = token else {
+        return StatusCode::UNAUTHORIZED.into_response();
+    };
+    match gate.check(token).await {
+        Ok(()) => next.run(request).await,
+        Err(status) => status.into_response(),
+    }
+}
+
+impl Gate {
+    async fn check(&self, token: &str) -> Result<(), StatusCode> {
+        let hash = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
+        if self.good().contains_key(&hash) {
+            return Ok(());
+        }
+        if !self.may_be_ours(token) {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
+        let _turn = self.turn.lock().await;
+        if self.good().contains_key(&hash) {
+            return Ok(());
+        }
+        let reviewed = timeout(PATIENCE, self.review(token)).await;
+        reviewed.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE))?;
+        self.good().insert(hash, Instant::now() + TRUST);
+        Ok(())
+    }
+
+    /// Whether a token at least claims to be a controller's: others need no review.
+    fn may_be_ours(&self, token: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Claims {
+            sub: String,
+        }
+        let claims = token.split('.').nth(1);
+        let claims = claims.and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+        let claims: Option<Claims> = claims.and_then(|json| serde_json::from_slice(&json).ok());
+        claims.is_some_and(|claims| claims.sub == self.user)
+    }
+
+    /// The tokens that are good now.
+    fn good(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
+        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        good.retain(|_, until| *until > now);
+        good
+    }
+
+    /// Asks the API server whose token it is.
+    async fn review(&self, token: &str) -> Result<(), StatusCode> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+            },
+            ..TokenReview::default()
+        };
+        let review = self.reviews.create(&PostParams::default(), &review).await;
+        let status = review.map_err(|error| {
+            tracing::warn!("cannot ask whose token it is: {error}");
+            StatusCode::SERVICE_UNAVAILABLE
+        })?;
+        let status = status.status.unwrap_or_default();
+        // An API server that knows nothing of audiences names none.
+        let audiences = status.audiences.unwrap_or_default();
+        let ours = audiences.iter().any(|audience| audience == AUDIENCE);
+        if status.authenticated != Some(true) || !ours {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
+        let user = status.user.and_then(|user| user.username);
+        if user.as_ref() == Some(&self.user) {
+            Ok(())
+        } else {
+            Err(StatusCode::FORBIDDEN)
+        }
+    }
+}

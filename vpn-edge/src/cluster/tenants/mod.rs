@@ -1,0 +1,297 @@
+//! The registry of a cluster: a VpnTenant and a Secret for each tenant.
+//!
+//! Guarantees, with any number of these at once: a port is held by one tenant,
+//! as the API server gives it to one Service; a change is stored whole or not
+//! at all, the keys Secret being its commit; and what stops half way is either
+//! carried on or taken back by whoever follows the tenants' wishes.
+
+mod claim;
+mod conditions;
+mod convert;
+mod hindrance;
+mod index;
+mod request;
+mod shelf;
+mod status;
+#[cfg(test)]
+mod testing;
+mod watch;
+mod wishes;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::api::{DeleteParams, Preconditions};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, Error, ResourceExt as _};
+use tokio::sync::{Notify, watch as tokio_watch};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use self::hindrance::Hindrance;
+use self::index::{Index, Kind};
+use self::request::{Miss, params, prompt, storage};
+use crate::cluster::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
+use crate::domain::{Pools, Tenant, TunnelSettings};
+use crate::registry::{Change, Registry, RegistryError, UpdateError};
+
+/// What tenants are given, and what their status says of it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub pools: Pools,
+    pub tunnels: TunnelSettings,
+}
+
+/// Tenants in a cluster. It watches them for as long as it is there.
+pub struct KubeRegistry {
+    inner: Arc<Inner>,
+    /// Ended when dropped.
+    _watches: JoinSet<()>,
+}
+
+struct Inner {
+    client: Client,
+    settings: Settings,
+    index: Mutex<Index>,
+    changes: tokio_watch::Sender<u64>,
+    news: Notify,
+    troubles: Mutex<Troubles>,
+}
+
+/// So long does what another leader told of a gateway's trouble hold, unless this
+/// one has come to see it.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// What the gateways' part says, which this process alone knows.
+#[derive(Default)]
+struct Troubles {
+    of: BTreeMap<Uuid, String>,
+    /// Tenants that had one.
+    seen: BTreeSet<Uuid>,
+    /// When this began to follow.
+    since: Option<Instant>,
+}
+
+impl KubeRegistry {
+    /// Watches the cluster's tenants, keys and ports. Returns once all are
+    /// known, and waits for an API server that does not answer yet.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses: a definition or a permission is missing.
+    pub async fn start(client: Client, settings: Settings) -> Result<Self, RegistryError> {
+        let index = Index::new(settings.tunnels.cluster_ranges.clone());
+        let inner = Arc::new(Inner {
+            client,
+            settings,
+            index: Mutex::new(index),
+            changes: tokio_watch::Sender::new(0),
+            news: Notify::new(),
+            troubles: Mutex::default(),
+        });
+        let mut watches = JoinSet::new();
+        let tenants = watch::start::<VpnTenant>(&inner, None, &mut watches);
+        let keys = watch::start::<Secret>(&inner, Some(crate::cluster::KEYS), &mut watches);
+        let services = watch::start::<Service>(&inner, None, &mut watches);
+        for known in [tenants, keys, services] {
+            let known = known.await.map_err(|_| "a watch ended".to_owned());
+            known.flatten().map_err(RegistryError::Open)?;
+        }
+        Ok(Self {
+            inner,
+            _watches: watches,
+        })
+    }
+
+    /// Runs for good: carries out what VpnTenants ask for, keeps their status,
+    /// and tells of it in events. One at a time is enough; several do no harm.
+    pub async fn follow_wishes(self: Arc<Self>) {
+        wishes::follow(Arc::clone(&self.inner)).await;
+    }
+
+    /// Runs `work` to its end, even when the caller goes away.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let task = tokio::spawn(work);
+        task.await.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => RegistryError::Storage(error.into()),
+        })
+    }
+}
+
+#[async_trait]
+impl Registry for KubeRegistry {
+    async fn list(&self) -> Result<Vec<Arc<Tenant>>, RegistryError> {
+        Ok(self.inner.with(Index::tenants))
+    }
+
+    async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError> {
+        let found = self.inner.with(|index| index.find(id));
+        Ok(found.map(|(_, tenant)| Arc::unwrap_or_clone(tenant)))
+    }
+
+    async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.create(tenant).await }).await?
+    }
+
+    async fn update(&self, id: Uuid, change: Change) -> Result<Tenant, UpdateError> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.update(id, change, None).await })
+            .await?
+    }
+
+    async fn delete(&self, id: Uuid) -> Result<bool, RegistryError> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.delete(id).await }).await?
+    }
+
+    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
+        self.inner.hinder(troubles);
+    }
+
+    fn changes(&self) -> tokio_watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+}
+
+impl Inner {
+    fn with<T>(&self, ask: impl FnOnce(&mut Index) -> T) -> T {
+        // Whatever panicked left maps whose entries are whole.
+        ask(&mut self.index.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take<K: Kind>(&self, event: Event<K>) {
+        if self.with(|index| K::take(index, event)) {
+            self.news.notify_one();
+            if K::TELLS {
+                self.changes.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    /// Takes in what a write returned.
+    fn took<K: Kind>(&self, object: K) {
+        self.take(Event::Apply(object));
+    }
+
+    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
+        let mut known = self.troubles();
+        if known.of == troubles {
+            return;
+        }
+        let ids = known.of.keys().chain(troubles.keys());
+        let changed = ids.filter(|id| known.of.get(id) != troubles.get(id));
+        self.with(|index| changed.for_each(|id| index.tell_of(*id)));
+        known.seen.extend(troubles.keys());
+        known.of = troubles;
+        self.news.notify_one();
+    }
+
+    /// Begins to follow, with what others have told.
+    fn settle_in(&self) {
+        let mut known = self.troubles();
+        known.seen.clear();
+        known.since = Some(Instant::now());
+    }
+
+    /// What keeps the gateway of the tenant with this status from being as it is
+    /// to be, if nothing else is in the way.
+    fn trouble(&self, id: Uuid, status: &VpnTenantStatus) -> Hindrance {
+        let known = self.troubles();
+        if let Some(words) = known.of.get(&id) {
+            return Hindrance::Gateway(words.clone());
+        }
+        let settles = known.since.is_some_and(|since| since.elapsed() < SETTLING);
+        match Hindrance::told(&status.conditions) {
+            Hindrance::Gateway(_) if settles && !known.seen.contains(&id) => Hindrance::Unknown,
+            _ => Hindrance::Nothing,
+        }
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in that something is not there.
+    fn gone(&self, tell: impl FnOnce(&mut Index) -> bool) {
+        if self.with(tell) {
+            self.news.notify_one();
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError> {
+        let exists = || RegistryError::AlreadyExists(format!("id {}", tenant.id));
+        if self.with(|index| index.has(tenant.id)) {
+            return Err(exists());
+        }
+        let namespace = tenant.namespace.clone();
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &namespace);
+        let resource = VpnTenant::new(TENANT, VpnTenantSpec::of(&tenant));
+        let made = match prompt(tenants.create(&params(), &resource)).await {
+            Ok(made) => made,
+            Err(Error::Api(status)) if status.is_already_exists() => {
+                return Err(RegistryError::AlreadyExists(format!(
+                    "namespace {namespace}"
+                )));
+            }
+            Err(Error::Api(status)) if status.is_not_found() => {
+                return Err(RegistryError::NoNamespace(namespace));
+            }
+            Err(error) => return Err(storage(error)),
+        };
+        let uid = made.uid();
+        self.took(made);
+        match self.with(|index| index.find(tenant.id)) {
+            Some((view, tenant)) if view.namespace == namespace => Ok(Arc::unwrap_or_clone(tenant)),
+            // Somebody else made one at the same time.
+            _ => {
+                let preconditions = Preconditions {
+                    uid,
+                    resource_version: None,
+                };
+                let params = DeleteParams::default().preconditions(preconditions);
+                let deleted = prompt(tenants.delete(TENANT, &params)).await;
+                deleted.map_err(storage)?;
+                Err(exists())
+            }
+        }
+    }
+
+    async fn delete(&self, id: Uuid) -> Result<bool, RegistryError> {
+        let Some((view, _)) = self.with(|index| index.find(id)) else {
+            return Ok(false);
+        };
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &view.namespace);
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: view.resource.uid(),
+            resource_version: None,
+        });
+        match prompt(tenants.delete(TENANT, &params)).await {
+            Ok(_) => {}
+            Err(Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                return Ok(false);
+            }
+            Err(error) => return Err(storage(error)),
+        }
+        self.refresh(&view.namespace).await.map_err(storage)?;
+        let view = self
+            .with(|index| index.view(&view.namespace))
+            .unwrap_or(view);
+        // What is left to do, the wishes' follower does as well.
+        if view.deleting()
+            && let Err(Miss::Failed(error)) = self.delete_keys(&view).await
+        {
+            tracing::warn!(tenant = %id, "its keys are left for later: {error}");
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,428 @@
+//! What VpnTenants ask for, carried out: whoever writes a spec is served as if
+//! they had called the API.
+
+mod events;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use self::events::{Seen, Teller};
+use super::Inner;
+use super::claim::CLAIM;
+use super::convert::View;
+use super::hindrance::Hindrance;
+use super::index::{Reservation, Standing};
+use super::request::{Miss, prompt};
+use crate::cluster::{FINALIZER, GATEWAY};
+use crate::domain::{Keys, State, Tenant};
+use crate::registry::{Change, RegistryError, UpdateError};
+use crate::wireguard::PublicKey;
+
+/// All tenants are looked at this often, news or not.
+const ROUND: Duration = Duration::from_secs(30);
+
+/// Tenants that are served at the same time.
+const AT_ONCE: usize = 32;
+
+/// Pause before what failed is tried again; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A step towards what a VpnTenant asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The plan has no VPN, and there is one.
+    EndPlan,
+    Enable,
+    Disable,
+    Regenerate,
+    /// The port is another's, or no pool has it.
+    Reallocate,
+    /// Keys of nobody.
+    DropKeys,
+    /// A port that was claimed, and then not taken.
+    FreePort,
+    /// There are keys, and nothing would see to their end.
+    Guard,
+    /// Nothing of a deleted tenant is left but its name.
+    Release,
+}
+
+/// The next step, if there is one to take now.
+pub fn next(
+    view: &View,
+    standing: &Standing,
+    reservation: Option<Reservation>,
+    now: Timestamp,
+) -> Option<Wish> {
+    let guarded = view
+        .resource
+        .finalizers()
+        .iter()
+        .any(|name| name == FINALIZER);
+    let tenant = match standing {
+        Standing::Tenant(tenant) => tenant,
+        Standing::Invalid(_) => return None,
+        Standing::Duplicate(_) => return view.keys.is_some().then_some(Wish::DropKeys),
+        Standing::Leaving => {
+            return match &view.service {
+                _ if view.keys.is_some() => Some(Wish::DropKeys),
+                // A gateway's goes with it.
+                Some(service) => (!service.gateway).then_some(Wish::FreePort),
+                None => guarded.then_some(Wish::Release),
+            };
+        }
+    };
+    let spec = &view.resource.spec;
+    let Some(kept) = view.kept() else {
+        if view.keys.is_some() {
+            return Some(Wish::DropKeys);
+        }
+        if spec.vpn.enabled && tenant.ready && tenant.vpn.state == State::Disabled {
+            return Some(Wish::Enable);
+        }
+        let claimed = view.service.as_ref().filter(|service| !service.gateway);
+        let claimed = claimed.and_then(|service| service.claimed);
+        return claimed
+            .is_some_and(|claimed| now.duration_since(claimed) > CLAIM)
+            .then_some(Wish::FreePort);
+    };
+    let other_keys = spec.vpn.key_generation > kept.key_generation
+        || view.given() != Ok(kept.keys.client.given());
+    match tenant.vpn.state {
+        _ if !spec.plan.has_vpn() => Some(Wish::EndPlan),
+        State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
+        State::Enabled if other_keys => Some(Wish::Regenerate),
+        State::Failed if other_keys => Some(Wish::Enable),
+        _ if reservation == Some(Reservation::Lost) => Some(Wish::Reallocate),
+        _ => (!guarded).then_some(Wish::Guard),
+    }
+}
+
+/// How far one came with a tenant.
+enum Came {
+    /// Nothing to do until there is news.
+    Settled,
+    /// Try again after a pause.
+    Hindered,
+}
+
+struct Visit {
+    namespace: String,
+    came: Came,
+    seen: Option<Seen>,
+    cause: Cause,
+}
+
+/// What a try depends on, as far as the tenant's own resources go: the
+/// VpnTenant's uid and generation of its spec, versions of keys and Service. The
+/// status is no part of it.
+type Cause = (Option<(String, i64)>, [u64; 2]);
+
+/// What is to be tried again.
+struct Later {
+    at: Instant,
+    pause: Duration,
+    cause: Cause,
+}
+
+/// Runs for good.
+pub async fn follow(inner: Arc<Inner>) {
+    let told = inner.with(|index| {
+        let told =
+            |namespace: &str| Some((namespace.to_owned(), Seen::told(&index.view(namespace)?)?));
+        index.namespaces().filter_map(told).collect::<Vec<_>>()
+    });
+    let mut teller = Teller::new(inner.client.clone(), told);
+    let mut due: BTreeSet<String> = BTreeSet::new();
+    let mut under_way = JoinSet::new();
+    let mut busy: BTreeSet<String> = BTreeSet::new();
+    // News of those that were being looked at.
+    let mut missed: BTreeSet<String> = BTreeSet::new();
+    let mut later: BTreeMap<String, Later> = BTreeMap::new();
+    inner.settle_in();
+    let mut round = interval(ROUND);
+    round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while busy.len() < AT_ONCE
+            && let Some(namespace) = due.iter().find(|due| !busy.contains(*due)).cloned()
+        {
+            due.remove(&namespace);
+            busy.insert(namespace.clone());
+            let inner = Arc::clone(&inner);
+            under_way.spawn(async move { inner.visit(namespace).await });
+        }
+        let soonest = later.values().map(|later| later.at).min();
+        let soonest = soonest.unwrap_or_else(|| Instant::now() + ROUND);
+        tokio::select! {
+            () = inner.news.notified() => {
+                let news = inner.with(|index| index.news());
+                for namespace in news.namespaces {
+                    // What a try said of itself is no reason for another.
+                    let waits = later.get(&namespace);
+                    if waits.is_none_or(|later| later.cause != inner.cause(&namespace)) {
+                        due.insert(namespace);
+                    } else if busy.contains(&namespace) {
+                        missed.insert(namespace);
+                    }
+                }
+                if news.freed {
+                    // The API server may give them out a moment later.
+                    due.extend(later.keys().cloned());
+                    for later in later.values_mut() {
+                        later.at = Instant::now() + FIRST_PAUSE;
+                        later.pause = FIRST_PAUSE;
+                    }
+                }
+            }
+            _ = round.tick() => {
+                let all = inner.with(|index| index.namespaces().map(str::to_owned).collect::<Vec<_>>());
+                later.retain(|namespace, _| all.contains(namespace));
+                due.extend(all);
+            }
+            () = sleep_until(soonest) => {
+                let now = Instant::now();
+                for (namespace, later) in &mut later {
+                    if later.at <= now {
+                        due.insert(namespace.clone());
+                        later.at = now + later.pause;
+                    }
+                }
+            }
+            Some(visit) = under_way.join_next() => match visit {
+                Ok(Visit { namespace, came, seen, cause }) => {
+                    busy.remove(&namespace);
+                    let missed = missed.remove(&namespace);
+                    match came {
+                        Came::Settled => {
+                            later.remove(&namespace);
+                            if missed {
+                                due.insert(namespace.clone());
+                            }
+                        }
+                        Came::Hindered => {
+                            let known = later.get(&namespace);
+                            let pause = known.map_or(FIRST_PAUSE, |later| later.pause);
+                            let next = Later {
+                                at: Instant::now() + pause,
+                                pause: (pause * 2).min(LONGEST_PAUSE),
+                                cause,
+                            };
+                            later.insert(namespace.clone(), next);
+                        }
+                    }
+                    teller.tell(namespace, seen);
+                }
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+impl Inner {
+    /// Does for a tenant what can be done now.
+    async fn visit(&self, namespace: String) -> Visit {
+        let mut hindered = Hindrance::Unknown;
+        let (asked, _) = self.cause(&namespace);
+        let came = match self.serve(&namespace, &mut hindered).await {
+            Ok(came) => came,
+            Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
+            Err(Miss::Failed(error)) => {
+                tracing::warn!(namespace, "cannot do what its VpnTenant asks for: {error}");
+                Came::Hindered
+            }
+            Err(Miss::Conflict | Miss::Taken(_)) => {
+                if let Err(error) = self.refresh(&namespace).await {
+                    tracing::warn!(namespace, "cannot read: {error}");
+                }
+                Came::Hindered
+            }
+        };
+        let seen = self.with(|index| {
+            let view = index.view(&namespace)?;
+            Some(Seen::new(&view, &index.standing(&view), hindered))
+        });
+        Visit {
+            // As it was asked, and as it is by then.
+            cause: (asked, self.cause(&namespace).1),
+            namespace,
+            came,
+            seen,
+        }
+    }
+
+    fn cause(&self, namespace: &str) -> Cause {
+        self.with(|index| {
+            let asked = index.view(namespace).and_then(|view| {
+                let metadata = &view.resource.metadata;
+                Some((metadata.uid.clone()?, metadata.generation?))
+            });
+            let [_, keys, service] = index.versions(namespace);
+            (asked, [keys, service])
+        })
+    }
+
+    /// `hindered` is told what keeps the tenant from what it asks for, as far as
+    /// that was found out.
+    async fn serve(&self, namespace: &str, hindered: &mut Hindrance) -> Result<Came, Miss> {
+        let now = Timestamp::now();
+        let known = self.with(|index| {
+            let view = index.view(namespace)?;
+            let standing = index.standing(&view);
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, standing, reservation))
+        });
+        let Some((view, standing, reservation)) = known else {
+            return Ok(Came::Settled);
+        };
+        let outcome = self.step(&view, &standing, reservation, now).await;
+        *hindered = match &outcome {
+            Ok((_, hindered)) => hindered.clone(),
+            Err(Miss::Failed(UpdateError::Registry(error @ RegistryError::Refused(_)))) => {
+                Hindrance::Refused(error.to_string())
+            }
+            Err(_) => return outcome.map(|(came, _)| came),
+        };
+        if let (Standing::Tenant(tenant), Hindrance::Nothing) = (&standing, &*hindered) {
+            let status = view.resource.status.clone().unwrap_or_default();
+            *hindered = self.trouble(tenant.id, &status);
+        }
+        self.show(namespace, hindered).await?;
+        outcome.map(|(came, _)| came)
+    }
+
+    /// Takes the next step towards what a tenant asks for.
+    async fn step(
+        &self,
+        view: &View,
+        standing: &Standing,
+        reservation: Option<Reservation>,
+        now: Timestamp,
+    ) -> Result<(Came, Hindrance), Miss> {
+        let wish = next(view, standing, reservation, now);
+        // A tenant's is valid.
+        let given = view.given().ok().flatten();
+        let ranges = &self.settings.tunnels.cluster_ranges;
+        Ok(match (wish, standing) {
+            (Some(wish), Standing::Tenant(tenant))
+                if change(wish, given, ranges, now).is_some() =>
+            {
+                match self.change(tenant, wish, given, now).await? {
+                    Hindrance::Nothing => (Came::Settled, Hindrance::Nothing),
+                    hindered => (Came::Hindered, hindered),
+                }
+            }
+            (Some(wish), _) => (self.tidy(view, wish).await?, Hindrance::Nothing),
+            (None, _) => (Came::Settled, Hindrance::Nothing),
+        })
+    }
+
+    async fn change(
+        &self,
+        tenant: &Tenant,
+        wish: Wish,
+        given: Option<PublicKey>,
+        now: Timestamp,
+    ) -> Result<Hindrance, Miss> {
+        let ranges = &self.settings.tunnels.cluster_ranges;
+        let Some(change) = change(wish, given, ranges, now) else {
+            return Ok(Hindrance::Nothing);
+        };
+        match self.update(tenant.id, change, Some(wish)).await {
+            Ok(after) => {
+                if after.vpn != tenant.vpn {
+                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                }
+                Ok(Hindrance::Nothing)
+            }
+            Err(UpdateError::Refused(error)) => Ok(Hindrance::of(error)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Steps that change no tenant.
+    async fn tidy(&self, view: &View, wish: Wish) -> Result<Came, Miss> {
+        match (wish, &view.service) {
+            (Wish::DropKeys, _) => self.delete_keys(view).await?,
+            (Wish::FreePort, Some(service)) => {
+                self.delete_service(&view.namespace, service).await?;
+            }
+            (Wish::Guard, _) => {
+                let mut finalizers = view.resource.finalizers().to_vec();
+                finalizers.push(FINALIZER.to_owned());
+                self.set_finalizers(view, &finalizers).await?;
+            }
+            (Wish::Release, _) => {
+                let deployments: Api<Deployment> =
+                    Api::namespaced(self.client.clone(), &view.namespace);
+                // Nobody tells when it is gone.
+                if prompt(deployments.get_metadata_opt(GATEWAY))
+                    .await?
+                    .is_some()
+                {
+                    return Ok(Came::Hindered);
+                }
+                let mut finalizers = view.resource.finalizers().to_vec();
+                finalizers.retain(|name| name != FINALIZER);
+                self.set_finalizers(view, &finalizers).await?;
+                self.refresh(&view.namespace).await?;
+            }
+            _ => {}
+        }
+        Ok(Came::Settled)
+    }
+
+    async fn set_finalizers(&self, view: &View, finalizers: &[String]) -> Result<(), Miss> {
+        let patch = json!({ "metadata": {
+            "resourceVersion": view.resource.resource_version(),
+            "finalizers": finalizers,
+        }});
+        self.patch_tenant(&view.namespace, &patch).await?;
+        Ok(())
+    }
+}
+
+/// What a wish is as a change of a tenant, whose client may have given a key, if
+/// it is one.
+fn change(
+    wish: Wish,
+    given: Option<PublicKey>,
+    cluster_ranges: &[IpNet],
+    now: Timestamp,
+) -> Option<Change> {
+    Some(match wish {
+        Wish::EndPlan => Box::new(move |tenant, pool| {
+            tenant.set_plan(tenant.plan, pool, now);
+            Ok(())
+        }),
+        Wish::Enable => {
+            let ranges = cluster_ranges.to_vec();
+            Box::new(move |tenant, pool| {
+                tenant.enable(pool, &ranges, Keys::generate_for(given), now)
+            })
+        }
+        Wish::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
+        Wish::Regenerate => {
+            let keys = Keys::generate_for(given).ok()?;
+            Box::new(move |tenant, _| tenant.regenerate(keys.clone(), now))
+        }
+        Wish::Reallocate => {
+            let keys = Keys::generate_for(given).ok()?;
+            Box::new(move |tenant, pool| tenant.reallocate(pool, keys.clone(), now))
+        }
+        Wish::DropKeys | Wish::FreePort | Wish::Guard | Wish::Release => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! Events of a VpnTenant: what `kubectl describe` tells of its past.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::Resource as _;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::task::JoinSet;
+
+use super::super::convert::{ACCEPTED, View};
+use super::super::hindrance::Hindrance;
+use super::super::index::Standing;
+use crate::domain::State;
+
+/// Characters that an event's note may have.
+const NOTE: usize = 1024;
+
+/// What a VpnTenant was like when it was looked at.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    reference: ObjectReference,
+    is: Is,
+    hindered: Hindrance,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Is {
+    Tenant {
+        state: State,
+        generation: u64,
+        failure: Option<String>,
+    },
+    Leaving,
+    /// It is no tenant. Reason and message of the condition.
+    Refused(String, String),
+}
+
+impl Seen {
+    pub fn new(view: &View, standing: &Standing, hindered: Hindrance) -> Self {
+        let mut hindered = hindered;
+        let is = match standing {
+            Standing::Tenant(tenant) => {
+                let status = view.resource.status.clone().unwrap_or_default();
+                hindered = hindered.or_told(&status, tenant);
+                Is::Tenant {
+                    state: tenant.vpn.state,
+                    generation: tenant.vpn.generation,
+                    failure: tenant.vpn.failure.clone(),
+                }
+            }
+            Standing::Leaving => Is::Leaving,
+            Standing::Invalid(_) | Standing::Duplicate(_) => {
+                let (reason, message) = standing.refusal().unwrap_or_default();
+                Is::Refused(reason.to_owned(), message)
+            }
+        };
+        let reference = view.resource.object_ref(&());
+        Self {
+            reference,
+            is,
+            hindered,
+        }
+    }
+
+    /// What its status says, which was told of when it was written. None where
+    /// there is no status yet.
+    pub fn told(view: &View) -> Option<Self> {
+        let status = view.resource.status.as_ref()?;
+        let mut conditions = status.conditions.iter();
+        let refused = conditions.find(|told| told.type_ == ACCEPTED && told.status == "False");
+        let is = match refused {
+            Some(told) => Is::Refused(told.reason.clone(), told.message.clone()),
+            None => {
+                let state = status.phase?;
+                let reason = status.reason.clone();
+                Is::Tenant {
+                    state,
+                    generation: u64::try_from(status.generation).ok()?,
+                    failure: reason.filter(|_| state == State::Failed),
+                }
+            }
+        };
+        Some(Self {
+            reference: view.resource.object_ref(&()),
+            is,
+            hindered: Hindrance::told(&status.conditions),
+        })
+    }
+}
+
+/// What was told of a VpnTenant last.
+struct Known {
+    seen: Seen,
+    /// Words of a hindrance. What comes and goes until it is over for good, as a
+    /// pod that ends again and again, is told once.
+    words: Option<String>,
+}
+
+impl Known {
+    fn new(seen: Seen) -> Self {
+        let words = seen.hindered.says().map(|(_, words)| words.to_owned());
+        Self { seen, words }
+    }
+}
+
+/// Tells what changed since it last heard of a VpnTenant.
+pub struct Teller {
+    client: Client,
+    reporter: Reporter,
+    recorder: Recorder,
+    known: BTreeMap<String, Known>,
+    under_way: JoinSet<()>,
+}
+
+impl Teller {
+    /// One that knows what was told already.
+    pub fn new(client: Client, told: impl IntoIterator<Item = (String, Seen)>) -> Self {
+        let reporter = Reporter {
+            controller: "vpn-edge".to_owned(),
+            instance: std::env::var("POD_NAME").ok(),
+        };
+        let told = told.into_iter();
+        Self {
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            client,
+            reporter,
+            known: told.map(|(name, seen)| (name, Known::new(seen))).collect(),
+            under_way: JoinSet::new(),
+        }
+    }
+
+    /// Publishes, without waiting for it, what is new about a namespace.
+    pub fn tell(&mut self, namespace: String, seen: Option<Seen>) {
+        while self.under_way.try_join_next().is_some() {}
+        let Some(seen) = seen else {
+            self.known.remove(&namespace);
+            return;
+        };
+        let before = self.known.remove(&namespace);
+        let before = before.filter(|known| known.seen.reference.uid == seen.reference.uid);
+        let (events, known) = news(before, seen);
+        if !events.is_empty() {
+            let reference = known.seen.reference.clone();
+            let recorder = self.recorder.clone();
+            // A recorder takes what differs in words alone for the same.
+            let fresh = Recorder::new(self.client.clone(), self.reporter.clone());
+            self.under_way.spawn(async move {
+                for event in events {
+                    let recorder = match event.type_ {
+                        EventType::Warning => &fresh,
+                        EventType::Normal => &recorder,
+                    };
+                    if let Err(error) = recorder.publish(&event, &reference).await {
+                        tracing::warn!("an event is lost: {error}");
+                    }
+                }
+            });
+        }
+        self.known.insert(namespace, known);
+    }
+}
+
+/// What there is to tell, and what is then told.
+fn news(before: Option<Known>, seen: Seen) -> (Vec<Event>, Known) {
+    let change = change(before.as_ref().map(|known| &known.seen.is), &seen.is);
+    let mut words = before.and_then(|known| known.words);
+    let hindrance = match seen.hindered.says() {
+        Some((reason, now)) if words.as_deref() != Some(now) => {
+            words = Some(now.to_owned());
+            Some(event(EventType::Warning, reason, now.to_owned()))
+        }
+        Some(_) => None,
+        None => {
+            let enabling =
+                matches!(&seen.is, Is::Tenant { state, .. } if *state == State::Enabling);
+            words = words.filter(|_| enabling);
+            None
+        }
+    };
+    let events = change.into_iter().chain(hindrance).collect();
+    (events, Known { seen, words })
+}
+
+fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
+    if before == Some(now) {
+        return None;
+    }
+    let normal = EventType::Normal;
+    let (state, generation, failure) = match now {
+        Is::Refused(reason, message) => {
+            return Some(event(EventType::Warning, reason, message.clone()));
+        }
+        Is::Leaving => {
+            let note = "keys, port and gateway are given up";
+            return Some(event(normal, "Deleting", note.to_owned()));
+        }
+        Is::Tenant {
+            state,
+            generation,
+            failure,
+        } => (*state, *generation, failure),
+    };
+    let past = match before {
+        Some(Is::Tenant {
+            state, generation, ..
+        }) => Some((*state, *generation)),
+        _ => None,
+    };
+    if past == Some((state, generation)) {
+        return None;
+    }
+    let (type_, reason, note) = match state {
+        State::Enabling => {
+            let note = format!(
+                "port and keys are there, of generation {generation}; the gateway is awaited"
+            );
+            (normal, "Enabling", note)
+        }
+        State::Enabled => (
+            normal,
+            "Enabled",
+            "the gateway answers and the edge steers to it".to_owned(),
+        ),
+        State::Failed => (
+            EventType::Warning,
+            "Failed",
+            failure.clone().unwrap_or_default(),
+        ),
+        // As every tenant begins.
+        State::Disabled | State::Unavailable if past.is_none() => return None,
+        State::Disabled => (normal, "Disabled", "port and keys are given up".to_owned()),
+        State::Unavailable => (
+            normal,
+            "PlanWithoutVpn",
+            "the plan does not include the VPN; port and keys are given up".to_owned(),
+        ),
+    };
+    Some(event(type_, reason, note))
+}
+
+fn event(type_: EventType, reason: &str, note: String) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(NOTE).collect()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,483 @@
+//! A change, carried out step by step.
+//!
+//! Order: the spec says what is wanted; a Service takes the port, which the API
+//! server gives to one; the keys Secret is the commit; the status tells of it.
+//! Each step holds only if what it changes is as it was read. Whoever stops
+//! between two steps leaves a tenant as it was before, with a spec that says
+//! what is wanted: its follower goes on from there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::api::{Patch, PatchParams, ValidationDirective};
+use kube::core::Status;
+use kube::{Api, Error, ResourceExt as _};
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+use zeroize::Zeroize as _;
+
+use super::convert::{Held, Kept, View, secret};
+use super::hindrance::Hindrance;
+use super::index::{Offer, Standing};
+use super::request::{Miss, exactly, params, patching, prompt, storage};
+use super::wishes::{self, Wish};
+use super::{Inner, claim, status};
+use crate::cluster::{FINALIZER, GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
+use crate::domain::{State, Tenant, VpnError};
+use crate::registry::{Change, RegistryError, UpdateError};
+use crate::wireguard::PublicKey;
+
+/// Ports that may be refused to a change before it is given up.
+const REFUSALS: u32 = 256;
+
+/// Runs of a change before somebody else's have had their way too often.
+const RUNS: u32 = 16;
+
+/// Pause after the first conflict; doubled up to the longest, and varied.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Keys are stored this soon after their port was claimed, or not at all.
+const PROMPT: Duration = Duration::from_secs(30);
+
+const OLD_DEFINITION: &str = "the cluster's VpnTenant definition is older than this controller: \
+                              apply the new manifests";
+
+/// What a change means for the spec. Only who asks for it changes the spec; who
+/// follows the spec does not.
+fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Value> {
+    let mut spec = Map::new();
+    let mut set = |name: &str, value: Value| spec.insert(name.to_owned(), value);
+    if asked {
+        let fields = |tenant: &Tenant| match json!(VpnTenantSpec::of(tenant)) {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        let (old, new) = (fields(before), fields(after));
+        for name in old.keys().chain(new.keys()) {
+            // What is left out is as if nothing were said.
+            if old.get(name) != new.get(name) {
+                set(name, new.get(name).cloned().unwrap_or_default());
+            }
+        }
+        // What is seen of a gateway moves states too, and is nobody's wish.
+        let holds = |tenant: &Tenant| tenant.vpn.allocation.is_some();
+        let began =
+            after.vpn.generation != before.vpn.generation && before.vpn.state != State::Enabled;
+        let enabled = !matches!(after.vpn.state, State::Unavailable | State::Disabled);
+        let wished = began || holds(after) != holds(before);
+        let mut vpn = Map::new();
+        if wished && enabled != view.resource.spec.vpn.enabled {
+            vpn.insert("enabled".to_owned(), json!(enabled));
+        }
+        if let Some(allocation) = &after.vpn.allocation
+            && after.vpn.generation != before.vpn.generation
+        {
+            let given = allocation.keys.client.given().map(|key| key.to_string());
+            if given != view.resource.spec.vpn.client_public_key {
+                vpn.insert("clientPublicKey".to_owned(), json!(given));
+            }
+        }
+        if !vpn.is_empty() {
+            set("vpn", Value::Object(vpn));
+        }
+    }
+    let mut patch = json!({ "metadata": { "resourceVersion": view.resource.resource_version() } });
+    let mut finalizers = view.resource.finalizers().to_vec();
+    let guarded = finalizers.iter().any(|name| name == FINALIZER);
+    let guard = after.vpn.allocation.is_some() && !guarded;
+    if guard {
+        finalizers.push(FINALIZER.to_owned());
+        patch["metadata"]["finalizers"] = json!(finalizers);
+    }
+    let changes = guard || !spec.is_empty();
+    if !spec.is_empty() {
+        patch["spec"] = Value::Object(spec);
+    }
+    changes.then_some(patch)
+}
+
+/// Whether this is the API server's word that it does not know a field.
+fn is_unknown_field(status: &Status) -> bool {
+    matches!(status.code, 400 | 422) && status.message.contains("unknown field")
+}
+
+/// The key that the client of a tenant with keys gave, if it gave one.
+fn given(tenant: &Tenant) -> Option<Option<PublicKey>> {
+    let allocation = tenant.vpn.allocation.as_ref()?;
+    Some(allocation.keys.client.given())
+}
+
+/// Whether this is the API server's word that a port is somebody's.
+fn is_port_taken(status: &Status) -> bool {
+    status.is_invalid() && status.message.contains("port is already allocated")
+}
+
+impl Inner {
+    /// Runs a change until it holds, or is refused. One that carries out a wish is
+    /// run only for as long as that is the tenant's.
+    pub async fn update(
+        &self,
+        id: Uuid,
+        mut change: Change,
+        wish: Option<Wish>,
+    ) -> Result<Tenant, UpdateError> {
+        let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
+        let mut wished = None;
+        loop {
+            match self.run(id, &mut change, wish, &mut wished).await {
+                Ok(tenant) => return Ok(tenant),
+                Err(Miss::Failed(error)) => return Err(error),
+                Err(Miss::Taken(port)) => {
+                    refusals += 1;
+                    if refusals == REFUSALS {
+                        return Err(VpnError::NoPortsAvailable.into());
+                    }
+                    self.with(|index| index.refuse(port, Timestamp::now()));
+                }
+                Err(Miss::Conflict) => {
+                    runs += 1;
+                    if runs == RUNS {
+                        let why = "others changed the tenant again and again";
+                        return Err(RegistryError::Storage(why.into()).into());
+                    }
+                    sleep(varied(pause)).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    let place = self.with(|index| index.find(id).map(|(view, _)| view.namespace));
+                    if let Some(namespace) = place {
+                        self.refresh(&namespace).await.map_err(storage)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs a change once. `wished` is the outcome that the spec asks for by now:
+    /// the leader may be first to carry it out, which is no refusal.
+    async fn run(
+        &self,
+        id: Uuid,
+        change: &mut Change,
+        wish: Option<Wish>,
+        wished: &mut Option<Tenant>,
+    ) -> Result<Tenant, Miss> {
+        let asked = wish.is_none();
+        let found = self.with(|index| {
+            let (view, before) = index.find(id)?;
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, before, reservation))
+        });
+        let (mut view, before, reservation) = found.ok_or(UpdateError::NotFound)?;
+        if let Some(wish) = wish {
+            // Somebody may have carried it out, or taken it back, since it was seen.
+            let standing = Standing::Tenant(Arc::clone(&before));
+            if wishes::next(&view, &standing, reservation, Timestamp::now()) != Some(wish) {
+                return Ok(Arc::unwrap_or_clone(before));
+            }
+        }
+        let before = Arc::unwrap_or_clone(before);
+        let mut after = before.clone();
+        let mut offer = Offer::new(|| {
+            let now = Timestamp::now();
+            self.with(|index| index.pool(&self.settings.pools, &view, &before, now))
+        });
+        match change(&mut after, &mut offer) {
+            Err(VpnError::BeingEnabled | VpnError::AlreadyEnabled | VpnError::NotEnabled)
+                if wished.as_ref().map(given) == Some(given(&before)) =>
+            {
+                return Ok(before);
+            }
+            outcome => outcome.map_err(UpdateError::from)?,
+        }
+        if after == before {
+            return Ok(before);
+        }
+        // The leader was first, and its gateway answers by now.
+        let was_first = |wished: &Tenant| {
+            given(wished) == given(&before) && before.vpn.generation >= wished.vpn.generation
+        };
+        if after.vpn.generation != before.vpn.generation && wished.as_ref().is_some_and(was_first) {
+            return Ok(before);
+        }
+        if let Some(key) = given(&after)
+            && after.vpn.generation != before.vpn.generation
+            && view.given() != Ok(key)
+        {
+            if !asked {
+                // It is asked for another key by now: that comes next.
+                return Ok(before);
+            }
+            // Somebody else's call has asked for that key, and comes first.
+            let pending = match given(&before) {
+                Some(kept) => view.given() != Ok(kept),
+                None => before.vpn.state == State::Disabled,
+            };
+            if pending && view.resource.spec.vpn.enabled {
+                return Err(UpdateError::from(VpnError::BeingEnabled).into());
+            }
+        }
+        let mut committed = false;
+        if let Some(patch) = patch(&view, &before, &after, asked) {
+            view.resource = self.patch_tenant(&view.namespace, &patch).await?.into();
+            committed = true;
+            if asked && patch.get("spec").is_some() {
+                *wished = Some(after.clone());
+            }
+        }
+        match &after.vpn.allocation {
+            Some(allocation) => {
+                let made = before.vpn.allocation.as_ref() != Some(allocation)
+                    || before.vpn.generation != after.vpn.generation;
+                if made {
+                    let key_generation = view.resource.spec.vpn.key_generation;
+                    let kept = Kept::of(allocation, after.vpn.generation, key_generation);
+                    self.store(&view, &before, &kept).await?;
+                    committed = true;
+                }
+            }
+            None if before.vpn.allocation.is_some() => {
+                self.revoke(&mut view).await?;
+                committed = true;
+            }
+            None => {}
+        }
+        self.tell(&view.namespace, &after, committed).await?;
+        Ok(after)
+    }
+
+    /// Stores keys, once their port is the tenant's.
+    async fn store(&self, view: &View, before: &Tenant, kept: &Kept) -> Result<(), Miss> {
+        let start = Instant::now();
+        let port = kept.port;
+        if before.vpn.allocation.as_ref().map(|a| a.port) != Some(port) {
+            self.claim(view, kept).await?;
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &view.namespace);
+        let mut version = None;
+        if let Some(keys) = &view.keys {
+            if keys.kept.is_some() {
+                version = Some(keys.version.clone());
+            } else {
+                // Its type cannot be changed, so that it has to go.
+                self.delete_keys(view).await?;
+            }
+        }
+        if start.elapsed() > PROMPT {
+            return Err(Miss::Conflict);
+        }
+        let mut secret = secret(&view.resource, kept, version.clone());
+        let params = params();
+        let stored = match version {
+            Some(_) => prompt(secrets.replace(KEYS, &params, &secret)).await,
+            None => prompt(secrets.create(&params, &secret)).await,
+        };
+        for value in secret.data.iter_mut().flat_map(|data| data.values_mut()) {
+            value.0.zeroize();
+        }
+        self.took(stored?);
+        Ok(())
+    }
+
+    async fn claim(&self, view: &View, kept: &Kept) -> Result<(), Miss> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &view.namespace);
+        let version = view
+            .service
+            .as_ref()
+            .map(|service| service.version.as_str());
+        if view
+            .service
+            .as_ref()
+            .is_some_and(|service| service.deleting)
+        {
+            return Err(Miss::Conflict);
+        }
+        let claim = claim::service(view, kept, version, Timestamp::now());
+        let answer = if version.is_some() {
+            let patch = Patch::Merge(&claim);
+            prompt(services.patch(GATEWAY, &patching(), &patch)).await
+        } else {
+            let claim = serde_json::from_value(claim).expect("a Service by its form");
+            prompt(services.create(&params(), &claim)).await
+        };
+        match answer {
+            Ok(service) => {
+                self.took(service);
+                Ok(())
+            }
+            Err(Error::Api(status)) if is_port_taken(&status) => {
+                let port = kept.port;
+                tracing::info!(port, "not to be had: {}", status.message);
+                Err(Miss::Taken(port))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes the tenant's keys. The status knows their generation first, so
+    /// that no later keys are taken for them.
+    async fn revoke(&self, view: &mut View) -> Result<(), Miss> {
+        let generation = view.kept().map_or(0, |kept| kept.generation.cast_signed());
+        let known = view
+            .resource
+            .status
+            .as_ref()
+            .map(|status| status.generation);
+        if known < Some(generation) {
+            let patch = json!({
+                "metadata": { "resourceVersion": view.resource.resource_version() },
+                "status": { "generation": generation },
+            });
+            view.resource = self.patch_status(&view.namespace, &patch).await?.into();
+        }
+        self.delete_keys(view).await
+    }
+
+    /// Deletes the Secret that was seen, and no later one.
+    pub async fn delete_keys(&self, view: &View) -> Result<(), Miss> {
+        let Some(keys) = &view.keys else {
+            return Ok(());
+        };
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &view.namespace);
+        let params = exactly(&keys.uid, &keys.version);
+        prompt(secrets.delete(KEYS, &params)).await?;
+        let version = keys.version.parse().unwrap_or(0);
+        self.gone(|index| index.absent_keys(&view.namespace, version));
+        Ok(())
+    }
+
+    /// Deletes the gateway's Service that was seen, and no later one.
+    pub async fn delete_service(&self, namespace: &str, service: &Held) -> Result<(), Miss> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let params = exactly(&service.uid, &service.version);
+        prompt(services.delete(GATEWAY, &params)).await?;
+        let version = service.version.parse().unwrap_or(0);
+        self.gone(|index| index.absent_service(namespace, version));
+        Ok(())
+    }
+
+    /// Writes the status of a tenant after a change. Where the change holds
+    /// already, the status may also be written later, by its follower.
+    async fn tell(&self, namespace: &str, tenant: &Tenant, committed: bool) -> Result<(), Miss> {
+        let known = self.with(|index| {
+            let view = index.view(namespace)?;
+            let reservation = index.reservation(&view, &self.settings.pools);
+            Some((view, reservation))
+        });
+        let Some((view, reservation)) = known else {
+            return Ok(());
+        };
+        let (hindered, now) = (Hindrance::Unknown, Timestamp::now());
+        let status = status::of(&view, tenant, reservation, &hindered, &self.settings, now);
+        match self.write_status(&view, &status).await {
+            outcome if !committed => return outcome,
+            Ok(()) => return Ok(()),
+            Err(_) => {}
+        }
+        if let Err(Miss::Failed(error)) = self.show(namespace, &hindered).await {
+            tracing::warn!(namespace, "the status is late: {error}");
+        }
+        Ok(())
+    }
+
+    /// Writes the status of a tenant as it now is.
+    pub async fn show(&self, namespace: &str, hindered: &Hindrance) -> Result<(), Miss> {
+        for _ in 0..RUNS {
+            let now = Timestamp::now();
+            let known = self.with(|index| {
+                let view = index.view(namespace)?;
+                let standing = index.standing(&view);
+                let reservation = index.reservation(&view, &self.settings.pools);
+                Some((view, standing, reservation))
+            });
+            let Some((view, standing, reservation)) = known else {
+                return Ok(());
+            };
+            let status = match (&standing, standing.refusal()) {
+                (_, Some((reason, message))) => status::refused(&view, reason, &message, now),
+                (Standing::Tenant(tenant), _) => {
+                    status::of(&view, tenant, reservation, hindered, &self.settings, now)
+                }
+                _ => return Ok(()),
+            };
+            match self.write_status(&view, &status).await {
+                Err(Miss::Conflict) => self.refresh(namespace).await?,
+                outcome => return outcome,
+            }
+        }
+        Err(Miss::Conflict)
+    }
+
+    /// Writes a status that is another than the view's.
+    pub async fn write_status(&self, view: &View, status: &VpnTenantStatus) -> Result<(), Miss> {
+        if view.resource.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        let mut resource = (*view.resource).clone();
+        resource.metadata.managed_fields = None;
+        resource.status = Some(status.clone());
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &view.namespace);
+        let written = prompt(tenants.replace_status(TENANT, &params(), &resource)).await?;
+        self.took(written);
+        Ok(())
+    }
+
+    pub async fn patch_tenant(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
+        let patch = Patch::Merge(patch);
+        // A definition that lacks a field would drop it without a word, and
+        // whoever gave a key would get a made one.
+        let params = PatchParams {
+            field_validation: Some(ValidationDirective::Strict),
+            ..patching()
+        };
+        let patched = prompt(tenants.patch(TENANT, &params, &patch)).await;
+        let patched = patched.map_err(|error| match &error {
+            Error::Api(status) if is_unknown_field(status) => {
+                Miss::Failed(RegistryError::Refused(OLD_DEFINITION.to_owned()).into())
+            }
+            _ => error.into(),
+        })?;
+        self.took(patched.clone());
+        Ok(patched)
+    }
+
+    async fn patch_status(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
+        let patch = Patch::Merge(patch);
+        let patched = prompt(tenants.patch_status(TENANT, &patching(), &patch)).await?;
+        self.took(patched.clone());
+        Ok(patched)
+    }
+
+    /// Reads what there is of a tenant now.
+    pub async fn refresh(&self, namespace: &str) -> Result<(), Error> {
+        let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        // What comes in meanwhile is newer than an answer that there is none.
+        let [tenant, keys, service] = self.with(|index| index.versions(namespace));
+        match prompt(tenants.get_opt(TENANT)).await? {
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_tenant(namespace, tenant)),
+        }
+        match prompt(secrets.get_opt(KEYS)).await? {
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_keys(namespace, keys)),
+        }
+        match prompt(services.get_opt(GATEWAY)).await? {
+            Some(found) => self.took(found),
+            None => self.gone(|index| index.absent_service(namespace, service)),
+        }
+        Ok(())
+    }
+}
+
+fn varied(pause: Duration) -> Duration {
+    let mut byte = [128];
+    // Without random bytes the pause is just not varied.
+    let _ = getrandom::fill(&mut byte);
+    pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
+}

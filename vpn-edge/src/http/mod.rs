@@ -1,0 +1,286 @@
+//! Serving HTTP/1.1, plain or over TLS, with bounds on what clients may take.
+
+mod listen;
+mod tls;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
+
+pub use listen::listen;
+pub use tls::{Tls, TlsArgs};
+
+/// Bytes that a request's head may have; a 431 says that it has more.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Milliseconds after which a client that takes nothing of an answer is given up.
+const UNTAKEN: u32 = 30_000;
+
+/// How long to wait after no connection could be accepted, as when files ran out.
+const EXHAUSTED: Duration = Duration::from_secs(1);
+
+/// What clients may take of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel.
+    pub connections: usize,
+    /// Those of them from one address, or one IPv6 /64; more are closed at once.
+    pub of_one: usize,
+    /// How long a TLS handshake, a request's head, or the silence before one may
+    /// take.
+    pub head: Duration,
+    /// How long requests that are under way at the end may take.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            // All listeners' together well below 1024, the usual limit on files.
+            connections: 256,
+            of_one: 128,
+            head: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A server at work. Dropped, it ends at once.
+pub struct HttpServer {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl HttpServer {
+    /// Serves `app`, which finds its peers' addresses as `ConnectInfo<SocketAddr>`.
+    pub fn start(listener: TcpListener, tls: Option<Tls>, app: Router) -> HttpServer {
+        HttpServer::with(listener, tls, app, Limits::default())
+    }
+
+    /// The same for clients that come by proxies, which have few addresses.
+    pub fn behind_proxies(listener: TcpListener, tls: Option<Tls>, app: Router) -> HttpServer {
+        let limits = Limits::default();
+        let limits = Limits {
+            of_one: limits.connections,
+            ..limits
+        };
+        HttpServer::with(listener, tls, app, limits)
+    }
+
+    /// The same for health and metrics, which nobody is long about asking for.
+    pub fn observed(listener: TcpListener, app: Router) -> HttpServer {
+        let limits = Limits {
+            head: Duration::from_secs(2),
+            ..Limits::default()
+        };
+        HttpServer::with(listener, None, app, limits)
+    }
+
+    /// The same within other limits.
+    pub fn with(
+        listener: TcpListener,
+        tls: Option<Tls>,
+        app: Router,
+        limits: Limits,
+    ) -> HttpServer {
+        let (stop, stopped) = oneshot::channel();
+        let connections = Connections {
+            app,
+            limits,
+            held: Arc::default(),
+            tls: tls.as_ref().map(Tls::config),
+        };
+        let task = tokio::spawn(async move {
+            let serving = connections.serve(listener, stopped);
+            match tls {
+                None => serving.await,
+                Some(tls) => tokio::select! {
+                    () = serving => {}
+                    () = tls.follow() => {}
+                },
+            }
+        });
+        HttpServer {
+            stop: Some(stop),
+            task,
+        }
+    }
+
+    /// Takes no more connections, and ends once the requests under way are
+    /// answered.
+    pub async fn finish(mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone)]
+struct Connections {
+    app: Router,
+    limits: Limits,
+    /// How many there are of each address.
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+}
+
+impl Connections {
+    async fn serve(self, listener: TcpListener, mut stopped: oneshot::Receiver<()>) {
+        let slots = Arc::new(Semaphore::new(self.limits.connections));
+        let graceful = GracefulShutdown::new();
+        // Ends them all when it is dropped.
+        let mut tasks = JoinSet::new();
+        loop {
+            let (stream, peer, slot) = tokio::select! {
+                _ = &mut stopped => break,
+                accepted = accept(&listener, &slots) => accepted,
+            };
+            while tasks.try_join_next().is_some() {}
+            let Some(place) = self.place(peer) else {
+                tracing::debug!(%peer, "it has too many connections");
+                continue;
+            };
+            let (connections, watcher) = (self.clone(), graceful.watcher());
+            tasks.spawn(async move {
+                connections.hold(stream, peer, watcher).await;
+                drop((place, slot));
+            });
+        }
+        drop(listener);
+        if timeout(self.limits.grace, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests that took too long were broken off");
+        }
+    }
+
+    /// Room for one more connection of this address, if it has any left.
+    fn place(&self, peer: SocketAddr) -> Option<Place> {
+        let address = network(peer.ip());
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(address).or_default();
+        if *count == self.limits.of_one {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            held: Arc::clone(&self.held),
+            address,
+        })
+    }
+
+    async fn hold(self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
+        // A socket that is gone already fails when it is read.
+        let _ = stream.set_nodelay(true);
+        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNTAKEN);
+        let Some(tls) = &self.tls else {
+            return self.answer(stream, peer, watcher).await;
+        };
+        let acceptor = TlsAcceptor::from(tls.borrow().clone());
+        match timeout(self.limits.head, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => self.answer(stream, peer, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
+        }
+    }
+
+    async fn answer(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        peer: SocketAddr,
+        watcher: Watcher,
+    ) {
+        let app = self.app;
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            app.clone().oneshot(request)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.head)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%peer, %error, "a connection broke off");
+        }
+    }
+}
+
+/// A connection's place among those of its address.
+struct Place {
+    held: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = held.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Whoever has one IPv6 address has its whole /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let slot = slots.clone().acquire_owned().await;
+    let slot = slot.expect("nobody closes the semaphore");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer, slot),
+            // Those that ended while they waited are no trouble of this server's.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                sleep(EXHAUSTED).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,608 @@
+//! Gateways as processes in network namespaces of this machine.
+//!
+//! A gateway outlives the daemon that made it: its process has a session of its
+//! own, its namespace is mounted where `ip netns` looks, and its folder under
+//! the runtime directory says what it is. A new daemon finds all that again.
+//! Names and addresses follow from the port, which one gateway has at a time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
+use ipnet::{Ipv4Net, Ipv6Net};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::sqlite::KEY_VARIABLE;
+use super::veth;
+use crate::domain::{GatewayState, TunnelDigest};
+use crate::gateway::{GATEWAY_END, GatewayConfig, Phase, nat, subscribe};
+use crate::gateways::{Gateway, GatewaySpec, Gateways, Location};
+use crate::netlink;
+
+/// How long a gateway has to listen after it was started, and to end after it
+/// was told to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a gateway that listens may take to get ready.
+const STARTING: Duration = Duration::from_secs(15);
+
+/// How often a gateway's link is looked at again: someone may have taken the
+/// program off its end, or the link down.
+const RELOCATE: Duration = Duration::from_secs(5);
+
+/// Where and how gateways are made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Holds a folder a gateway, with its key: on a tmpfs, normally.
+    pub runtime: PathBuf,
+    /// Addresses for the gateways' links: the port is the offset into it.
+    pub range: Ipv4Net,
+    /// IPv6 addresses for the same, where the node does IPv6.
+    pub range6: Ipv6Net,
+    /// MTU of the links: the uplink's.
+    pub mtu: u32,
+}
+
+impl Settings {
+    /// Enough to find and remove gateways, but not to make them.
+    #[must_use]
+    pub fn for_removal(runtime: PathBuf) -> Self {
+        Self {
+            runtime,
+            range: Ipv4Net::default(),
+            range6: Ipv6Net::default(),
+            mtu: 0,
+        }
+    }
+}
+
+/// See [`Gateways`].
+pub struct NetnsGateways {
+    settings: Settings,
+    known: Arc<Mutex<BTreeMap<u16, Known>>>,
+    changes: watch::Sender<u64>,
+    /// Held for life: two daemons would take each other's gateways for orphans.
+    _lock: File,
+}
+
+struct Known {
+    gateway: Gateway,
+    watcher: JoinHandle<()>,
+}
+
+/// What belongs to the gateway of one port.
+struct Place {
+    port: u16,
+    folder: PathBuf,
+    namespace: PathBuf,
+    /// Host-side end of the veth.
+    link: String,
+    address: Ipv4Addr,
+    address6: Ipv6Addr,
+}
+
+impl Place {
+    fn config(&self) -> PathBuf {
+        self.folder.join("config.json")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("status.sock")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// Unique on the machine, as userspace WireGuard's sockets share a folder.
+    fn wireguard(&self) -> String {
+        format!("wg{}", self.port)
+    }
+}
+
+impl NetnsGateways {
+    /// Finds the gateways that an earlier daemon left, and waits until each
+    /// has said how it is.
+    ///
+    /// # Errors
+    ///
+    /// When the runtime folder cannot be used or another daemon uses it, or the
+    /// range is too small.
+    pub async fn adopt(settings: Settings) -> Result<Self> {
+        ensure!(
+            settings.range.prefix_len() <= 16,
+            "the gateway range {} is too small: it takes a /16 or larger",
+            settings.range
+        );
+        ensure!(
+            settings.range6.prefix_len() <= 112,
+            "the gateway range {} is too small: it takes a /112 or larger",
+            settings.range6
+        );
+        let folder = settings.runtime.join("gateways");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = File::create(settings.runtime.join("lock"))?;
+        lock.try_lock().with_context(|| {
+            let folder = settings.runtime.display();
+            format!("another vpn-edge runs gateways in {folder}: stop it first")
+        })?;
+        let gateways = Self {
+            settings,
+            _lock: lock,
+            known: Arc::default(),
+            changes: watch::Sender::new(0),
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if let Some(port) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
+                found.push(gateways.place(port));
+            }
+        }
+        let mut states = tokio::task::JoinSet::new();
+        for place in found {
+            let port = place.port;
+            match GatewayConfig::read(&place.config()) {
+                Ok(config) => {
+                    let gateway = Gateway {
+                        tenant: config.tenant,
+                        generation: config.tunnel.fixed.generation,
+                        port,
+                        digest: config.tunnel.digest(),
+                        state: GatewayState::Starting,
+                        location: None,
+                    };
+                    let first = gateways.watch(place, gateway, None);
+                    states.spawn(async move { timeout(PATIENCE, first).await });
+                }
+                Err(error) => {
+                    tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
+                    // Nobody's, so the controller removes it if this does not.
+                    gateways.know(
+                        Gateway {
+                            tenant: Uuid::nil(),
+                            generation: 0,
+                            port,
+                            digest: TunnelDigest::default(),
+                            state: GatewayState::Starting,
+                            location: None,
+                        },
+                        || tokio::spawn(async {}),
+                    );
+                    if let Err(error) = gateways.remove(port).await {
+                        tracing::error!(port, "{error:#}");
+                    }
+                }
+            }
+        }
+        while states.join_next().await.is_some() {}
+        Ok(gateways)
+    }
+
+    fn place(&self, port: u16) -> Place {
+        let base = u32::from(self.settings.range.network());
+        let base6 = u128::from(self.settings.range6.network());
+        let name = format!("vpn-edge-{port}");
+        Place {
+            port,
+            folder: self
+                .settings
+                .runtime
+                .join("gateways")
+                .join(port.to_string()),
+            namespace: Path::new("/run/netns").join(&name),
+            link: name,
+            address: Ipv4Addr::from(base.wrapping_add(u32::from(port))),
+            address6: Ipv6Addr::from(base6.wrapping_add(u128::from(port))),
+        }
+    }
+
+    /// Follows a gateway's status. The returned future resolves with the first
+    /// that is final or tells that the gateway is gone.
+    fn watch(
+        &self,
+        place: Place,
+        gateway: Gateway,
+        child: Option<Child>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (settled, first) = tokio::sync::oneshot::channel();
+        let port = place.port;
+        let known = Arc::clone(&self.known);
+        let changes = self.changes.clone();
+        let record = move |state: GatewayState, location: Option<Location>| {
+            let mut known = known.lock().expect("no panic under this lock");
+            let Some(entry) = known.get_mut(&port) else {
+                return;
+            };
+            if entry.gateway.state != state || entry.gateway.location != location {
+                entry.gateway.state = state;
+                entry.gateway.location = location;
+                changes.send_modify(|count| *count += 1);
+            }
+        };
+        let identity = (gateway.tenant, gateway.generation, port);
+        self.know(gateway, || {
+            tokio::spawn(follow(place, identity, child, record, settled))
+        });
+        async move {
+            let _ = first.await;
+        }
+    }
+
+    /// Lists `gateway`. Its watcher starts under the lock, so that it finds the
+    /// gateway listed when it has something to record.
+    fn know(&self, gateway: Gateway, watcher: impl FnOnce() -> JoinHandle<()>) {
+        let mut entries = self.known.lock().expect("no panic under this lock");
+        let watcher = watcher();
+        if let Some(old) = entries.insert(gateway.port, Known { gateway, watcher }) {
+            old.watcher.abort();
+        }
+        drop(entries);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Whether this gateway is there and ready, but for what changes in place.
+    fn serves(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
+        let known = self.known.lock().expect("no panic under this lock");
+        known.get(&spec.tunnel.fixed.port).is_some_and(|known| {
+            known.gateway.is_fixed_as(spec, digest) && known.gateway.state == GatewayState::Ready
+        })
+    }
+
+    async fn update(&self, spec: &GatewaySpec, digest: TunnelDigest, place: &Place) -> Result<()> {
+        let mut config = GatewayConfig::read(&place.config())?;
+        config.tunnel.live.clone_from(&spec.tunnel.live);
+        // The file follows the rules: a daemon that starts in between must not
+        // take for done what is not.
+        let file = place.config();
+        netlink::inside(&place.namespace, move || async move {
+            nat::apply(&config).await.map_err(io::Error::other)?;
+            config.write(&file)
+        })
+        .await?;
+        let mut known = self.known.lock().expect("no panic under this lock");
+        if let Some(known) = known.get_mut(&place.port) {
+            known.gateway.digest = digest;
+        }
+        drop(known);
+        self.changes.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn create(&self, spec: &GatewaySpec, place: &Place) -> Result<Child> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&place.folder)?;
+        let config = GatewayConfig {
+            tenant: spec.tenant,
+            tunnel: spec.tunnel.clone(),
+            interface: place.wireguard(),
+            link: GATEWAY_END.into(),
+            status: place.socket(),
+            only_edge: true,
+        };
+        config.write(&place.config())?;
+        make_namespace(&place.namespace)
+            .with_context(|| format!("cannot make namespace {}", place.namespace.display()))?;
+        veth::create(
+            &place.link,
+            &place.namespace,
+            place.address,
+            place.address6,
+            self.settings.mtu,
+        )
+        .await
+        .with_context(|| format!("cannot make link {}", place.link))?;
+        spawn(place)
+    }
+}
+
+#[async_trait]
+impl Gateways for NetnsGateways {
+    async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
+        let (port, digest) = (spec.tunnel.fixed.port, spec.tunnel.digest());
+        let place = self.place(port);
+        if self.serves(spec, &digest) {
+            return self.update(spec, digest, &place).await;
+        }
+        self.remove(port).await?;
+        let gateway = Gateway {
+            tenant: spec.tenant,
+            generation: spec.tunnel.fixed.generation,
+            port,
+            digest,
+            state: GatewayState::Starting,
+            location: None,
+        };
+        // Known before any of it is made, so that none of it is forgotten.
+        self.know(gateway.clone(), || tokio::spawn(async {}));
+        match self.create(spec, &place).await {
+            Ok(child) => {
+                drop(self.watch(place, gateway, Some(child)));
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(left) = self.remove(port).await {
+                    tracing::error!(port, "{left:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn remove(&self, port: u16) -> Result<()> {
+        let place = self.place(port);
+        {
+            let mut entries = self.known.lock().expect("no panic under this lock");
+            if let Some(known) = entries.get_mut(&port) {
+                known.watcher.abort();
+                // Listed until all of it is gone, so that a failure is seen.
+                known.gateway.state = GatewayState::Failed("it is being removed".into());
+                known.gateway.location = None;
+                self.changes.send_modify(|count| *count += 1);
+            }
+        }
+        for pid in processes(&place.config())? {
+            end(pid).await?;
+        }
+        veth::remove(&place.link)
+            .await
+            .with_context(|| format!("cannot remove link {}", place.link))?;
+        remove_namespace(&place.namespace)
+            .with_context(|| format!("cannot remove namespace {}", place.namespace.display()))?;
+        let _ = fs::remove_file(crate::gateway::device::socket(&place.wireguard()));
+        match fs::remove_dir_all(&place.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("cannot remove {}", place.folder.display()));
+            }
+            _ => {}
+        }
+        let mut entries = self.known.lock().expect("no panic under this lock");
+        if entries.remove(&port).is_some() {
+            self.changes.send_modify(|count| *count += 1);
+        }
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Gateway>> {
+        let known = self.known.lock().expect("no panic under this lock");
+        Ok(known.values().map(|known| known.gateway.clone()).collect())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// Reads a gateway's status until it is gone.
+async fn follow(
+    place: Place,
+    identity: (Uuid, u64, u16),
+    mut child: Option<Child>,
+    record: impl Fn(GatewayState, Option<Location>) + Send,
+    settled: tokio::sync::oneshot::Sender<()>,
+) {
+    let mut settled = Some(settled);
+    let started = std::time::Instant::now();
+    let mut failure = None;
+    let mut subscription = loop {
+        if let Ok(subscription) = subscribe(&place.socket()).await {
+            break Some(subscription);
+        }
+        let ended = match &mut child {
+            Some(child) => matches!(child.try_wait(), Ok(Some(_))),
+            None => true,
+        };
+        if ended || started.elapsed() > PATIENCE {
+            break None;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    if let Some(subscription) = &mut subscription {
+        let mut ready = false;
+        loop {
+            match timeout(RELOCATE, subscription.next()).await {
+                Ok(None) => break,
+                Ok(Some(status)) if (status.tenant, status.generation, status.port) != identity => {
+                    failure = Some("another gateway answers in its place".into());
+                    break;
+                }
+                Ok(Some(status)) => match status.phase {
+                    Phase::Starting => continue,
+                    Phase::Ready { .. } => ready = true,
+                    Phase::Failed { reason } => {
+                        ready = false;
+                        failure = Some(reason.clone());
+                        record(GatewayState::Failed(reason), None);
+                    }
+                },
+                Err(_) if !ready && failure.is_none() && started.elapsed() > STARTING => {
+                    failure = Some("it did not get ready".into());
+                    break;
+                }
+                Err(_) => {}
+            }
+            if ready {
+                match veth::locate(&place.link, &place.namespace).await {
+                    Ok(link) => record(GatewayState::Ready, Some(Location::Here(link))),
+                    Err(error) => {
+                        record(
+                            GatewayState::Failed(format!("its link is gone: {error}")),
+                            None,
+                        );
+                    }
+                }
+            }
+            if let Some(settled) = settled.take() {
+                let _ = settled.send(());
+            }
+        }
+    }
+    let reason = failure.unwrap_or_else(|| {
+        let log = fs::read_to_string(place.log()).unwrap_or_default();
+        match log.lines().last() {
+            Some(line) => format!("the gateway ended: {line}"),
+            None => "the gateway ended".into(),
+        }
+    });
+    record(GatewayState::Failed(reason), None);
+    drop(settled);
+    if let Some(mut child) = child {
+        // The child is reaped here; an adopted gateway is not ours to reap.
+        let _ = child.wait().await;
+    }
+}
+
+/// Starts the gateway's process in its namespace, to outlive this one.
+fn spawn(place: &Place) -> Result<Child> {
+    let namespace = File::open(&place.namespace)?;
+    let log = File::create(place.log())?;
+    // Not current_exe(): the file there may be a newer build by now, or gone.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("vpn-edge")
+        .arg("gateway")
+        .arg("--config")
+        .arg(place.config())
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(false)
+        // What private keys of all tenants are encrypted under is not for it.
+        .env_remove(KEY_VARIABLE);
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            setsid()?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        });
+    }
+    command
+        .spawn()
+        .context("cannot start the gateway's process")
+}
+
+/// The gateway processes that run with the configuration at `config`. Asked of
+/// the kernel, as a process may be there before it listens, or after.
+fn processes(config: &Path) -> io::Result<Vec<i32>> {
+    let arguments = format!("\0gateway\0--config\0{}\0", config.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A process that has ended meanwhile has no command line to read.
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if command.ends_with(arguments.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Ends the process: SIGTERM, and SIGKILL if that is not enough.
+async fn end(pid: i32) -> Result<()> {
+    let pid = Pid::from_raw(pid);
+    for (signal, patience) in [(Signal::SIGTERM, PATIENCE / 2), (Signal::SIGKILL, PATIENCE)] {
+        if kill(pid, signal).is_err() {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        while started.elapsed() < patience {
+            if gone(pid) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    bail!("the gateway's process {pid} does not end")
+}
+
+/// Whether the process has ended, reaped or not.
+fn gone(pid: Pid) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the command, which is in parentheses.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
+/// A namespace mounted at `path`, as `ip netns` makes them.
+fn make_namespace(path: &Path) -> io::Result<()> {
+    let none: Option<&str> = None;
+    let folder = path.parent().expect("the path has a folder");
+    if !folder.exists() {
+        fs::create_dir_all(folder)?;
+        // A mount of its own, and shared, so that mounts made and taken off in
+        // it are seen by processes in other mount namespaces.
+        mount(Some(folder), folder, none, MsFlags::MS_BIND, none)?;
+        mount(
+            none,
+            folder,
+            none,
+            MsFlags::MS_SHARED | MsFlags::MS_REC,
+            none,
+        )?;
+    }
+    File::create(path)?;
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                mount(
+                    Some("/proc/thread-self/ns/net"),
+                    path,
+                    none,
+                    MsFlags::MS_BIND,
+                    none,
+                )?;
+                Ok(())
+            })
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the namespace's thread panicked")))
+    })
+}
+
+fn remove_namespace(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

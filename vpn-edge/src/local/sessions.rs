@@ -1,0 +1,58 @@
+//! The session as this node's maps tell it.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use vpn_edge_common::Allocation;
+
+use crate::datapath::{MapError, Reader};
+use crate::domain::Tenant;
+use crate::sessions::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions, asked};
+
+/// The sessions of a machine that is the only edge.
+///
+/// A look is a few system calls that wait for nobody.
+pub struct LocalSessions(Reader);
+
+impl LocalSessions {
+    /// Over the maps pinned under `root`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotPinned`] when there are none.
+    pub fn open(root: &Path) -> Result<Self, MapError> {
+        Ok(Self(Reader::open(root)?))
+    }
+
+    fn allocation(&self, port: u16, asked: Asked) -> Option<Allocation> {
+        let allocation = self.0.allocation(port)?;
+        let theirs = (allocation.tenant, allocation.generation);
+        (theirs == (*asked.tenant.as_bytes(), asked.generation)).then_some(allocation)
+    }
+}
+
+impl EdgeSessions for LocalSessions {
+    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError> {
+        let Some(before) = self.allocation(port, asked) else {
+            return Ok(None);
+        };
+        let times = self.0.session_times(before.slot)?;
+        let counters = self.0.counters(before.slot)?;
+        // The slot was the tenant's all the while, or these are another's.
+        let after = self.allocation(port, asked);
+        let after = after.filter(|after| after.slot == before.slot);
+        Ok(after.map(|after| Seen::new(after.mode, times, &counters)))
+    }
+}
+
+#[async_trait]
+impl Sessions for LocalSessions {
+    async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError> {
+        let Some((port, asked)) = asked(tenant) else {
+            return Ok(Session::none());
+        };
+        let seen = self.seen(port, asked)?;
+        Ok(Session::of(seen.as_slice(), Timestamp::now(), true))
+    }
+}

@@ -1,0 +1,182 @@
+//! A tenant's live session, as the edges see it.
+//!
+//! WireGuard has no connections: a client is connected while a session of its
+//! can be alive.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use vpn_edge_common::wire::time::REJECT_AFTER;
+use vpn_edge_common::{Counters, mode};
+
+use crate::datapath::{MapError, SessionTimes};
+use crate::domain::Tenant;
+
+/// How long a session may be used after its handshake.
+const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
+
+/// A tenant's live session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Session {
+    /// A session may be alive: there was a handshake within 180 s, or since then
+    /// an answered packet. A client that keeps its tunnel up makes a handshake
+    /// every two minutes.
+    pub connected: bool,
+    /// The last handshake with the keys of now, to a second or so.
+    pub last_handshake: Option<Timestamp>,
+    /// Where the client was heard last. Of one that roams, this is known from
+    /// its next handshake on, at the latest.
+    #[schema(value_type = Option<String>, example = "203.0.113.9:51820")]
+    pub client: Option<SocketAddr>,
+    /// What came from the client since the VPN was enabled, or since the edge of
+    /// its gateway's node began to count: with a reboot, or when the gateway
+    /// moves to another node.
+    pub received: Traffic,
+    /// What went to the client, in the same time.
+    pub sent: Traffic,
+    /// All edges answered. Otherwise one that did not may know of a later
+    /// handshake, or of more traffic.
+    pub complete: bool,
+}
+
+/// Packets, and bytes of the IP packets that they are, outside of the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Why nothing can be told of a session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Maps(#[from] MapError),
+    #[error("the edges cannot be asked: {0}")]
+    Edges(String),
+}
+
+/// Tells of tenants' sessions.
+#[async_trait]
+pub trait Sessions: Send + Sync {
+    /// The tenant's session as it is now; that of nobody if the tenant has no
+    /// port.
+    async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError>;
+}
+
+/// What one edge knows of sessions.
+pub trait EdgeSessions: Send + Sync {
+    /// What this edge knows of the session on a port. Nothing, if the port is
+    /// another tenant's here, or has other keys.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a lookup.
+    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError>;
+}
+
+/// Whose session is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub tenant: Uuid,
+    /// Of the keys.
+    pub generation: u64,
+}
+
+/// What one edge knows of a session. Times are told by how long ago they are:
+/// nodes' clocks differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    connected: bool,
+    handshake: Option<Duration>,
+    client: Option<(SocketAddr, Duration)>,
+    received: Traffic,
+    sent: Traffic,
+    /// The gateway is on this edge's node, which counts what other edges send on
+    /// to it, too.
+    has_gateway: bool,
+}
+
+impl Seen {
+    pub(crate) fn new(mode: u8, times: SessionTimes, counters: &Counters) -> Self {
+        let fresh = |ago: Option<Duration>| ago.is_some_and(|ago| ago < ALIVE);
+        Self {
+            // Nothing passes where there is no gateway.
+            connected: mode > mode::CLOSED && (fresh(times.handshake) || fresh(times.heard)),
+            handshake: times.handshake,
+            client: times.client,
+            received: Traffic {
+                packets: counters.ingress_packets,
+                bytes: counters.ingress_bytes,
+            },
+            sent: Traffic {
+                packets: counters.egress_packets,
+                bytes: counters.egress_bytes,
+            },
+            has_gateway: mode == mode::XDP || mode == mode::TC,
+        }
+    }
+}
+
+impl Session {
+    /// Nobody's, where nothing is left out.
+    pub(crate) fn none() -> Self {
+        Self {
+            connected: false,
+            last_handshake: None,
+            client: None,
+            received: Traffic::default(),
+            sent: Traffic::default(),
+            complete: true,
+        }
+    }
+
+    /// What edges saw, put together: what is newest, and each packet once.
+    pub(crate) fn of(seen: &[Seen], now: Timestamp, complete: bool) -> Self {
+        let handshake = seen.iter().filter_map(|seen| seen.handshake).min();
+        let last_handshake = handshake
+            .and_then(|ago| SignedDuration::try_from(ago).ok())
+            .and_then(|ago| now.checked_sub(ago).ok())
+            .and_then(|time| Timestamp::from_second(time.as_second()).ok());
+        let clients = seen.iter().filter_map(|seen| seen.client);
+        let client = clients.min_by_key(|(_, ago)| *ago);
+        let all_pass = seen.iter().any(|seen| seen.has_gateway);
+        let count = |of: fn(&Seen) -> Traffic| {
+            let counted = seen.iter().filter(|seen| seen.has_gateway || !all_pass);
+            counted.map(of).sum()
+        };
+        Self {
+            connected: seen.iter().any(|seen| seen.connected),
+            last_handshake,
+            client: client.map(|(client, _)| client),
+            received: count(|seen| seen.received),
+            sent: count(|seen| seen.sent),
+            complete,
+        }
+    }
+}
+
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+        })
+    }
+}
+
+/// What a tenant with a port asks for, and the port.
+pub(crate) fn asked(tenant: &Tenant) -> Option<(u16, Asked)> {
+    let allocation = tenant.vpn.allocation.as_ref()?;
+    let asked = Asked {
+        tenant: tenant.id,
+        generation: tenant.vpn.generation,
+    };
+    Some((allocation.port, asked))
+}
+
+#[cfg(test)]
+mod tests;

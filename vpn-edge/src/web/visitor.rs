@@ -1,0 +1,89 @@
+//! Whoever looks at a page, and what they see when it cannot be shown.
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::Method;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Redirect, Response};
+use uuid::Uuid;
+
+use super::pages::Trouble;
+use crate::api::{Api, ApiError, TenantId};
+use crate::auth::{Caller, Refused};
+use crate::domain::VpnError;
+
+/// A caller with a browser.
+pub struct Visitor(pub Caller);
+
+impl FromRequestParts<Api> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Visitor, Response> {
+        match api.identity.caller(parts).await {
+            Ok(caller) => Ok(Visitor(caller)),
+            Err(refused) => Err(turned_away(parts, refused)),
+        }
+    }
+}
+
+/// A visitor by a link of these pages, or by an address that was typed: for what
+/// leaves a trace.
+pub struct OwnLink(pub Caller);
+
+impl FromRequestParts<Api> for OwnLink {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<OwnLink, Response> {
+        let Visitor(caller) = Visitor::from_request_parts(parts, api).await?;
+        match api.identity.check_own_link(parts) {
+            Ok(()) => Ok(OwnLink(caller)),
+            // Back from signing in, too: the page above has the link.
+            Err(_) => {
+                let path = parts.uri.path();
+                let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
+                Err(Redirect::to(above).into_response())
+            }
+        }
+    }
+}
+
+/// The tenant that a page is of.
+pub struct Of(pub Uuid);
+
+impl FromRequestParts<Api> for Of {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Of, Response> {
+        let Path(text) = Path::<String>::from_request_parts(parts, api)
+            .await
+            .map_err(|_| not_found())?;
+        // Whoever is not signed in is told that first, by the argument before.
+        TenantId::parse(&text).map(Of).map_err(|_| not_found())
+    }
+}
+
+fn turned_away(parts: &Parts, refused: Refused) -> Response {
+    let ended = match refused {
+        Refused::Missing => "",
+        // It expired, or was taken back, or the issuer's key is no more.
+        Refused::Invalid(_) => "&ended",
+        refused => return Trouble::from(ApiError::from(refused)).into_response(),
+    };
+    let back = match (&parts.method, parts.uri.path_and_query()) {
+        (&Method::GET, Some(path)) => path.as_str(),
+        _ => "/",
+    };
+    let back: String = form_urlencoded::byte_serialize(back.as_bytes()).collect();
+    Redirect::to(&format!("/sign-in?return={back}{ended}")).into_response()
+}
+
+/// Nothing is there, or nothing that the visitor may know of.
+pub fn not_found() -> Response {
+    Trouble::from(ApiError::from(VpnError::TenantNotFound)).into_response()
+}
+
+/// A parameter of a query or form, the first of that name.
+pub fn parameter(text: &str, name: &str) -> Option<String> {
+    let mut fields = form_urlencoded::parse(text.as_bytes());
+    let (_, value) = fields.find(|(found, _)| found == name)?;
+    Some(value.into_owned())
+}
