@@ -1,5 +1,7 @@
 //! `vpn-edge controller`: lifecycle and API of a cluster.
 
+mod health;
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use crate::cluster::lease::Candidate;
 use crate::cluster::sessions::ClusterSessions;
 use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
 use crate::cluster::{self, catalog};
-use crate::controller::{Controller, Settings, health, steered};
+use crate::controller::{Controller, Settings, steered};
 use crate::domain::{Pool, Pools, Steered};
 use crate::http::{HttpServer, TlsArgs, listen};
 use crate::{api, app};

@@ -1,7 +1,6 @@
 //! The tenants' lifecycle, carried out: gateways made and removed until they
 //! are what the registry asks for, and what came of it written back.
 
-pub(crate) mod health;
 pub mod plan;
 pub(crate) mod steered;
 mod troubles;
