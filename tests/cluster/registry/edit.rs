@@ -178,7 +178,8 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
             let made = scene.cluster.run(secrets.create(&post, &secret(name)?));
             refused(made.map(drop), &format!("{what}: create the Secret {name}"))?;
         }
-        let made = services.create(&post, &service(GATEWAY, 30_007)?);
+        let service = service(GATEWAY, 30_007)?;
+        let made = services.create(&post, &service);
         refused(
             scene.cluster.run(made).map(drop),
             &format!("{what}: create the Service"),
@@ -206,7 +207,8 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
     run(deleted.map(drop), "delete the Secret")?;
     let deleted = scene.cluster.run(services.delete(GATEWAY, &delete));
     run(deleted.map(drop), "delete the Service")?;
-    let all = secrets.delete_collection(&delete, &ListParams::default());
+    let any = ListParams::default();
+    let all = secrets.delete_collection(&delete, &any);
     run(scene.cluster.run(all).map(drop), "delete all Secrets")?;
 
     // Other names are the editor's own, and who administers the cluster may all.

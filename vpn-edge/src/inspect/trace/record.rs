@@ -11,13 +11,14 @@ use vpn_edge_common::{
     Allocation, DropReason, Edge, Flows, Limits, Sessions, Word, Words, address, mode,
 };
 use vpn_edge_ebpf::flow::{self, Client};
+use vpn_edge_ebpf::forwarding::Journey;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{self, Direction};
 use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, UNKNOWN};
 use vpn_edge_ebpf::mac1::Scratch;
 use vpn_edge_ebpf::parse::{Located, Unlocated, locate};
 use vpn_edge_ebpf::session;
-use vpn_edge_ebpf::steer::{self, Journey, Refusal, Rung, Steered};
+use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::world::World;
 

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use vpn_edge_common::{Words, address};
+use vpn_edge_ebpf::forwarding::{Ends, Journey};
 use vpn_edge_ebpf::guard::{Admission, Admitted};
-use vpn_edge_ebpf::steer::{self, Ends, Journey, Steered};
+use vpn_edge_ebpf::steer::{self, Steered};
 
 use super::packet::Glance;
 use super::record::Step;
