@@ -8,6 +8,7 @@ pub mod edge_source;
 pub mod gateways;
 pub mod lease;
 mod names;
+mod port_service;
 pub mod sessions;
 pub mod tenants;
 

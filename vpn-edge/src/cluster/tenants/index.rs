@@ -10,8 +10,9 @@ use kube::Resource;
 use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
-use super::convert::{Held, KeysSecret, View, created, held, keys_secret, version};
+use super::convert::{KeysSecret, View, created, keys_secret, version};
 use super::shelf::{Name, Shelf};
+use crate::cluster::port_service::{Held, held};
 use crate::cluster::{GATEWAY, KEYS, TENANT, VpnTenant};
 use crate::domain::{Pools, PortPool, Ports, Tenant};
 

@@ -19,13 +19,14 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroize as _;
 
-use super::convert::{Held, Kept, View, secret};
+use super::convert::{Kept, View, secret};
 use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
 use super::request::{Miss, exactly, params, patching, prompt, storage};
 use super::wishes::{self, Wish};
 use super::{Inner, claim, status};
 use crate::backoff::Backoff;
+use crate::cluster::port_service::Held;
 use crate::cluster::{FINALIZER, GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantStatus};
 use crate::domain::{State, Tenant, VpnError};
 use crate::registry::{Change, RegistryError, UpdateError};
