@@ -184,11 +184,10 @@ fn all_addresses_of_all_other_nodes_are_edges() {
     ];
     assert_eq!(edges(&index), expected);
 
-    let gone = from_value(nodes[2].clone()).unwrap();
-    assert!(index.nodes.feed(&Event::Delete(gone)));
+    assert!(index.nodes.feed(&Event::Delete(parse(nodes[2].clone()))));
     assert_eq!(edges(&index), expected[..4]);
     let moved = addressed("worker-2", &[("InternalIP", "198.51.100.99")]);
-    assert!(index.nodes.feed(&Event::Apply(from_value(moved).unwrap())));
+    assert!(index.nodes.feed(&Event::Apply(parse(moved))));
     assert_eq!(edges(&index), ["198.51.100.99"]);
 }
 
