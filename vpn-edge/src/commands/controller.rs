@@ -16,10 +16,10 @@ use vpn_edge_common::NODE_SLOT;
 
 use crate::auth::IdentityArgs;
 use crate::cluster::audit::KubeLog;
-use crate::cluster::gateways::{self as kube_gateways, KubeGateways};
+use crate::cluster::gateways::{self, KubeGateways};
 use crate::cluster::lease::Candidate;
 use crate::cluster::sessions::ClusterSessions;
-use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
+use crate::cluster::tenants::{self, KubeRegistry};
 use crate::cluster::{self, catalog};
 use crate::controller::{Controller, Settings, steered};
 use crate::domain::{Pool, Pools, Steered};
@@ -198,28 +198,18 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         None => cluster::own_image(client.clone(), &args.namespace, &identity).await?,
     };
 
-    let registry = Arc::new(
-        KubeRegistry::start(
-            client.clone(),
-            kube_registry::Settings {
-                pools: pools.clone(),
-                cluster_ranges: args.cluster_ranges.clone(),
-                tunnel_ipv6: args.tunnel_ipv6,
-            },
-        )
-        .await?,
-    );
-    let gateways = Arc::new(
-        KubeGateways::start(
-            client.clone(),
-            kube_gateways::Settings {
-                image_pull_secrets: args.image_pull_secrets.clone(),
-                mtu: args.mtu,
-                ..kube_gateways::Settings::new(image)
-            },
-        )
-        .await?,
-    );
+    let tenants = tenants::Settings {
+        pools: pools.clone(),
+        cluster_ranges: args.cluster_ranges.clone(),
+        tunnel_ipv6: args.tunnel_ipv6,
+    };
+    let gateways = gateways::Settings {
+        image_pull_secrets: args.image_pull_secrets.clone(),
+        mtu: args.mtu,
+        ..gateways::Settings::new(image)
+    };
+    let (registry, gateways) = cluster::start(client.clone(), tenants, gateways).await?;
+    let (registry, gateways) = (Arc::new(registry), Arc::new(gateways));
     let steered = steered::follow(registry.clone(), gateways.clone());
     let backends = api::Backends {
         registry: registry.clone(),

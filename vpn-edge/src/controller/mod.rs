@@ -20,6 +20,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
 use crate::domain::subnet::{tunnel_subnet, tunnel_subnet6};
 use crate::domain::tenant::check_versions;
 use crate::domain::{GatewayState, Observed, State, Steered, Tenant};
@@ -29,9 +30,8 @@ use crate::registry::{Change, Registry, UpdateError};
 /// Deadlines are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Pause before the second attempt at a gateway; doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pauses between attempts at a gateway.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// What gateways are made with, the same for all.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub struct Controller {
 
 /// Attempts at a removal.
 struct Removal {
-    pause: Duration,
+    backoff: Backoff,
     next: Instant,
     failure: Option<String>,
 }
@@ -75,7 +75,7 @@ struct Removal {
 /// Attempts at one generation of a tenant's gateway.
 struct Attempts {
     generation: u64,
-    pause: Duration,
+    backoff: Backoff,
     next: Instant,
     failure: Option<String>,
 }
@@ -213,15 +213,14 @@ impl Controller {
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.entry(tenant.id).or_insert(Attempts {
             generation,
-            pause: FIRST_PAUSE,
+            backoff: BACKOFF,
             next: now,
             failure: None,
         });
         if busy || now < attempts.next {
             return;
         }
-        attempts.next = now + attempts.pause;
-        attempts.pause = (attempts.pause * 2).min(LONGEST_PAUSE);
+        attempts.next = now + attempts.backoff.pause();
         let subnet = match tunnel_subnet(tenant.id, &self.settings.cluster_ranges) {
             Ok(subnet) => subnet,
             Err(error) => {
@@ -280,11 +279,11 @@ impl Controller {
             }
             None if failure.is_none() => drop(self.removals.remove(&port)),
             None => {
-                let before = self.removals.get(&port);
-                let pause = before.map_or(FIRST_PAUSE, |before| before.pause);
+                let before = self.removals.get(&port).map(|before| before.backoff);
+                let mut backoff = before.unwrap_or(BACKOFF);
                 let removal = Removal {
-                    pause: (pause * 2).min(LONGEST_PAUSE),
-                    next: Instant::now() + pause,
+                    next: Instant::now() + backoff.pause(),
+                    backoff,
                     failure,
                 };
                 self.removals.insert(port, removal);

@@ -23,6 +23,7 @@ use super::objects::{self, Shape, annotation};
 use super::rollout::{self, Standing};
 use super::settings::Place;
 use super::{KubeGateways, drift, late};
+use crate::backoff::Backoff;
 use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::domain::GatewayState;
 
@@ -58,6 +59,7 @@ enum Purpose {
 struct Pause {
     next: Instant,
     length: Duration,
+    backoff: Backoff,
 }
 
 impl KubeGateways {
@@ -354,10 +356,15 @@ impl Upkeep {
             Purpose::Replace => FIRST_PAUSE * 4,
             Purpose::RollOut | Purpose::ChangeBack => LONGEST_PAUSE,
         };
-        let before = self.pauses.get(&key);
-        let length = before.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(longest));
-        let next = Instant::now() + length;
-        self.pauses.insert(key, Pause { next, length });
+        let before = self.pauses.get(&key).map(|pause| pause.backoff);
+        let mut backoff = before.unwrap_or(Backoff::new(FIRST_PAUSE, longest));
+        let length = backoff.pause();
+        let pause = Pause {
+            next: Instant::now() + length,
+            length,
+            backoff,
+        };
+        self.pauses.insert(key, pause);
     }
 }
 
