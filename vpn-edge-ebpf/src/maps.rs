@@ -110,7 +110,7 @@ impl World<'static> for Kernel {
 
     #[inline(always)]
     fn is_node(&self, address: Words) -> bool {
-        NODES.get_ptr(&address).is_some()
+        NODES.get_ptr(address).is_some()
     }
 
     #[inline(always)]

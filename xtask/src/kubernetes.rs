@@ -1,6 +1,6 @@
 //! `cargo xtask kubernetes`: a control plane, built once from its Go modules.
 
-use crate::setup;
+use crate::step::step;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -23,13 +23,6 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
 ];
-
-pub fn print() -> Result<()> {
-    for (_, folder) in setup::ready(&[setup::Need::Kubernetes])? {
-        println!("{}", folder.display());
-    }
-    Ok(())
-}
 
 /// Whether `folder` can succeed; the error says what the machine lacks.
 pub fn buildable() -> Result<()> {
@@ -156,7 +149,7 @@ fn compile(version: &str, into: &Path) -> Result<()> {
         // With the slash it is a folder, for all packages at once.
         .arg(into.join(""))
         .args(PROGRAMS.map(|(_, package)| package));
-    setup::step(&format!("building Kubernetes {version}"), go)?;
+    step(&format!("building Kubernetes {version}"), go)?;
     // Go names a program after its package's folder.
     fs::rename(into.join("server"), into.join("etcd"))?;
     Ok(())

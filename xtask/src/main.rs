@@ -18,6 +18,7 @@ mod programs;
 mod schemathesis;
 mod screenshots;
 mod setup;
+mod step;
 mod test;
 mod tidy;
 mod workspace;
@@ -88,7 +89,12 @@ fn run(task: Xtask) -> Result<()> {
         Xtask::Bench { names } => bench::run(&names),
         Xtask::Crds => crds::run(),
         Xtask::Fuzz { seconds, keep } => fuzz::run(seconds, keep),
-        Xtask::Kubernetes => kubernetes::print(),
+        Xtask::Kubernetes => {
+            for (_, folder) in setup::ready(&[setup::Need::Kubernetes])? {
+                println!("{}", folder.display());
+            }
+            Ok(())
+        }
         Xtask::Lint => lint::run(),
     }
 }

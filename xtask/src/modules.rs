@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// What rooms of `vpn-edge/src` may use of each other; those that are not named
 /// put others together.
 const ROOMS: &[(&str, &str)] = &[
+    ("backoff", ""),
     ("wireguard", ""),
     ("domain", "wireguard"),
     ("netlink", ""),
@@ -30,14 +31,14 @@ const ROOMS: &[(&str, &str)] = &[
     ),
     (
         "cluster",
-        "agent audit catalog domain gateway gateways netlink network registry sessions wireguard",
+        "agent audit backoff catalog domain gateway gateways netlink network registry sessions wireguard",
     ),
     // What is before them.
     (
         "agent",
         "conntrack datapath domain gateways network registry wireguard",
     ),
-    ("controller", "domain gateways registry"),
+    ("controller", "backoff domain gateways registry"),
     (
         "gateway",
         "datapath domain ethtool gateways netlink wireguard",

@@ -1,7 +1,7 @@
 //! What the tests of the pages take from npm, installed once: what drives a
 //! browser, and an OpenID provider to sign in with.
 
-use crate::setup;
+use crate::step::step;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -38,7 +38,7 @@ pub fn folder() -> Result<PathBuf> {
     let mut npm = Command::new("npm");
     npm.current_dir(&scratch)
         .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
-    let installed = setup::step("installing the tests' npm packages", npm);
+    let installed = step("installing the tests' npm packages", npm);
     if installed.is_ok() && !complete() {
         // Fails where another run was first.
         let _ = fs::rename(&scratch, &folder);

@@ -1,7 +1,7 @@
 //! What throws requests at the API in the tests: PyPI's schemathesis, installed
 //! once.
 
-use crate::setup;
+use crate::step::step;
 use crate::workspace;
 use anyhow::{Context, Result};
 use std::env;
@@ -40,12 +40,12 @@ pub fn python() -> Result<PathBuf> {
     let install = || {
         let mut venv = Command::new("python3");
         venv.args(["-m", "venv"]).arg(&scratch);
-        setup::step("making a Python environment", venv)?;
+        step("making a Python environment", venv)?;
         let mut pip = Command::new(scratch.join("bin/python"));
         pip.args(["-m", "pip", "install", "--no-deps", "--only-binary=:all:"])
             .args(["--disable-pip-version-check", "--requirement"])
             .arg(&requirements);
-        setup::step("installing schemathesis", pip)?;
+        step("installing schemathesis", pip)?;
         // Fails where another run was first.
         let _ = fs::rename(&scratch, &folder);
         Ok(())

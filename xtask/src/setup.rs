@@ -5,17 +5,14 @@ use crate::kubernetes;
 use crate::monitoring;
 use crate::npm;
 use crate::schemathesis;
-use crate::workspace::{self, cargo};
+use crate::step::step;
+use crate::workspace::cargo;
 use anyhow::{Context, Result, anyhow, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::VecDeque;
 use std::fs;
-use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 /// What a command or a suite needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,48 +318,4 @@ fn is_root() -> Result<bool> {
         .context("/proc is not mounted")?
         .uid()
         == 0)
-}
-
-/// Runs a command that talks much and matters little, unless it fails.
-pub fn step(what: &str, mut command: Command) -> Result<()> {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(
-        ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}")
-            .expect("a valid template"),
-    );
-    bar.set_prefix(what.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let started = Instant::now();
-    let terminal = io::stderr().is_terminal();
-    if !terminal {
-        eprintln!("{what}");
-    }
-
-    let line = workspace::line(&command);
-    let (output, writer) = io::pipe()?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("{what}: cannot run `{line}`"))?;
-    drop(command); // and with it the pipe's writing end
-    let mut last = VecDeque::new();
-    for text in BufReader::new(output).split(b'\n') {
-        let text = String::from_utf8_lossy(&text?).trim_end().to_owned();
-        bar.set_message(text.clone());
-        last.push_back(text);
-        if last.len() > 20 {
-            last.pop_front();
-        }
-    }
-    let status = child.wait()?;
-    bar.finish_and_clear();
-    if !status.success() {
-        let last = Vec::from(last).join("\n");
-        bail!("{what}: `{line}` failed ({status}):\n{last}");
-    }
-    eprintln!("{what}: done in {} s", started.elapsed().as_secs());
-    Ok(())
 }

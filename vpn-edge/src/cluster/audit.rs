@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use self::page::{Edit, LAST, Page, SELECTOR, name};
 use crate::audit::{Limits, Log, LogError, Outcome, Query, Record, living};
+use crate::backoff::Backoff;
 use crate::cluster::{MANAGER, label};
 use crate::registry::Registry;
 
@@ -229,7 +230,7 @@ impl Inner {
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, PATIENCE);
         loop {
             let map = self.maps.get_opt(&name).await.map_err(failed)?;
             let mut page = map.as_ref().map(Page::read).unwrap_or_default();
@@ -255,8 +256,7 @@ impl Inner {
                         // But not where the namespace is missing.
                         || (!new && status.is_not_found()) =>
                 {
-                    sleep(pause).await;
-                    pause *= 2;
+                    sleep(backoff.pause()).await;
                 }
                 Err(error) => return Err(failed(error)),
             }

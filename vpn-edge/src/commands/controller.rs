@@ -1,5 +1,7 @@
 //! `vpn-edge controller`: lifecycle and API of a cluster.
 
+mod health;
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,12 +16,12 @@ use vpn_edge_common::NODE_SLOT;
 
 use crate::auth::IdentityArgs;
 use crate::cluster::audit::KubeLog;
-use crate::cluster::gateways::{self as kube_gateways, KubeGateways};
+use crate::cluster::gateways::{self, KubeGateways};
 use crate::cluster::lease::Candidate;
 use crate::cluster::sessions::ClusterSessions;
-use crate::cluster::tenants::{self as kube_registry, KubeRegistry};
+use crate::cluster::tenants::{self, KubeRegistry};
 use crate::cluster::{self, catalog};
-use crate::controller::{Controller, health, steered};
+use crate::controller::{Controller, steered};
 use crate::domain::{Pool, Pools, Steered, TunnelSettings};
 use crate::http::{HttpServer, TlsArgs, listen};
 use crate::{api, app};
@@ -202,26 +204,16 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         ipv6: args.tunnel_ipv6,
         mtu: args.mtu,
     };
-    let registry = Arc::new(
-        KubeRegistry::start(
-            client.clone(),
-            kube_registry::Settings {
-                pools: pools.clone(),
-                tunnels: tunnels.clone(),
-            },
-        )
-        .await?,
-    );
-    let gateways = Arc::new(
-        KubeGateways::start(
-            client.clone(),
-            kube_gateways::Settings {
-                image_pull_secrets: args.image_pull_secrets.clone(),
-                ..kube_gateways::Settings::new(image)
-            },
-        )
-        .await?,
-    );
+    let tenants = tenants::Settings {
+        pools: pools.clone(),
+        tunnels: tunnels.clone(),
+    };
+    let gateways = gateways::Settings {
+        image_pull_secrets: args.image_pull_secrets.clone(),
+        ..gateways::Settings::new(image)
+    };
+    let (registry, gateways) = cluster::start(client.clone(), tenants, gateways).await?;
+    let (registry, gateways) = (Arc::new(registry), Arc::new(gateways));
     let steered = steered::follow(registry.clone(), gateways.clone());
     let backends = api::Backends {
         registry: registry.clone(),

@@ -1,7 +1,6 @@
 //! The tenants' lifecycle, carried out: gateways made and removed until they
 //! are what the registry asks for, and what came of it written back.
 
-pub(crate) mod health;
 pub mod plan;
 pub(crate) mod steered;
 mod troubles;
@@ -19,6 +18,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
 use crate::domain::tenant::check_versions;
 use crate::domain::{GatewayState, Observed, State, Steered, Tenant, TunnelSettings};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
@@ -27,9 +27,8 @@ use crate::registry::{Change, Registry, UpdateError};
 /// Deadlines are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Pause before the second attempt at a gateway; doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pauses between attempts at a gateway.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// Gateways that are made at a time, that are removed, and tenants that are
 /// written back.
@@ -59,7 +58,7 @@ pub struct Controller {
 
 /// Attempts at a removal.
 struct Removal {
-    pause: Duration,
+    backoff: Backoff,
     next: Instant,
     failure: Option<String>,
 }
@@ -67,7 +66,7 @@ struct Removal {
 /// Attempts at one generation of a tenant's gateway.
 struct Attempts {
     generation: u64,
-    pause: Duration,
+    backoff: Backoff,
     next: Instant,
     failure: Option<String>,
 }
@@ -224,15 +223,14 @@ impl Controller {
         let now = Instant::now();
         let attempts = self.attempts.entry(id).or_insert(Attempts {
             generation,
-            pause: FIRST_PAUSE,
+            backoff: BACKOFF,
             next: now,
             failure: None,
         });
         if busy || now < attempts.next {
             return;
         }
-        attempts.next = now + attempts.pause;
-        attempts.pause = (attempts.pause * 2).min(LONGEST_PAUSE);
+        attempts.next = now + attempts.backoff.pause();
         if let Err(error) = check_versions(&spec.tunnel.live.networks, self.settings.ipv6) {
             // A gateway that there is goes on.
             tracing::error!(tenant = %id, "its networks stay as they were: {error}");
@@ -272,11 +270,11 @@ impl Controller {
             }
             None if failure.is_none() => drop(self.removals.remove(&port)),
             None => {
-                let before = self.removals.get(&port);
-                let pause = before.map_or(FIRST_PAUSE, |before| before.pause);
+                let before = self.removals.get(&port).map(|before| before.backoff);
+                let mut backoff = before.unwrap_or(BACKOFF);
                 let removal = Removal {
-                    pause: (pause * 2).min(LONGEST_PAUSE),
-                    next: Instant::now() + pause,
+                    next: Instant::now() + backoff.pause(),
+                    backoff,
                     failure,
                 };
                 self.removals.insert(port, removal);

@@ -15,12 +15,10 @@ use uuid::Uuid;
 
 use super::parts::{EndpointSlice, Node, VpnTenant};
 use crate::agent::{Allocated, World};
+use crate::cluster::cache::{Cache, Name};
 use crate::cluster::{GATEWAY, TENANT, label};
 use crate::domain::{GatewayState, TunnelDigest};
 use crate::gateways::{Addresses, Gateway, Location};
-
-/// Namespace and name; nodes have no namespace.
-type Key = (String, String);
 
 /// What is kept of a resource.
 pub(super) trait Row: Sized + PartialEq {
@@ -32,70 +30,28 @@ pub(super) trait Row: Sized + PartialEq {
 
 /// All resources of a kind.
 #[derive(Debug)]
-pub(super) struct Table<R> {
-    /// None before the first complete list.
-    rows: Option<BTreeMap<Key, R>>,
-    /// A list that is being read.
-    coming: BTreeMap<Key, R>,
-}
+pub(super) struct Table<R>(Cache<R>);
 
 impl<R> Default for Table<R> {
     fn default() -> Self {
-        Self {
-            rows: None,
-            coming: BTreeMap::new(),
-        }
+        Self(Cache::default())
     }
 }
 
 impl<R: Row> Table<R> {
-    /// Takes what a watch tells. Whether that changed anything.
-    pub fn feed(&mut self, event: Event<R::Object>) -> bool {
-        match event {
-            Event::Init => {
-                self.coming.clear();
-                false
-            }
-            Event::InitApply(object) => {
-                if let Some(row) = R::of(&object) {
-                    self.coming.insert(key(&object), row);
-                }
-                false
-            }
-            Event::InitDone => {
-                let rows = Some(std::mem::take(&mut self.coming));
-                let changed = self.rows != rows;
-                self.rows = rows;
-                changed
-            }
-            Event::Apply(object) => {
-                let (key, row) = (key(&object), R::of(&object));
-                let Some(rows) = &mut self.rows else {
-                    return false;
-                };
-                if rows.get(&key) == row.as_ref() {
-                    return false;
-                }
-                match row {
-                    Some(row) => drop(rows.insert(key, row)),
-                    None => drop(rows.remove(&key)),
-                }
-                true
-            }
-            Event::Delete(object) => self
-                .rows
-                .as_mut()
-                .is_some_and(|rows| rows.remove(&key(&object)).is_some()),
-        }
+    /// Takes what a watch tells. Whether that changed anything: most news of nodes
+    /// say nothing that matters here.
+    pub fn feed(&mut self, event: &Event<R::Object>) -> bool {
+        let was_complete = self.0.is_complete();
+        let changes = self.0.take(event, R::of);
+        let mut changes = changes.iter();
+        let changed = changes.any(|change| self.0.get(&change.name) != change.before.as_ref());
+        self.0.is_complete() && (changed || !was_complete)
     }
 
-    fn rows(&self) -> impl Iterator<Item = (&Key, &R)> {
-        self.rows.iter().flatten()
+    fn rows(&self) -> impl Iterator<Item = (&Name, &R)> {
+        self.0.iter()
     }
-}
-
-fn key(object: &impl ResourceExt) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// A VpnTenant.
@@ -258,12 +214,12 @@ impl Index {
     /// What has not been listed yet.
     pub fn missing(&self) -> Vec<&'static str> {
         [
-            ("vpntenants", self.tenants.rows.is_none()),
-            ("endpointslices", self.slices.rows.is_none()),
-            ("nodes", self.nodes.rows.is_none()),
+            ("vpntenants", self.tenants.0.is_complete()),
+            ("endpointslices", self.slices.0.is_complete()),
+            ("nodes", self.nodes.0.is_complete()),
         ]
         .into_iter()
-        .filter_map(|(name, missing)| missing.then_some(name))
+        .filter_map(|(name, is_complete)| (!is_complete).then_some(name))
         .collect()
     }
 
@@ -338,7 +294,7 @@ impl Index {
                     return None;
                 }
                 let node = (String::new(), pod.node?.to_owned());
-                let node = self.nodes.rows.as_ref()?.get(&node)?.internal;
+                let node = self.nodes.0.get(&node)?.internal;
                 // A node has more IP versions than its pods in many a cluster.
                 let addresses = Addresses {
                     v4: node.v4.filter(|_| pod.addresses.v4.is_some()),

@@ -1,10 +1,21 @@
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use proptest::prelude::*;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 
 use super::*;
 use crate::wireguard::PrivateKey;
 
 const HOME: &str = "worker-1";
+
+/// As the API server tells of it, each time in another version.
+fn parse<O: DeserializeOwned>(mut object: Value) -> O {
+    static VERSION: AtomicU64 = AtomicU64::new(1);
+    let version = VERSION.fetch_add(1, Relaxed);
+    object["metadata"]["resourceVersion"] = json!(version.to_string());
+    from_value(object).unwrap()
+}
 
 fn key() -> String {
     PrivateKey::from_bytes([1; 32]).public().to_string()
@@ -71,13 +82,13 @@ fn node(name: &str, addresses: &[&str]) -> Value {
 
 fn list<R: Row>(table: &mut Table<R>, objects: &[Value]) -> bool
 where
-    R::Object: serde::de::DeserializeOwned,
+    R::Object: DeserializeOwned,
 {
-    table.feed(Event::Init);
+    table.feed(&Event::Init);
     for object in objects {
-        table.feed(Event::InitApply(from_value(object.clone()).unwrap()));
+        table.feed(&Event::InitApply(parse(object.clone())));
     }
-    table.feed(Event::InitDone)
+    table.feed(&Event::InitDone)
 }
 
 /// An index that has been told all of this.
@@ -122,9 +133,7 @@ fn there_is_no_world_before_all_is_listed() {
     list(&mut index.slices, &[]);
     assert_eq!((index.seen(), index.missing()), (None, vec!["nodes"]));
     // Of a watch without a list.
-    index
-        .nodes
-        .feed(Event::Apply(from_value(node(HOME, &[])).unwrap()));
+    index.nodes.feed(&Event::Apply(parse(node(HOME, &[]))));
     assert_eq!(index.seen(), None);
     assert!(list(&mut index.nodes, &[]), "known to be none is news");
     assert_eq!(index.seen(), Some(Seen::default()));
@@ -175,11 +184,10 @@ fn all_addresses_of_all_other_nodes_are_edges() {
     ];
     assert_eq!(edges(&index), expected);
 
-    let gone = from_value(nodes[2].clone()).unwrap();
-    assert!(index.nodes.feed(Event::Delete(gone)));
+    assert!(index.nodes.feed(&Event::Delete(parse(nodes[2].clone()))));
     assert_eq!(edges(&index), expected[..4]);
     let moved = addressed("worker-2", &[("InternalIP", "198.51.100.99")]);
-    assert!(index.nodes.feed(Event::Apply(from_value(moved).unwrap())));
+    assert!(index.nodes.feed(&Event::Apply(parse(moved))));
     assert_eq!(edges(&index), ["198.51.100.99"]);
 }
 
@@ -419,31 +427,30 @@ fn what_says_nothing_new_is_no_change() {
     let mut index = index(&[tenant(1, 3, 31_000)], &[]);
     let mut same = tenant(1, 3, 31_000);
     same["status"]["phase"] = json!("enabled");
-    same["metadata"]["resourceVersion"] = json!("9");
-    let apply = |value: Value| Event::Apply(from_value(value).unwrap());
-    assert!(!index.tenants.feed(apply(same)));
+    let apply = |value: Value| Event::Apply(parse(value));
+    assert!(!index.tenants.feed(&apply(same)));
     assert!(!list(&mut index.tenants, &[tenant(1, 3, 31_000)]));
-    assert!(index.tenants.feed(apply(tenant(1, 4, 31_000))));
-    let gone = from_value(tenant(9, 1, 31_009)).unwrap();
-    assert!(!index.tenants.feed(Event::Delete(gone)));
+    assert!(index.tenants.feed(&apply(tenant(1, 4, 31_000))));
+    let gone = parse(tenant(9, 1, 31_009));
+    assert!(!index.tenants.feed(&Event::Delete(gone)));
 
     let beat = node(HOME, &["198.51.100.21"]);
-    assert!(!index.nodes.feed(Event::Apply(from_value(beat).unwrap())));
+    assert!(!index.nodes.feed(&Event::Apply(parse(beat))));
 }
 
 #[test]
 fn a_list_that_is_read_anew_counts_when_it_is_complete() {
     let mut index = index(&[tenant(1, 3, 31_000), tenant(2, 1, 31_001)], &[]);
     let before = index.seen();
-    assert!(!index.tenants.feed(Event::Init));
-    let kept = from_value(tenant(2, 1, 31_001)).unwrap();
-    assert!(!index.tenants.feed(Event::InitApply(kept)));
+    assert!(!index.tenants.feed(&Event::Init));
+    let kept = parse(tenant(2, 1, 31_001));
+    assert!(!index.tenants.feed(&Event::InitApply(kept)));
     assert_eq!(index.seen(), before);
     // It fails half-way, and begins again.
-    index.tenants.feed(Event::Init);
-    let kept = from_value(tenant(1, 3, 31_000)).unwrap();
-    index.tenants.feed(Event::InitApply(kept));
-    assert!(index.tenants.feed(Event::InitDone));
+    index.tenants.feed(&Event::Init);
+    let kept = parse(tenant(1, 3, 31_000));
+    index.tenants.feed(&Event::InitApply(kept));
+    assert!(index.tenants.feed(&Event::InitDone));
     let allocated = index.seen().unwrap().world.allocated;
     assert_eq!(allocated.len(), 1);
     assert_eq!(allocated[0].tenant, id(1));
@@ -488,17 +495,16 @@ fn store<K: Ord, R: Row>(
     key: K,
     object: Option<Value>,
 ) where
-    R::Object: serde::de::DeserializeOwned,
+    R::Object: DeserializeOwned,
 {
-    let parse = |object: Value| from_value(object).unwrap();
     match object {
         Some(object) => {
             objects.insert(key, object.clone());
-            table.feed(Event::Apply(parse(object)));
+            table.feed(&Event::Apply(parse(object)));
         }
         None => {
             if let Some(object) = objects.remove(&key) {
-                table.feed(Event::Delete(parse(object)));
+                table.feed(&Event::Delete(parse(object)));
             }
         }
     }

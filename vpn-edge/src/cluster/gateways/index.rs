@@ -17,15 +17,14 @@ use uuid::Uuid;
 use super::objects::{Shape, annotation};
 use super::settings::Place;
 use super::state::state;
+use crate::cluster::cache::{Cache, name, version};
 use crate::cluster::{GATEWAY, TENANT, VpnTenant, label};
 use crate::domain::{GatewayState, TunnelDigest};
 use crate::gateways::Gateway;
 
-/// Objects of one kind, by namespace and name.
+/// Objects of one kind.
 pub struct Objects<K> {
-    known: BTreeMap<(String, String), Arc<K>>,
-    /// Those in the list that is being read.
-    listed: BTreeSet<(String, String)>,
+    cache: Cache<Arc<K>>,
     /// Namespaces in which something is new.
     news: BTreeSet<String>,
 }
@@ -33,97 +32,73 @@ pub struct Objects<K> {
 impl<K> Default for Objects<K> {
     fn default() -> Self {
         Self {
-            known: BTreeMap::new(),
-            listed: BTreeSet::new(),
+            cache: Cache::default(),
             news: BTreeSet::new(),
         }
     }
 }
 
-impl<K: ResourceExt> Objects<K> {
-    /// Takes in what a watch tells.
-    pub fn take(&mut self, event: Event<K>) {
-        match event {
-            Event::Init => self.listed.clear(),
-            Event::InitApply(object) => {
-                self.listed.insert(key(&object));
-                self.put(object);
-            }
-            Event::InitDone => {
-                let listed = std::mem::take(&mut self.listed);
-                let gone = |key: &(String, String)| !listed.contains(key);
-                let gone = self.known.extract_if(.., |key, _| gone(key));
-                self.news.extend(gone.map(|((namespace, _), _)| namespace));
-            }
-            Event::Apply(object) => self.put(object),
-            Event::Delete(object) => {
-                let key = key(&object);
-                // Another may have been made in its place already.
-                if let Some(known) = self.known.get(&key)
-                    && version(&**known) <= version(&object)
-                {
-                    self.remove(&key);
-                }
-            }
-        }
+impl<K: ResourceExt + Clone> Objects<K> {
+    /// Takes in what a watch tells of gateways' objects and of tenants, and returns
+    /// the namespaces in which it was news.
+    pub fn take(&mut self, event: &Event<K>) -> BTreeSet<String> {
+        let keep = |object: &K| is_ours(object).then(|| kept(object.clone()));
+        let changes = self.cache.take(event, keep);
+        let changed = changes.into_iter().map(|change| change.name.0);
+        let changed: BTreeSet<String> = changed.collect();
+        self.news.extend(changed.iter().cloned());
+        changed
     }
 
     /// Takes in an object, unless a newer one is known.
-    pub fn put(&mut self, mut object: K) {
-        object.managed_fields_mut().clear();
-        let key = key(&object);
-        if let Some(known) = self.known.get(&key)
-            && version(&**known) > version(&object)
-        {
-            return;
-        }
-        self.news.insert(key.0.clone());
-        self.known.insert(key, Arc::new(object));
-    }
-
-    fn remove(&mut self, key: &(String, String)) {
-        self.news.insert(key.0.clone());
-        self.known.remove(key);
+    pub fn put(&mut self, object: K) {
+        let (name, version) = (name(&object), version(&object));
+        let change = self.cache.apply(name, version, kept(object));
+        self.news.extend(change.map(|change| change.name.0));
     }
 
     /// Forgets the gateway's object in the namespace, if it is for the port.
     fn forget(&mut self, namespace: &str, of: u16) {
         if self.get(namespace).and_then(|found| port(&**found)) == Some(of) {
-            self.remove(&(namespace.to_owned(), GATEWAY.to_owned()));
+            let name = (namespace.to_owned(), GATEWAY.to_owned());
+            let change = self.cache.delete(&name, self.cache.version(&name));
+            self.news.extend(change.map(|change| change.name.0));
         }
     }
 
     /// The gateway's object in the namespace.
     pub fn get(&self, namespace: &str) -> Option<&Arc<K>> {
-        self.known.get(&(namespace.to_owned(), GATEWAY.to_owned()))
+        self.named(namespace, GATEWAY)
+    }
+
+    fn named(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
+        self.cache.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     pub fn within<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a K> {
-        let first = (namespace.to_owned(), String::new());
-        let rest = self
-            .known
-            .range(first..)
-            .map(|(key, object)| (key, &**object));
-        rest.take_while(move |((of, _), _)| of == namespace)
-            .map(|(_, object)| object)
+        self.cache.within(namespace).map(|object| &**object)
     }
 
     pub fn all(&self) -> impl Iterator<Item = &K> {
-        self.known.values().map(|object| &**object)
+        self.cache.iter().map(|(_, object)| &**object)
     }
 
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
-        self.known.keys().map(|(namespace, _)| &**namespace)
+        self.cache.iter().map(|((namespace, _), _)| &**namespace)
     }
 }
 
-fn key(object: &impl ResourceExt) -> (String, String) {
-    (object.namespace().unwrap_or_default(), object.name_any())
+/// Whether it may be a gateway's, which have its name or are labelled with it, or a
+/// tenant: some watches tell of more.
+fn is_ours(object: &impl ResourceExt) -> bool {
+    let label = object.labels().get(label::NAME);
+    matches!(&*object.name_any(), GATEWAY | TENANT) || label.is_some_and(|name| name == GATEWAY)
 }
 
-fn version(object: &impl ResourceExt) -> u64 {
-    let version = object.resource_version();
-    version.and_then(|text| text.parse().ok()).unwrap_or(0)
+/// Nobody here reads who has set which field.
+fn kept<K: ResourceExt>(mut object: K) -> Arc<K> {
+    object.managed_fields_mut().clear();
+    Arc::new(object)
 }
 
 #[derive(Default)]
@@ -142,8 +117,7 @@ pub struct Index {
 impl Index {
     /// Where the tenant's gateway goes, if the namespace is that tenant's.
     pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
-        let key = (namespace.to_owned(), TENANT.to_owned());
-        let found = self.tenants.known.get(&key)?;
+        let found = self.tenants.named(namespace, TENANT)?;
         (found.spec.id == tenant.to_string()).then(|| place(found))?
     }
 
@@ -206,7 +180,7 @@ impl Index {
     /// The namespaces that have something for the port.
     pub fn holders(&self, wanted: u16) -> BTreeSet<String> {
         fn of<K: ResourceExt>(objects: &Objects<K>, wanted: u16) -> impl Iterator<Item = &str> {
-            let all = objects.known.iter();
+            let all = objects.cache.iter();
             all.filter(move |(_, object)| port(&***object) == Some(wanted))
                 .map(|((namespace, _), _)| &**namespace)
         }
@@ -244,7 +218,7 @@ fn place(tenant: &VpnTenant) -> Option<Place> {
     })
 }
 
-fn has<K: ResourceExt>(objects: &Objects<K>, namespace: &str, generation: &str) -> bool {
+fn has<K: ResourceExt + Clone>(objects: &Objects<K>, namespace: &str, generation: &str) -> bool {
     let found = objects.get(namespace);
     found.is_some_and(|object| {
         let found = object.labels().get(label::GENERATION);

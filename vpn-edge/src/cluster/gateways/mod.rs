@@ -20,42 +20,37 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use async_trait::async_trait;
-use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::{OwnedMutexGuard, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use self::index::{Index, Objects, port};
 use self::late::NotApplied;
 use self::objects::Shape;
 use self::settings::Place;
-use crate::cluster::{GATEWAY, MANAGER, VpnTenant, WATCH, label};
+use crate::cluster::watch::{Selection, Tasks, Watches};
+use crate::cluster::{CONTROLLERS_PAUSE, GATEWAY, MANAGER, label};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 
 pub use pod::{INIT, MAIN};
 pub use settings::Settings;
 
-/// How long the first lists may take.
-const FIRST_LISTS: Duration = Duration::from_secs(30);
-
 /// How long a gateway's pod may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pause after a watch that failed, and between looks at what goes.
+/// Pause between looks at what goes.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// See [`Gateways`].
@@ -69,63 +64,69 @@ pub struct KubeGateways {
     /// One a namespace: its gateway is of one mind at a time.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     late: Mutex<late::Late>,
-    _watches: JoinSet<()>,
+    _watches: Tasks,
 }
 
 impl KubeGateways {
     /// Begins to follow the cluster's gateways, and returns when all are known.
+    /// Waits for an API server that does not answer yet.
     ///
     /// # Errors
     ///
-    /// When the API server does not tell them, with what it says.
+    /// When the API server refuses, with what it says.
     pub async fn start(client: Client, settings: Settings) -> Result<Self> {
-        let mut watches = Watches {
+        let mut watches = Watches::new(client, CONTROLLERS_PAUSE);
+        let gateways = Self::follow(&mut watches, settings);
+        watches.start().await.map_err(Error::msg)?;
+        Ok(gateways)
+    }
+
+    /// The same by watches that are yet to be started, and to be used only then.
+    pub fn follow(watches: &mut Watches, settings: Settings) -> Self {
+        let gateways = Self {
+            client: watches.client(),
+            settings,
             index: Arc::default(),
             changes: watch::Sender::new(0),
             touched: Arc::default(),
-            trouble: Arc::default(),
-            tasks: JoinSet::new(),
-            listed: Vec::new(),
-        };
-        // By name, so that roles can be held to it.
-        let any = watcher::Config::default().timeout(WATCH);
-        let named = any.clone().fields(&format!("metadata.name={GATEWAY}"));
-        let labelled = any.clone().labels(&format!("{}={GATEWAY}", label::NAME));
-        watches.add(
-            watcher(Api::<VpnTenant>::all(client.clone()), any),
-            |index| &mut index.tenants,
-        );
-        watches.add(
-            watcher(Api::<Deployment>::all(client.clone()), named.clone()),
-            |index| &mut index.deployments,
-        );
-        watches.add(
-            watcher(Api::<Service>::all(client.clone()), named.clone()),
-            |index| &mut index.services,
-        );
-        watches.add(
-            watcher(Api::<NetworkPolicy>::all(client.clone()), named.clone()),
-            |index| &mut index.policies,
-        );
-        watches.add(
-            watcher(Api::<PartialObjectMeta<Secret>>::all(client.clone()), named),
-            |index| &mut index.secrets,
-        );
-        watches.add(
-            watcher(Api::<Pod>::all(client.clone()), labelled),
-            |index| &mut index.pods,
-        );
-        watches.listed().await?;
-        Ok(Self {
-            client,
-            settings,
-            index: watches.index,
-            changes: watches.changes,
-            touched: watches.touched,
             locks: Mutex::default(),
             late: Mutex::default(),
-            _watches: watches.tasks,
-        })
+            _watches: watches.tasks(),
+        };
+        let named = || Selection::Named(GATEWAY);
+        gateways.feed(watches, Selection::All, |index| &mut index.tenants);
+        gateways.feed(watches, named(), |index| &mut index.deployments);
+        // Of all, as the registry follows them.
+        gateways.feed(watches, Selection::All, |index| &mut index.services);
+        gateways.feed(watches, named(), |index| &mut index.policies);
+        gateways.feed(watches, named(), |index| &mut index.secrets);
+        let pods = Selection::Labelled(label::NAME, GATEWAY);
+        gateways.feed(watches, pods, |index| &mut index.pods);
+        gateways
+    }
+
+    /// Has a watch feed the index.
+    fn feed<K>(
+        &self,
+        watches: &mut Watches,
+        selection: Selection,
+        objects: fn(&mut Index) -> &mut Objects<K>,
+    ) where
+        K: Resource<DynamicType = ()>,
+        K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
+        let touched = Arc::clone(&self.touched);
+        watches.follow(selection, move |event| {
+            let mut index = index.lock().expect("no panic under this lock");
+            let changed = objects(&mut index).take(event);
+            drop(index);
+            if !changed.is_empty() {
+                let mut touched = touched.lock().expect("no panic under this lock");
+                touched.extend(changed);
+                changes.send_modify(|count| *count += 1);
+            }
+        });
     }
 
     /// Applies all that makes up the gateway, but no Secret if there is none.
@@ -373,84 +374,4 @@ fn waits(before: &Deployment, shape: &Shape) -> bool {
     });
     let is_other = objects::pods_tunnel(before) != Some(&shape.digest.fixed);
     has_same_keys && is_other && rollout::serves(before)
-}
-
-/// The watches that feed the index.
-struct Watches {
-    index: Arc<Mutex<Index>>,
-    changes: watch::Sender<u64>,
-    touched: Arc<Mutex<BTreeSet<String>>>,
-    /// What was said last of a list that is missing.
-    trouble: Arc<Mutex<Option<String>>>,
-    tasks: JoinSet<()>,
-    listed: Vec<oneshot::Receiver<()>>,
-}
-
-impl Watches {
-    fn add<K>(
-        &mut self,
-        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-        objects: fn(&mut Index) -> &mut Objects<K>,
-    ) where
-        K: ResourceExt + Send + Sync + 'static,
-    {
-        let (sender, listed) = oneshot::channel();
-        self.listed.push(listed);
-        let (index, changes) = (Arc::clone(&self.index), self.changes.clone());
-        let (touched, trouble) = (Arc::clone(&self.touched), Arc::clone(&self.trouble));
-        let mut sender = Some(sender);
-        self.tasks.spawn(async move {
-            let mut events = std::pin::pin!(events);
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(event) => {
-                        let is_list = matches!(event, Event::InitDone);
-                        let is_part = matches!(event, Event::Init | Event::InitApply(_));
-                        let mut index = index.lock().expect("no panic under this lock");
-                        let objects = objects(&mut index);
-                        let about = match &event {
-                            Event::Init | Event::InitApply(_) => BTreeSet::new(),
-                            Event::InitDone => objects.namespaces().map(str::to_owned).collect(),
-                            Event::Apply(object) | Event::Delete(object) => {
-                                object.namespace().into_iter().collect()
-                            }
-                        };
-                        objects.take(event);
-                        drop(index);
-                        touched
-                            .lock()
-                            .expect("no panic under this lock")
-                            .extend(about);
-                        if !is_part {
-                            changes.send_modify(|count| *count += 1);
-                        }
-                        if is_list && let Some(sender) = sender.take() {
-                            let _ = sender.send(());
-                        }
-                    }
-                    // What is known stays. The watcher does not wait by itself.
-                    Err(error) => {
-                        tracing::warn!("not told of gateways for now: {error}");
-                        let told = Some(error.to_string());
-                        *trouble.lock().expect("no panic under this lock") = told;
-                        sleep(PAUSE).await;
-                    }
-                }
-            }
-        });
-    }
-
-    async fn listed(&mut self) -> Result<()> {
-        let all = async {
-            for listed in &mut self.listed {
-                let _ = listed.await;
-            }
-        };
-        if timeout(FIRST_LISTS, all).await.is_err() {
-            let trouble = self.trouble.lock().expect("no panic under this lock");
-            let why = trouble.as_deref().unwrap_or("no answer");
-            bail!("the API server does not tell of gateways: {why}");
-        }
-        Ok(())
-    }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy};
-use k8s_openapi::api::core::v1::{PodTemplateSpec, Secret, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Secret, Service};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
     NetworkPolicyPort, NetworkPolicySpec,
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::pod;
 use super::settings::{Place, Settings};
-use crate::cluster::{GATEWAY, MANAGER, label};
+use crate::cluster::{GATEWAY, MANAGER, label, port_service};
 use crate::domain::tunnel::{Live, digest};
 use crate::domain::{TunnelDigest, TunnelSpec};
 use crate::gateway::{GATEWAY_END, GatewayConfig};
@@ -215,30 +215,13 @@ pub(super) fn mark(deployment: &mut Deployment, mark: Option<String>) {
     annotations.extend(mark.map(|mark| (annotation::ROLLED.to_owned(), mark)));
 }
 
-/// The Service that holds the tenant's port on every node. It leads to pods of
-/// its own generation alone.
+/// The Service that holds the tenant's port.
 #[must_use]
 pub fn service(place: &Place, shape: &Shape) -> Service {
-    let mut selector = shape.labels();
-    selector.remove(label::MANAGED_BY);
+    let tenant = shape.tenant.to_string();
     Service {
         metadata: shape.metadata(place),
-        spec: Some(ServiceSpec {
-            type_: Some("NodePort".into()),
-            selector: Some(selector),
-            ports: Some(vec![ServicePort {
-                name: Some("wireguard".into()),
-                protocol: Some("UDP".into()),
-                port: shape.port.into(),
-                target_port: Some(IntOrString::Int(shape.port.into())),
-                node_port: Some(shape.port.into()),
-                app_protocol: None,
-            }]),
-            // Every node is an edge, whether the gateway is on it or not.
-            external_traffic_policy: Some("Cluster".into()),
-            ip_family_policy: Some("PreferDualStack".into()),
-            ..ServiceSpec::default()
-        }),
+        spec: Some(port_service::spec(&tenant, shape.generation, shape.port)),
         status: None,
     }
 }

@@ -23,6 +23,7 @@ use super::objects::{self, Shape, annotation};
 use super::rollout::{self, Standing};
 use super::settings::Place;
 use super::{KubeGateways, drift, late};
+use crate::backoff::Backoff;
 use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::domain::GatewayState;
 use crate::domain::tunnel::digest;
@@ -59,6 +60,7 @@ enum Purpose {
 struct Pause {
     next: Instant,
     length: Duration,
+    backoff: Backoff,
 }
 
 impl KubeGateways {
@@ -355,10 +357,15 @@ impl Upkeep {
             Purpose::Replace => FIRST_PAUSE * 4,
             Purpose::RollOut | Purpose::ChangeBack => LONGEST_PAUSE,
         };
-        let before = self.pauses.get(&key);
-        let length = before.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(longest));
-        let next = Instant::now() + length;
-        self.pauses.insert(key, Pause { next, length });
+        let before = self.pauses.get(&key).map(|pause| pause.backoff);
+        let mut backoff = before.unwrap_or(Backoff::new(FIRST_PAUSE, longest));
+        let length = backoff.pause();
+        let pause = Pause {
+            next: Instant::now() + length,
+            length,
+            backoff,
+        };
+        self.pauses.insert(key, pause);
     }
 }
 

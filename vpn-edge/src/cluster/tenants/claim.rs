@@ -4,7 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use super::convert::{CLAIMED, Kept, View, labels, owner};
+use super::convert::{Kept, View, labels, owner};
+use crate::cluster::port_service::{CLAIMED, spec};
 use crate::cluster::{GATEWAY, GATEWAY_PORT, label};
 
 /// A claim that nothing came of is forgotten after this long: longer than
@@ -19,8 +20,6 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
     let tenant = &view.resource;
     let claimed = claimed(view, kept, now).unwrap_or(now);
     let port = kept.port;
-    let mut selector = labels(tenant, kept.generation);
-    selector.remove(label::MANAGED_BY);
     let mut labels = json!(labels(tenant, kept.generation));
     let mut annotations = json!({ CLAIMED: claimed.to_string() });
     if version.is_some() {
@@ -39,17 +38,7 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
             "annotations": annotations,
             "ownerReferences": owner(tenant),
         },
-        "spec": {
-            "type": "NodePort",
-            "selector": selector,
-            "ports": [{
-                "name": "wireguard",
-                "protocol": "UDP",
-                "port": port,
-                "targetPort": port,
-                "nodePort": port,
-            }],
-        },
+        "spec": spec(&tenant.spec.id, kept.generation, port),
     })
 }
 

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource as _, ResourceExt as _};
 use uuid::Uuid;
 
+use crate::cluster::port_service::Held;
 use crate::cluster::{KEYS, VpnTenant, label};
 use crate::domain::subnet::{is_tunnel_subnet, tunnel_subnet};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
@@ -25,9 +26,6 @@ pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
 
 /// The key in the Secret that earlier builds did not write.
 const SUBNET: &str = "subnet";
-
-/// On a gateway's Service until it has a gateway: when a tenant took the port.
-pub const CLAIMED: &str = "vpn-edge.dev/claimed";
 
 /// Generations grow by one a change from the tenant's creation in milliseconds. One
 /// that is further ahead than this was not written by a controller.
@@ -78,19 +76,6 @@ pub struct KeysSecret {
     pub owner: Option<String>,
     /// None when it is none of ours, or cannot be read.
     pub kept: Option<Kept>,
-}
-
-/// A Service as far as it holds ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    pub uid: String,
-    pub version: String,
-    pub ports: Vec<u16>,
-    /// It belongs to a gateway.
-    pub gateway: bool,
-    /// See [`CLAIMED`].
-    pub claimed: Option<Timestamp>,
-    pub deleting: bool,
 }
 
 /// All that is known of a tenant.
@@ -208,32 +193,6 @@ pub fn labels(tenant: &VpnTenant, generation: u64) -> BTreeMap<String, String> {
 /// What goes with its VpnTenant.
 pub fn owner(tenant: &VpnTenant) -> Option<Vec<OwnerReference>> {
     Some(vec![tenant.controller_owner_ref(&())?])
-}
-
-/// None for a Service that holds no port of a node.
-pub fn held(service: &Service) -> Option<Held> {
-    let spec = service.spec.as_ref()?;
-    let ports = spec
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|port| port.node_port);
-    let ports = ports.chain(spec.health_check_node_port);
-    let ports: Vec<u16> = ports
-        .filter_map(|port| u16::try_from(port).ok().filter(|port| *port != 0))
-        .collect();
-    if ports.is_empty() {
-        return None;
-    }
-    let claimed = service.annotations().get(CLAIMED);
-    Some(Held {
-        uid: service.uid().unwrap_or_default(),
-        version: service.resource_version().unwrap_or_default(),
-        ports,
-        gateway: service.labels().contains_key(label::NAME),
-        claimed: claimed.and_then(|time| time.parse().ok()),
-        deleting: service.metadata.deletion_timestamp.is_some(),
-    })
 }
 
 /// When a resource was made.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::Resource;
+use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
-use super::convert::{Held, KeysSecret, View, created, held, keys_secret, version};
-use super::shelf::{Name, Shelf};
+use super::convert::{KeysSecret, View, created, keys_secret};
+use crate::cluster::cache::{Cache, Change, Name};
+use crate::cluster::port_service::{Held, held};
 use crate::cluster::{GATEWAY, KEYS, TENANT, VpnTenant};
 use crate::domain::{Pools, PortPool, Ports, Tenant};
 
@@ -64,9 +65,9 @@ impl Standing {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Index {
-    tenants: Shelf<Arc<VpnTenant>>,
-    keys: Shelf<KeysSecret>,
-    services: Shelf<Held>,
+    tenants: Cache<Arc<VpnTenant>>,
+    keys: Cache<KeysSecret>,
+    services: Cache<Held>,
     /// Namespaces of each id, and the other way round.
     by_id: BTreeMap<String, BTreeSet<String>>,
     ids: BTreeMap<String, String>,
@@ -93,108 +94,50 @@ pub struct News {
 }
 
 /// The kinds of objects that are watched.
-pub trait Kind: Resource<DynamicType = ()> + Sized {
+pub trait Kind: ResourceExt {
     /// Tenants are made of it.
     const TELLS: bool;
 
     /// Takes in what a watch tells. Says whether it was news.
-    fn take(index: &mut Index, event: Event<Self>) -> bool;
+    fn take(index: &mut Index, event: &Event<Self>) -> bool
+    where
+        Self: Sized;
 }
 
 impl Kind for VpnTenant {
     const TELLS: bool = true;
 
-    fn take(index: &mut Index, event: Event<Self>) -> bool {
-        let value = |tenant| Some(Arc::new(tenant));
-        let changed = take(&mut index.tenants, event, value, |_| ());
-        for (namespace, _) in &changed {
-            index.tenant_changed(namespace);
-        }
-        !changed.is_empty()
+    fn take(index: &mut Index, event: &Event<Self>) -> bool {
+        let keep = |tenant: &VpnTenant| Some(Arc::new(tenant.clone()));
+        let changes = index.tenants.take(event, keep);
+        changes
+            .iter()
+            .for_each(|of| index.tenant_changed(&of.name.0));
+        !changes.is_empty()
     }
 }
 
 impl Kind for Secret {
     const TELLS: bool = true;
 
-    fn take(index: &mut Index, event: Event<Self>) -> bool {
-        let mut freed = Vec::new();
-        let value = |secret: Secret| {
+    fn take(index: &mut Index, event: &Event<Self>) -> bool {
+        let keep = |secret: &Secret| {
             let ours = secret.metadata.name.as_deref() == Some(KEYS);
-            ours.then(|| keys_secret(&secret))
+            ours.then(|| keys_secret(secret))
         };
-        let port = |keys: &KeysSecret| freed.extend(keys.kept.as_ref().map(|k| k.port));
-        let changed = take(&mut index.keys, event, value, port);
-        index.free(freed);
-        for (namespace, _) in &changed {
-            index.note(namespace);
-        }
-        !changed.is_empty()
+        let changes = index.keys.take(event, keep);
+        changes.iter().for_each(|of| index.keys_changed(of));
+        !changes.is_empty()
     }
 }
 
 impl Kind for Service {
     const TELLS: bool = false;
 
-    fn take(index: &mut Index, event: Event<Self>) -> bool {
-        let mut freed = Vec::new();
-        let value = |service| held(&service);
-        let ports = |held: &Held| freed.extend(held.ports.iter().copied());
-        let changed = take(&mut index.services, event, value, ports);
-        index.free(freed);
-        for name in &changed {
-            index.service_changed(name);
-        }
-        !changed.is_empty()
-    }
-}
-
-/// Returns the names of all that changed.
-fn take<K: Resource<DynamicType = ()>, V>(
-    shelf: &mut Shelf<V>,
-    event: Event<K>,
-    value: impl Fn(K) -> Option<V>,
-    mut removed: impl FnMut(&V),
-) -> Vec<Name> {
-    let identify = |object: &K| {
-        let meta = object.meta();
-        let part = |part: &Option<String>| part.clone().unwrap_or_default();
-        ((part(&meta.namespace), part(&meta.name)), version(meta))
-    };
-    let mut remove = |shelf: &mut Shelf<V>, name: Name, version| {
-        if let Some(old) = shelf.get(&name) {
-            removed(old);
-        }
-        let changed = shelf.remove(&name, version);
-        changed.then_some(name).into_iter().collect()
-    };
-    match event {
-        Event::Init => {
-            shelf.begin();
-            Vec::new()
-        }
-        Event::InitApply(object) => {
-            let (name, version) = identify(&object);
-            if let Some(value) = value(object) {
-                shelf.found(name, version, value);
-            }
-            Vec::new()
-        }
-        Event::InitDone => shelf.finish(),
-        Event::Apply(object) => {
-            let (name, version) = identify(&object);
-            match value(object) {
-                Some(value) => {
-                    let changed = shelf.put(name.clone(), version, value);
-                    changed.then_some(name).into_iter().collect()
-                }
-                None => remove(shelf, name, version),
-            }
-        }
-        Event::Delete(object) => {
-            let (name, version) = identify(&object);
-            remove(shelf, name, version)
-        }
+    fn take(index: &mut Index, event: &Event<Self>) -> bool {
+        let changes = index.services.take(event, held);
+        changes.iter().for_each(|of| index.service_changed(of));
+        !changes.is_empty()
     }
 }
 
@@ -396,39 +339,23 @@ impl Index {
     /// Takes note that a tenant's keys of this version were the last. Says
     /// whether that was news.
     pub fn absent_keys(&mut self, namespace: &str, version: u64) -> bool {
-        let name = name(namespace, KEYS);
-        let kept = self.keys.get(&name).and_then(|keys| keys.kept.as_ref());
-        let ports = kept.map(|kept| kept.port).into_iter().collect();
-        let changed = self.keys.remove(&name, version);
-        if changed {
-            self.free(ports);
-            self.note(namespace);
-        }
-        changed
+        let change = self.keys.delete(&name(namespace, KEYS), version);
+        change.iter().for_each(|of| self.keys_changed(of));
+        change.is_some()
     }
 
     /// The same for a gateway's Service.
     pub fn absent_service(&mut self, namespace: &str, version: u64) -> bool {
-        let name = name(namespace, GATEWAY);
-        let ports = self
-            .services
-            .get(&name)
-            .map(|service| service.ports.clone());
-        let changed = self.services.remove(&name, version);
-        if changed {
-            self.free(ports.unwrap_or_default());
-            self.note(namespace);
-        }
-        changed
+        let change = self.services.delete(&name(namespace, GATEWAY), version);
+        change.iter().for_each(|of| self.service_changed(of));
+        change.is_some()
     }
 
     /// The same for a VpnTenant.
     pub fn absent_tenant(&mut self, namespace: &str, version: u64) -> bool {
-        let changed = self.tenants.remove(&name(namespace, TENANT), version);
-        if changed {
-            self.tenant_changed(namespace);
-        }
-        changed
+        let change = self.tenants.delete(&name(namespace, TENANT), version);
+        change.iter().for_each(|of| self.tenant_changed(&of.name.0));
+        change.is_some()
     }
 
     /// Something outside the resources is new about the tenant of this id.
@@ -449,12 +376,26 @@ impl Index {
         }
     }
 
-    /// Tells its tenant, or the one whose port a stranger's Service has.
-    fn service_changed(&mut self, changed: &Name) {
-        if changed.1 == GATEWAY {
-            self.note(&changed.0);
+    fn keys_changed(&mut self, change: &Change<KeysSecret>) {
+        if self.keys.get(&change.name).is_none()
+            && let Some(kept) = change.before.as_ref().and_then(|keys| keys.kept.as_ref())
+        {
+            self.free(vec![kept.port]);
         }
-        let ports = self.services.get(changed).map(|service| &service.ports);
+        self.note(&change.name.0);
+    }
+
+    /// Tells its tenant, or the one whose port a stranger's Service has.
+    fn service_changed(&mut self, Change { name, before }: &Change<Held>) {
+        if name.1 == GATEWAY {
+            self.note(&name.0);
+        }
+        if self.services.get(name).is_none()
+            && let Some(before) = before
+        {
+            self.free(before.ports.clone());
+        }
+        let ports = self.services.get(name).map(|service| &service.ports);
         let ports = ports.map_or(&[][..], Vec::as_slice);
         let lost = self.keys.iter().filter(|(_, keys)| {
             let port = keys.kept.as_ref().map(|kept| kept.port);

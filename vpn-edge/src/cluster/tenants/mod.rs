@@ -11,11 +11,9 @@ mod convert;
 mod hindrance;
 mod index;
 mod request;
-mod shelf;
 mod status;
 #[cfg(test)]
 mod testing;
-mod watch;
 mod wishes;
 mod write;
 
@@ -29,13 +27,13 @@ use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, Error, ResourceExt as _};
 use tokio::sync::{Notify, watch as tokio_watch};
-use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use self::hindrance::Hindrance;
 use self::index::{Index, Kind};
 use self::request::{Miss, params, prompt, storage};
-use crate::cluster::{TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
+use crate::cluster::watch::{Selection, Tasks, Watches};
+use crate::cluster::{CONTROLLERS_PAUSE, KEYS, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 use crate::domain::{Pools, Tenant, TunnelSettings};
 use crate::registry::{Change, Registry, RegistryError, UpdateError};
 
@@ -49,8 +47,7 @@ pub struct Settings {
 /// Tenants in a cluster. It watches them for as long as it is there.
 pub struct KubeRegistry {
     inner: Arc<Inner>,
-    /// Ended when dropped.
-    _watches: JoinSet<()>,
+    _watches: Tasks,
 }
 
 struct Inner {
@@ -84,27 +81,33 @@ impl KubeRegistry {
     ///
     /// When the API server refuses: a definition or a permission is missing.
     pub async fn start(client: Client, settings: Settings) -> Result<Self, RegistryError> {
+        let mut watches = Watches::new(client, CONTROLLERS_PAUSE);
+        let registry = Self::follow(&mut watches, settings);
+        watches.start().await.map_err(RegistryError::Open)?;
+        Ok(registry)
+    }
+
+    /// The same by watches that are yet to be started, and to be used only then.
+    pub fn follow(watches: &mut Watches, settings: Settings) -> Self {
         let index = Index::new(settings.tunnels.cluster_ranges.clone());
         let inner = Arc::new(Inner {
-            client,
+            client: watches.client(),
             settings,
             index: Mutex::new(index),
             changes: tokio_watch::Sender::new(0),
             news: Notify::new(),
             troubles: Mutex::default(),
         });
-        let mut watches = JoinSet::new();
-        let tenants = watch::start::<VpnTenant>(&inner, None, &mut watches);
-        let keys = watch::start::<Secret>(&inner, Some(crate::cluster::KEYS), &mut watches);
-        let services = watch::start::<Service>(&inner, None, &mut watches);
-        for known in [tenants, keys, services] {
-            let known = known.await.map_err(|_| "a watch ended".to_owned());
-            known.flatten().map_err(RegistryError::Open)?;
-        }
-        Ok(Self {
+        let of = Arc::clone(&inner);
+        watches.follow::<VpnTenant>(Selection::All, move |event| of.take(event));
+        let of = Arc::clone(&inner);
+        watches.follow::<Secret>(Selection::Named(KEYS), move |event| of.take(event));
+        let of = Arc::clone(&inner);
+        watches.follow::<Service>(Selection::All, move |event| of.take(event));
+        Self {
             inner,
-            _watches: watches,
-        })
+            _watches: watches.tasks(),
+        }
     }
 
     /// Runs for good: carries out what VpnTenants ask for, keeps their status,
@@ -168,7 +171,7 @@ impl Inner {
         ask(&mut self.index.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take<K: Kind>(&self, event: Event<K>) {
+    fn take<K: Kind>(&self, event: &Event<K>) {
         if self.with(|index| K::take(index, event)) {
             self.news.notify_one();
             if K::TELLS {
@@ -179,7 +182,7 @@ impl Inner {
 
     /// Takes in what a write returned.
     fn took<K: Kind>(&self, object: K) {
-        self.take(Event::Apply(object));
+        self.take(&Event::Apply(object));
     }
 
     fn hinder(&self, troubles: BTreeMap<Uuid, String>) {

@@ -8,7 +8,8 @@ use serde_json::{from_value, json};
 use uuid::Uuid;
 
 use super::Settings;
-use super::convert::{Kept, View, held, keys_secret, secret};
+use super::convert::{Kept, View, keys_secret, secret};
+use crate::cluster::port_service::held;
 use crate::cluster::{GATEWAY, TENANT, VpnTenant, VpnTenantSpec};
 use crate::domain::{Keys, Plan, Pools, TunnelSettings};
 

@@ -22,6 +22,7 @@ use super::convert::View;
 use super::hindrance::Hindrance;
 use super::index::{Reservation, Standing};
 use super::request::{Miss, prompt};
+use crate::backoff::Backoff;
 use crate::cluster::{FINALIZER, GATEWAY};
 use crate::domain::{Keys, State, Tenant};
 use crate::registry::{Change, RegistryError, UpdateError};
@@ -131,7 +132,7 @@ type Cause = (Option<(String, i64)>, [u64; 2]);
 /// What is to be tried again.
 struct Later {
     at: Instant,
-    pause: Duration,
+    backoff: Backoff,
     cause: Cause,
 }
 
@@ -180,7 +181,7 @@ pub async fn follow(inner: Arc<Inner>) {
                     due.extend(later.keys().cloned());
                     for later in later.values_mut() {
                         later.at = Instant::now() + FIRST_PAUSE;
-                        later.pause = FIRST_PAUSE;
+                        later.backoff.reset();
                     }
                 }
             }
@@ -194,7 +195,7 @@ pub async fn follow(inner: Arc<Inner>) {
                 for (namespace, later) in &mut later {
                     if later.at <= now {
                         due.insert(namespace.clone());
-                        later.at = now + later.pause;
+                        later.at = now + LONGEST_PAUSE;
                     }
                 }
             }
@@ -210,13 +211,11 @@ pub async fn follow(inner: Arc<Inner>) {
                             }
                         }
                         Came::Hindered => {
-                            let known = later.get(&namespace);
-                            let pause = known.map_or(FIRST_PAUSE, |later| later.pause);
-                            let next = Later {
-                                at: Instant::now() + pause,
-                                pause: (pause * 2).min(LONGEST_PAUSE),
-                                cause,
-                            };
+                            let known = later.get(&namespace).map(|later| later.backoff);
+                            let first = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+                            let mut backoff = known.unwrap_or(first);
+                            let at = Instant::now() + backoff.pause();
+                            let next = Later { at, backoff, cause };
                             later.insert(namespace.clone(), next);
                         }
                     }

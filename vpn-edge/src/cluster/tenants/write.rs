@@ -19,12 +19,14 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroize as _;
 
-use super::convert::{Held, Kept, View, secret};
+use super::convert::{Kept, View, secret};
 use super::hindrance::Hindrance;
 use super::index::{Offer, Standing};
 use super::request::{Miss, exactly, params, patching, prompt, storage};
 use super::wishes::{self, Wish};
 use super::{Inner, claim, status};
+use crate::backoff::Backoff;
+use crate::cluster::port_service::Held;
 use crate::cluster::{FINALIZER, GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 use crate::domain::{State, Tenant, VpnError};
 use crate::registry::{Change, RegistryError, UpdateError};
@@ -125,7 +127,8 @@ impl Inner {
         mut change: Change,
         wish: Option<Wish>,
     ) -> Result<Tenant, UpdateError> {
-        let (mut pause, mut runs, mut refusals) = (FIRST_PAUSE, 0, 0);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let (mut runs, mut refusals) = (0, 0);
         let mut wished = None;
         loop {
             match self.run(id, &mut change, wish, &mut wished).await {
@@ -144,8 +147,7 @@ impl Inner {
                         let why = "others changed the tenant again and again";
                         return Err(RegistryError::Storage(why.into()).into());
                     }
-                    sleep(varied(pause)).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    sleep(backoff.varied()).await;
                     let place = self.with(|index| index.find(id).map(|(view, _)| view.namespace));
                     if let Some(namespace) = place {
                         self.refresh(&namespace).await.map_err(storage)?;
@@ -473,11 +475,4 @@ impl Inner {
         }
         Ok(())
     }
-}
-
-fn varied(pause: Duration) -> Duration {
-    let mut byte = [128];
-    // Without random bytes the pause is just not varied.
-    let _ = getrandom::fill(&mut byte);
-    pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
 }

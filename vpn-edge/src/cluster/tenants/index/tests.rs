@@ -8,7 +8,7 @@ fn index(tenants: &[(u128, &str, i64)]) -> Index {
     for (version, (id, namespace, after)) in (1..).zip(tenants) {
         VpnTenant::take(
             &mut index,
-            Event::Apply(resource(*id, namespace, *after, version)),
+            &Event::Apply(resource(*id, namespace, *after, version)),
         );
     }
     index
@@ -21,7 +21,7 @@ fn put(index: &mut Index, namespace: &str, port: u16, version: u64) {
         &kept(port, MADE.cast_unsigned() * 1000 + 1),
         version,
     );
-    assert!(Secret::take(index, Event::Apply(secret)));
+    assert!(Secret::take(index, &Event::Apply(secret)));
 }
 
 fn standing(index: &Index, namespace: &str) -> Standing {
@@ -48,7 +48,7 @@ fn the_oldest_of_one_id_is_the_tenant() {
     assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
     assert_eq!(listed(&mut index), ["b", "c"]);
     index.news();
-    VpnTenant::take(&mut index, Event::Delete(resource(1, "b", 0, 9)));
+    VpnTenant::take(&mut index, &Event::Delete(resource(1, "b", 0, 9)));
     assert!(matches!(standing(&index, "a"), Standing::Tenant(_)));
     let news = index.news().namespaces;
     assert!(news.contains("a") && news.contains("b"), "{news:?}");
@@ -68,7 +68,7 @@ fn a_deleted_tenant_is_not_listed_and_nobody_takes_its_id_yet() {
     let mut index = index(&[(1, "a", 0), (1, "b", 1)]);
     let mut leaving = resource(1, "a", 0, 9);
     leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
-    VpnTenant::take(&mut index, Event::Apply(leaving));
+    VpnTenant::take(&mut index, &Event::Apply(leaving));
     assert_eq!(standing(&index, "a"), Standing::Leaving);
     assert_eq!(standing(&index, "b"), Standing::Duplicate("a".to_owned()));
     assert!(index.tenants().is_empty() && index.has(Uuid::from_u128(1)));
@@ -85,7 +85,7 @@ fn ports_are_held_by_keys_and_by_services_of_anybody() {
     ] {
         Service::take(
             &mut index,
-            Event::Apply(service(namespace, name, port, version)),
+            &Event::Apply(service(namespace, name, port, version)),
         );
     }
     let pool_of_b = pool(&mut index, "b");
@@ -110,11 +110,11 @@ fn a_port_is_the_tenants_whose_service_holds_it() {
     assert_eq!(reservation(&index), None, "no keys");
     put(&mut index, "a", 30000, 5);
     assert_eq!(reservation(&index), Some(Free), "nobody has a Service yet");
-    Service::take(&mut index, Event::Apply(service("a", GATEWAY, 30000, 6)));
+    Service::take(&mut index, &Event::Apply(service("a", GATEWAY, 30000, 6)));
     assert_eq!(reservation(&index), Some(Held));
-    Service::take(&mut index, Event::Delete(service("a", GATEWAY, 30000, 7)));
+    Service::take(&mut index, &Event::Delete(service("a", GATEWAY, 30000, 7)));
     index.news();
-    Service::take(&mut index, Event::Apply(service("x", "own", 30000, 8)));
+    Service::take(&mut index, &Event::Apply(service("x", "own", 30000, 8)));
     assert_eq!(reservation(&index), Some(Lost));
     assert!(index.news().namespaces.contains("a"));
     assert!(!pool(&mut index, "a").keeps(30000, Uuid::from_u128(1)));
@@ -122,7 +122,7 @@ fn a_port_is_the_tenants_whose_service_holds_it() {
     // and else nobody's to ask for.
     put(&mut index, "a", 8472, 9);
     assert_eq!(reservation(&index), Some(Lost));
-    Service::take(&mut index, Event::Apply(service("a", GATEWAY, 8472, 10)));
+    Service::take(&mut index, &Event::Apply(service("a", GATEWAY, 8472, 10)));
     assert_eq!(reservation(&index), Some(Held));
 }
 
@@ -142,7 +142,7 @@ fn refused_ports_are_tried_again_after_a_while_and_freed_ones_come_last() {
     );
     put(&mut index, "b", 30005, 5);
     let keys = stored(&index.view("b").unwrap().resource, &kept(30005, 1), 6);
-    Secret::take(&mut index, Event::Delete(keys));
+    Secret::take(&mut index, &Event::Delete(keys));
     assert!(index.news().freed);
     let last = index
         .pool(&settings().pools, &view, &tenant, later)
@@ -185,14 +185,14 @@ proptest! {
             let mut tenant = resource(id, namespace, 0, version);
             match step {
                 0 | 1 => {
-                    VpnTenant::take(&mut index, Event::Apply(tenant));
+                    VpnTenant::take(&mut index, &Event::Apply(tenant));
                 }
                 2 => {
                     tenant.metadata.deletion_timestamp = tenant.metadata.creation_timestamp.clone();
-                    VpnTenant::take(&mut index, Event::Apply(tenant));
+                    VpnTenant::take(&mut index, &Event::Apply(tenant));
                 }
                 3 => {
-                    VpnTenant::take(&mut index, Event::Delete(tenant));
+                    VpnTenant::take(&mut index, &Event::Delete(tenant));
                 }
                 _ if index.view(namespace).is_some() => put(&mut index, namespace, 30000, version),
                 _ => {}
