@@ -157,16 +157,42 @@ pub fn secret(place: &Place, spec: &GatewaySpec) -> Secret {
     }
 }
 
-/// Annotations that tell the tunnel that the gateway is to have.
+/// Annotations with the tunnel that the gateway is to have.
 #[must_use]
 pub fn tunnel(shape: &Shape) -> BTreeMap<String, String> {
+    let mut annotations = reach(shape);
+    annotations.extend(digests(shape));
+    annotations
+}
+
+fn reach(shape: &Shape) -> BTreeMap<String, String> {
     let networks: Vec<String> = shape.networks.iter().map(IpNet::to_string).collect();
     labels([
         (annotation::NETWORKS, networks.join(",").as_str()),
         (annotation::DNS, &shape.dns.to_string()),
-        (annotation::FIXED, &shape.digest.fixed),
-        (annotation::LIVE, &shape.digest.live),
     ])
+}
+
+fn digests(shape: &Shape) -> BTreeMap<String, String> {
+    labels([
+        (annotation::FIXED, &*shape.digest.fixed),
+        (annotation::LIVE, &*shape.digest.live),
+    ])
+}
+
+/// Leaves the tunnel's digests out of `wanted` if `live` has none, as when an earlier
+/// version made it: they are no drift, and follow with its next change.
+pub fn leave_out_digests(wanted: &mut Deployment, live: &Deployment) {
+    let has_digests = |of: &Deployment| {
+        let annotations = of.metadata.annotations.as_ref();
+        annotations.is_some_and(|annotations| annotations.contains_key(annotation::LIVE))
+    };
+    if !has_digests(live)
+        && let Some(annotations) = &mut wanted.metadata.annotations
+    {
+        annotations.remove(annotation::FIXED);
+        annotations.remove(annotation::LIVE);
+    }
 }
 
 /// The gateway's Deployment.
@@ -174,7 +200,7 @@ pub fn tunnel(shape: &Shape) -> BTreeMap<String, String> {
 pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployment {
     let mut metadata = shape.metadata(place);
     let annotations = metadata.annotations.get_or_insert_default();
-    annotations.extend(tunnel(shape));
+    annotations.extend(reach(shape));
     annotations.insert(annotation::WISH.into(), digest(&place.pod));
     let mut deployment = Deployment {
         metadata,
@@ -203,9 +229,12 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
         }),
         status: None,
     };
+    // Without the tunnel's digests, which earlier versions did not write: another
+    // value would roll out every gateway. The pods' template has the one that counts.
     let applied = digest(&deployment);
     let annotations = deployment.metadata.annotations.get_or_insert_default();
     annotations.insert(annotation::APPLIED.into(), applied);
+    annotations.extend(digests(shape));
     deployment
 }
 

@@ -249,6 +249,7 @@ impl Upkeep {
             Standing::Current | Standing::Away
         ) {
             objects::mark(&mut wanted, rollout::mark(Some(&deployment), false));
+            objects::leave_out_digests(&mut wanted, &deployment);
             self.restore(gateways, wanted, |index| &mut index.deployments)
                 .await?;
         }
