@@ -186,6 +186,15 @@ fn the_names_of_keys_and_gateways_are_the_controllers() -> Result<()> {
             &format!("{what}: create the Service"),
         )
     };
+    // The API server takes a moment to load a policy.
+    let trial = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    scene.cluster.eventually("the policy", async || {
+        let made = secrets.create(&trial, &secret(KEYS)?).await;
+        refused(made.map(drop), "try").map(Some)
+    })?;
     try_create("before there is a tenant")?;
 
     // The controller's account may, and goes on with its work.
