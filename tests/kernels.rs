@@ -30,7 +30,7 @@ const CASES: [&str; 3] = [
 /// What tells programs apart that another kernel verifies, compiles and helps:
 /// every way of a packet, and what is learnt on it. Each test loads the programs,
 /// which takes a guest some twenty seconds.
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "verifier::",
     "table::xdp_",
     "table::tc_",
@@ -38,6 +38,7 @@ const TABLES: [&str; 7] = [
     "egress::initiations_and_responses_of_a_gateway_announce_their_index",
     "onward::a_packet_leaves_for_the_gateways_node",
     "back::an_answer_leaves_for_the_client",
+    "rates::each_port_of_another_edge_node",
 ];
 
 #[test]

@@ -2,7 +2,7 @@
 
 use lab::message::{self, unsigned};
 use lab::packet::Packet;
-use lab::programs::{Hook, Memory};
+use lab::programs::Hook;
 use vpn_edge_common::{DropReason, Version};
 
 use crate::hairpin::{Hairpin, OTHER_MAC, OTHER_ROUTER_MAC, Place, each, index, ip};
@@ -216,37 +216,6 @@ fn unknown_sessions_are_sent_on_ten_thousand_a_second() {
             assert_eq!(charged, cost);
         }
         assert!(hairpin.node.counters(FAR_SLOT).relayed >= 1);
-    }
-}
-
-#[test]
-fn handshakes_that_another_node_sent_on_count_for_each_of_its_clients() {
-    for mut hairpin in each() {
-        let (from, hook) = (hairpin.version, hairpin.hook);
-        // Unlike all others, these are for a gateway that is here.
-        let packet = |port| {
-            let packet = Packet::over(from, crate::node::PORT, initiation());
-            packet.with(|packet| packet.ports.0 = port)
-        };
-        let first = crate::node::HOP_PORTS;
-        let buckets: Vec<usize> = [first, first + 1, first + 127, first + 128, 7]
-            .map(|port| Memory::source_of(&hairpin.node.datapath, &packet(port)).unwrap())
-            .into();
-        assert_eq!(buckets[3], buckets[4], "other ports make no difference");
-        let node = &mut hairpin.node;
-        for (port, bucket) in [first, first + 1, first + 127, first + 128]
-            .iter()
-            .zip(&buckets)
-        {
-            node.memory.forget_rates();
-            assert_eq!(node.verdict(hook, &packet(*port)), Verdict::Steer);
-            let charged = node.memory.sources.iter().enumerate();
-            let charged: Vec<usize> = charged
-                .filter(|(_, word)| word.load() != 0)
-                .map(|(at, _)| at)
-                .collect();
-            assert_eq!(charged, [*bucket], "{port}");
-        }
     }
 }
 
