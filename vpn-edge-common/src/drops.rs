@@ -82,6 +82,32 @@ reasons! {
     UnknownFlow = "unknown_flow",
 }
 
+impl DropReason {
+    /// Whether it refuses a handshake message as such.
+    #[must_use]
+    pub const fn refuses_handshake(self) -> bool {
+        match self {
+            Self::Mac1 | Self::Replay | Self::SourceRate | Self::HandshakeRate => true,
+            Self::NoGateway
+            | Self::IpOptions
+            | Self::Fragment
+            | Self::Truncated
+            | Self::MessageType
+            | Self::MessageLength
+            | Self::Rewrite
+            | Self::UnknownSession
+            | Self::GraceRate
+            | Self::PacketRate
+            | Self::ByteRate
+            | Self::Merged
+            | Self::HopLimit
+            | Self::NoRoute
+            | Self::TooBig
+            | Self::UnknownFlow => false,
+        }
+    }
+}
+
 /// Room for reasons that are yet to come, without a change of layout.
 pub const DROP_REASONS: usize = 24;
 

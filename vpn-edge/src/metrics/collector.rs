@@ -28,14 +28,6 @@ const PORTS: u64 = 1 << 16;
 /// Session indexes that a slot has room for.
 const SESSIONS: u64 = (BUCKETS * size_of::<vpn_edge_common::Bucket>() / size_of::<u64>()) as u64;
 
-/// Reasons that refuse a handshake message.
-const REFUSALS: [DropReason; 4] = [
-    DropReason::Mac1,
-    DropReason::Replay,
-    DropReason::SourceRate,
-    DropReason::HandshakeRate,
-];
-
 /// The edge at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -321,10 +313,10 @@ impl Snapshot {
             "Handshake messages that were dropped as such: the reasons mac1, replay, \
              source_rate and handshake_rate.",
             self.each(|port| {
-                REFUSALS
-                    .map(|reason| port.drops(reason))
+                let refusals = DropReason::ALL
                     .iter()
-                    .sum::<u64>()
+                    .filter(|reason| reason.refuses_handshake());
+                refusals.map(|reason| port.drops(*reason)).sum::<u64>()
             }),
         )?;
         families.counters(

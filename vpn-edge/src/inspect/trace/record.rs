@@ -139,10 +139,21 @@ pub fn decide<'a, 'm>(
     let mut steps = recorder.steps.into_inner();
     // What these were asked for is known only from what came of it.
     if let Err(Refusal::Drop { reason, .. }) = decided {
-        match (reason, steps.last_mut()) {
-            (DropReason::Mac1, Some(Step::Mac1 { good })) => *good = false,
-            (DropReason::Replay, Some(Step::Replay { known })) => *known = true,
-            _ => {}
+        match steps.last_mut() {
+            Some(Step::Mac1 { good }) => *good = reason != DropReason::Mac1,
+            Some(Step::Replay { known }) => *known = reason == DropReason::Replay,
+            Some(
+                Step::Allocation { .. }
+                | Step::Edge { .. }
+                | Step::Session { .. }
+                | Step::Grace { .. }
+                | Step::Source { .. }
+                | Step::Handshakes { .. }
+                | Step::Plan { .. }
+                | Step::Relay { .. }
+                | Step::Flow { .. },
+            )
+            | None => {}
         }
     }
     (steps, decided)
