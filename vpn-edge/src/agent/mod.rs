@@ -100,7 +100,7 @@ impl Agent {
         };
         agent.set_edge(&snapshot)?;
         if agent.datapath.upgrading() {
-            tracing::info!("replacing the programs of another version");
+            tracing::info!("replacing the eBPF programs of another version");
         } else {
             agent.attach_uplinks(&snapshot, true)?;
         }
@@ -133,9 +133,11 @@ impl Agent {
             let retry = !matches!(outcome, Ok(None));
             match outcome {
                 Ok(None) => {}
-                Ok(Some(error)) => tracing::error!("a gateway is left out: {error:#}"),
+                Ok(Some(error)) => tracing::error!(
+                    "cannot attach to a gateway's link; its port stays closed: {error:#}"
+                ),
                 Err(error) => {
-                    tracing::error!("cannot bring the edge in step: {error:#}");
+                    tracing::error!("cannot sync the eBPF maps; retrying: {error:#}");
                     self.observed = None;
                 }
             }
@@ -162,15 +164,15 @@ impl Agent {
         // What is below makes packets faster or unsticks them. It keeps nothing
         // from being steered.
         if let Err(error) = self.network.keep_neighbours(&neighbours).await {
-            tracing::warn!("the way to gateways is not kept resolved: {error:#}");
+            tracing::warn!("cannot keep next hops to gateways resolved: {error:#}");
         }
         let moved = std::mem::take(&mut self.moved);
         if !moved.is_empty() {
             match conntrack::flush(&moved).await {
                 Ok(0) => {}
-                Ok(count) => tracing::info!(count, "flushed tracked connections of moved ports"),
+                Ok(count) => tracing::info!(count, "flushed conntrack entries of moved ports"),
                 Err(error) => {
-                    tracing::warn!("cannot flush tracked connections: {error:#}");
+                    tracing::warn!("cannot flush conntrack entries: {error:#}");
                 }
             }
         }
@@ -186,8 +188,8 @@ impl Agent {
                 tracing::error!(
                     port,
                     %tenant,
-                    "the tenant's port is outside --ports: it is not steered. If a pool was \
-                     added, give its range to the agents too."
+                    "the tenant's port is outside --ports and not steered; if a pool was \
+                     added, add its range to the agents' --ports"
                 );
             }
         }
@@ -260,7 +262,7 @@ impl Agent {
             tracing::warn!(
                 addresses = self.edges.len(),
                 limit = NODES,
-                "other edge nodes have too many addresses: those beyond the limit share one \
+                "other edge nodes have too many addresses; those beyond the limit share one \
                  handshake rate for all of their clients"
             );
         }
@@ -289,7 +291,7 @@ impl Agent {
                         Rung::Xdp => tracing::info!(uplink = name, "attached XDP and tc"),
                         Rung::Tc => tracing::warn!(
                             uplink = name,
-                            "the driver has no native XDP: attached tc alone, which costs more a packet"
+                            "the driver has no native XDP; attached tc only, at a higher cost per packet"
                         ),
                     }
                 }
@@ -359,7 +361,7 @@ impl Agent {
         let mut observed = self.observed.take().unwrap_or_default();
         let changes = diff(&observed, desired)?;
         for change in &changes {
-            tracing::debug!(?change);
+            tracing::debug!(?change, "applying");
         }
         self.moved.extend(changes.iter().filter_map(|change| {
             let steering = |allocation: &Allocation| {

@@ -93,12 +93,12 @@ impl SyncStatus {
     pub fn health(&self) -> Result<(), String> {
         let state = self.state();
         if let Some(failure) = &state.failure {
-            return Err(format!("cannot bring the edge in step: {failure}"));
+            return Err(format!("cannot sync the eBPF maps: {failure}"));
         }
         match state.last.map(|last| last.elapsed()) {
-            None => Err("the edge has not been brought in step yet".into()),
+            None => Err("the eBPF maps have not been synced yet".into()),
             Some(age) if age > STALE => Err(format!(
-                "the edge was last brought in step {} s ago",
+                "the eBPF maps were last synced {} s ago",
                 age.as_secs()
             )),
             Some(_) => Ok(()),
@@ -191,7 +191,7 @@ mod tests {
         status.ended(status.attempt(), &Ok(()));
         let long_ago = Instant::now().checked_sub(STALE + Duration::from_secs(1));
         status.state().last = Some(long_ago.expect("the machine runs for longer"));
-        assert!(status.health().unwrap_err().contains("last brought"));
+        assert!(status.health().unwrap_err().contains("last synced"));
     }
 
     #[tokio::test]

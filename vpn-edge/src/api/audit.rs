@@ -54,7 +54,7 @@ impl Api {
             ..query
         };
         let mut found = self.audit.read(more).await.map_err(|error| {
-            tracing::error!("the audit log cannot be read: {error}");
+            tracing::error!("cannot read the audit log: {error}");
             let message = "the audit log cannot be read at the moment: try again, \
                            or look at vpn-edge's log";
             ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message.to_owned())
@@ -86,7 +86,7 @@ impl Api {
         let audit = self.audit.clone();
         let task = async move {
             audit.begin(record).await.map_err(|error: LogError| {
-                tracing::error!(%tenant, %action, "refused, as the audit log cannot be written: {error}");
+                tracing::error!(%tenant, %action, "cannot write the audit log; action refused: {error}");
                 ApiError::status(StatusCode::SERVICE_UNAVAILABLE, UNRECORDED.to_owned())
             })?;
             let outcome = work.await;
@@ -95,7 +95,7 @@ impl Api {
                 Err(error) => Outcome::new(error.code().as_u16(), Some(error.words())),
             };
             if let Err(error) = audit.end(tenant, id, told).await {
-                tracing::error!(%tenant, %action, "the audit log lacks the outcome of record {id}: {error}");
+                tracing::error!(%tenant, %action, "cannot add the outcome to audit record {id}: {error}");
             }
             outcome
         };

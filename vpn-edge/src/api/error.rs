@@ -27,7 +27,7 @@ impl ApiError {
     }
 
     pub fn internal(cause: impl std::fmt::Display) -> ApiError {
-        tracing::error!(%cause, "a request failed");
+        tracing::error!(%cause, "request failed");
         ApiError::Internal
     }
 

@@ -58,7 +58,7 @@ impl Failures {
         }
         count.failures += 1;
         if count.failures == ALLOWED {
-            tracing::warn!(%address, "too many failed sign-ins: no more for a minute");
+            tracing::warn!(%address, "too many failed sign-ins; refusing more for a minute");
         }
         Ok(())
     }

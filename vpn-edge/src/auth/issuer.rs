@@ -194,7 +194,7 @@ impl Issuer {
             Err(error) => tracing::warn!(
                 issuer = self.name,
                 error = format!("{error:#}"),
-                "the OpenID issuer's keys cannot be fetched; those known stay in use for a day"
+                "cannot fetch the OpenID issuer's keys; the known ones stay in use for a day"
             ),
         }
     }

@@ -95,8 +95,8 @@ impl Identity {
         let (oidc, client) = self.client()?;
         let back = field(query(parts), "return").unwrap_or_default();
         let attempt = Attempt::new(&back).map_err(|error| {
-            tracing::error!(%error, "no random bytes");
-            Refused::SignIn("this server has no random numbers".to_owned())
+            tracing::error!(%error, "cannot get random bytes");
+            Refused::SignIn("the server cannot generate random numbers; try again later".to_owned())
         })?;
         let known = oidc.issuer.known().await?;
         let url = client.authorization_url(&oidc.issuer, &known.metadata, &attempt)?;

@@ -170,7 +170,7 @@ impl Client {
         let _permit = permit.expect("the semaphore is never closed");
         let request = self.code_request(issuer.http().post(endpoint), metadata, code, attempt);
         let (status, body) = issuer::exchange(request).await.map_err(|error| {
-            tracing::warn!(%error, "the OpenID issuer does not answer at its token endpoint");
+            tracing::warn!(%error, "cannot reach the OpenID issuer's token endpoint");
             Refused::IssuerUnreachable
         })?;
         let body = Zeroizing::new(body);
@@ -179,9 +179,9 @@ impl Client {
             tracing::warn!(
                 status,
                 error = code_of(&body),
-                "the OpenID issuer takes no code"
+                "the OpenID issuer rejected the code"
             );
-            return Err(wrong("the issuer does not take the code; start again"));
+            return Err(wrong("the issuer rejected the code; sign in again"));
         }
         let answer: Answer =
             serde_json::from_slice(&body).map_err(|_| wrong("the issuer gave no ID token"))?;

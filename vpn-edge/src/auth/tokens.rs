@@ -318,7 +318,7 @@ impl Known {
             FileState::Unreadable { since, refused, .. } => (since, refused),
             FileState::Read { .. } | FileState::Missing => {
                 let seconds = GRACE.as_secs();
-                tracing::error!(%error, "its tokens are refused unless it can be read within {seconds} s");
+                tracing::error!(%error, "cannot read the token file; its tokens are refused after {seconds} s");
                 (now, false)
             }
         };
@@ -340,7 +340,7 @@ impl Known {
             && !*refused
             && now.saturating_duration_since(*since) >= GRACE
         {
-            tracing::error!(%error, "its tokens are refused until it can be read");
+            tracing::error!(%error, "cannot read the token file; its tokens are refused until it can be read");
             *refused = true;
             self.callers.clear();
         }

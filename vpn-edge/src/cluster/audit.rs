@@ -266,7 +266,7 @@ impl Inner {
     /// Forgets tenants that are gone, but for the last ones.
     async fn forget(self: Arc<Self>) {
         if let Err(error) = self.try_forget().await {
-            tracing::warn!("tenants that are gone stay in the audit log: {error}");
+            tracing::warn!("cannot remove deleted tenants from the audit log: {error}");
         }
     }
 

@@ -79,8 +79,8 @@ impl Candidate {
         drop(leads);
         match manager.await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!("cannot give the lease back: {error}"),
-            Err(panic) => tracing::warn!("cannot give the lease back: {panic}"),
+            Ok(Err(error)) => tracing::warn!("cannot release the lease: {error}"),
+            Err(panic) => tracing::warn!("cannot release the lease: {panic}"),
         }
     }
 }

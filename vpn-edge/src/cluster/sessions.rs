@@ -71,7 +71,7 @@ impl ClusterSessions {
         let mut watch = JoinSet::new();
         watch.spawn(events.for_each(async |event| {
             if let Err(error) = event {
-                tracing::warn!("cannot watch the agents' pods, trying again: {error}");
+                tracing::warn!("cannot watch the agents' pods; retrying: {error}");
             }
         }));
         Ok(Self {
@@ -181,7 +181,9 @@ async fn ask(
     };
     let answer: reqwest::Result<Option<Seen>> = answer.await;
     answer
-        .inspect_err(|error| tracing::warn!(%agent, "an edge tells no session: {error}"))
+        .inspect_err(
+            |error| tracing::warn!(%agent, "cannot get the session from an agent: {error}"),
+        )
         .ok()
 }
 

@@ -199,7 +199,7 @@ where
                 }
                 // A watch that is too old begins with a new list, at once.
                 Err(watcher::Error::WatchError(status)) if status.code == 410 => {
-                    tracing::info!(%kind, "the watch expired: listing anew");
+                    tracing::info!(%kind, "watch expired; listing again");
                     None
                 }
                 Err(error) => {
@@ -285,7 +285,7 @@ impl Contact {
 
     fn failed(&self, kind: &str, error: watcher::Error) {
         let reason = format!("{:#}", anyhow::Error::from(error));
-        tracing::warn!(kind, "cannot watch: {reason}");
+        tracing::warn!(kind, "watch failed; retrying: {reason}");
         let mut troubles = self.troubles();
         let since = troubles.get(kind).map(|before| before.since);
         let since = since.unwrap_or_else(Instant::now);
@@ -298,7 +298,9 @@ impl Contact {
         let longest = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
         let (kind, Trouble { since, reason }) = longest?;
         let seconds = since.elapsed().as_secs();
-        Some(format!("cannot watch {kind} since {seconds} s: {reason}"))
+        Some(format!(
+            "watch of {kind} has been failing for {seconds} s: {reason}"
+        ))
     }
 
     fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
@@ -383,7 +385,7 @@ mod tests {
         assert_eq!(refused, "cannot list services: services is forbidden");
         let trouble = contact.trouble().unwrap();
         assert!(
-            trouble.starts_with("cannot watch services since 0 s: "),
+            trouble.starts_with("watch of services has been failing for 0 s: "),
             "{trouble}"
         );
     }

@@ -324,7 +324,7 @@ impl Edge {
             ended = work => ended?,
             () = asked_to_end => {}
         }
-        tracing::info!("ending; gateways and traffic go on");
+        tracing::info!("shutting down; gateways and traffic continue");
         finish.await;
         // What it is in the middle of ends before the runtime does.
         agent.abort();

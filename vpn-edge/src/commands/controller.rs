@@ -165,7 +165,7 @@ impl Running {
         let (stepped_down, ()) =
             tokio::join!(timeout(STEP_DOWN, candidate.step_down()), api.finish());
         if stepped_down.is_err() {
-            tracing::warn!("the lease was not given back in time: another leads once it ends");
+            tracing::warn!("lease not released in time; another controller leads once it expires");
         }
         outcome
     }

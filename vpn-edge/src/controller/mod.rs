@@ -106,7 +106,7 @@ impl Controller {
             let took = start.elapsed();
             match looked {
                 Ok(noticed) => self.write_all(noticed).await,
-                Err(error) => tracing::error!("cannot reconcile, trying again: {error:#}"),
+                Err(error) => tracing::error!("cannot reconcile; retrying: {error:#}"),
             }
             rest(took).await;
             tokio::select! {
@@ -176,7 +176,7 @@ impl Controller {
         for gateway in gateways {
             let removal = self.removals.get(&gateway.port);
             if let Some(failure) = removal.and_then(|removal| removal.failure.as_ref()) {
-                let words = || format!("its gateway does not go: {failure}");
+                let words = || format!("cannot remove the gateway: {failure}");
                 troubles.entry(gateway.tenant).or_insert_with(words);
             }
         }
@@ -233,11 +233,11 @@ impl Controller {
         attempts.next = now + attempts.backoff.pause();
         if let Err(error) = check_versions(&spec.tunnel.live.networks, self.settings.ipv6) {
             // A gateway that there is goes on.
-            tracing::error!(tenant = %id, "its networks stay as they were: {error}");
+            tracing::error!(tenant = %id, "cannot apply the tenant's networks; the gateway keeps the previous ones: {error}");
             attempts.failure = Some(error.to_string());
             return;
         }
-        tracing::info!(tenant = %id, port, generation, "making gateway");
+        tracing::info!(tenant = %id, port, generation, "creating gateway");
         let gateways = Arc::clone(&self.gateways);
         let spec = spec.clone();
         let task = self
@@ -260,7 +260,7 @@ impl Controller {
         };
         let failure = outcome.err().map(|error| format!("{error:#}"));
         if let Some(failure) = &failure {
-            tracing::error!(port, "gateway: {failure}");
+            tracing::error!(port, "gateway operation failed; retrying: {failure}");
         }
         match tenant {
             Some(id) => {
@@ -320,7 +320,7 @@ impl Controller {
         let written = stream::iter(noticed).for_each_concurrent(AT_ONCE, async |noticed| {
             let id = noticed.id;
             if let Err(error) = self.write(noticed).await {
-                tracing::error!(tenant = %id, "its state is late: {error:#}");
+                tracing::error!(tenant = %id, "cannot write tenant state; retrying: {error:#}");
             }
         });
         written.await;
@@ -342,7 +342,7 @@ impl Controller {
         });
         match self.registry.update(id, change).await {
             Ok(after) => {
-                tracing::info!(tenant = %id, ?from, to = ?after.vpn.state);
+                tracing::info!(tenant = %id, ?from, to = ?after.vpn.state, "tenant state changed");
                 Ok(())
             }
             // Deleted since it was listed.

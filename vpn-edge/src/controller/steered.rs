@@ -42,7 +42,9 @@ pub fn follow(
                         changed
                     });
                 }
-                Err(error) => tracing::warn!("cannot tell what the edges do: {error:#}"),
+                Err(error) => {
+                    tracing::warn!("cannot list tenants and gateways; retrying: {error:#}")
+                }
             }
             rest(start.elapsed()).await;
             tokio::select! {

@@ -35,7 +35,7 @@ impl Device {
         let device = match handle.link().add(link).execute().await {
             Ok(()) => Self::Kernel,
             Err(error) => {
-                tracing::info!("no kernel WireGuard ({error}): using the userspace one");
+                tracing::info!("no kernel WireGuard; using the userspace implementation: {error}");
                 let uapi = UapiServer::default_unix_socket(&config.interface, None, None)
                     .map_err(|error| anyhow::anyhow!("{error:#}"))?;
                 let device = DeviceBuilder::new()

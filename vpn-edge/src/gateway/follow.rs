@@ -21,7 +21,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// fixed part keeps its value for the gateway's life.
 pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallible {
     let events = watch(path)
-        .inspect_err(|error| tracing::info!("not told of changes, looking for them: {error}"))
+        .inspect_err(|error| {
+            tracing::info!("cannot watch the configuration file; polling it instead: {error}")
+        })
         .ok();
     let mut look = interval(LOOK_AGAIN);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -38,9 +40,13 @@ pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallib
             outcome => {
                 if !std::mem::replace(&mut complained, true) {
                     match outcome {
-                        Ok(_) => tracing::info!("the configuration is another gateway's by now"),
+                        Ok(_) => {
+                            tracing::info!("the configuration is for another gateway; ignored")
+                        }
                         Err(error) => {
-                            tracing::warn!("the tunnel's settings stay as they are: {error:#}")
+                            tracing::warn!(
+                                "cannot apply new tunnel settings; the previous ones stay: {error:#}"
+                            )
                         }
                     }
                 }
@@ -56,11 +62,13 @@ pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallib
         match nat::apply(&current).await {
             Ok(()) => {
                 let live = &current.tunnel.live;
-                tracing::info!(?live, "the tunnel's settings changed");
+                tracing::info!(?live, "tunnel settings changed");
             }
             Err(error) => {
                 current.tunnel.live = before;
-                tracing::error!("the tunnel's settings stay as they are: {error:#}");
+                tracing::error!(
+                    "cannot apply new tunnel settings; the previous ones stay: {error:#}"
+                );
             }
         }
     }

@@ -36,7 +36,9 @@ pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()>
         Err(error) if is_veth(&config.link).await? => {
             return Err(error).context("the pod's link takes no redirected frames");
         }
-        Err(error) => tracing::warn!("redirected frames are not taken in: {error}"),
+        Err(error) => tracing::warn!(
+            "the link cannot receive XDP redirects; the edge uses tc for this gateway: {error}"
+        ),
         Ok(()) => {}
     }
     if let Some(devices) = devices

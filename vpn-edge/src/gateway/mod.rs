@@ -109,7 +109,9 @@ async fn serve(
         Ok(ready) => Some(ready),
         Err(_) if ethtool::merges(&config.link).unwrap_or(false) => None,
         Err(error) => {
-            tracing::warn!("redirected frames are not taken in: {error}");
+            tracing::warn!(
+                "the link cannot receive XDP redirects; the edge uses tc for this gateway: {error}"
+            );
             None
         }
     };

@@ -165,7 +165,7 @@ impl Connections {
             };
             while tasks.try_join_next().is_some() {}
             let Some(place) = self.place(peer) else {
-                tracing::debug!(%peer, "it has too many connections");
+                tracing::debug!(%peer, "too many connections from this address");
                 continue;
             };
             let (connections, watcher) = (self.clone(), graceful.watcher());
@@ -179,7 +179,7 @@ impl Connections {
             .await
             .is_err()
         {
-            tracing::warn!("requests that took too long were broken off");
+            tracing::warn!("aborted requests that exceeded the grace period");
         }
     }
 
@@ -208,7 +208,7 @@ impl Connections {
         let acceptor = TlsAcceptor::from(tls.borrow().clone());
         match timeout(self.limits.head, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => self.answer(stream, peer, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
         }
     }
@@ -231,7 +231,7 @@ impl Connections {
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%peer, %error, "a connection broke off");
+            tracing::debug!(%peer, %error, "connection failed");
         }
     }
 }

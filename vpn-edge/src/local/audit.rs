@@ -138,7 +138,7 @@ impl Log for SqliteLog {
             .run(move |connection| insert(connection, &record, limit))
             .await?;
         if new && let Err(error) = self.forget().await {
-            tracing::warn!("tenants that are gone stay in the audit log: {error}");
+            tracing::warn!("cannot remove deleted tenants from the audit log: {error}");
         }
         Ok(())
     }

@@ -179,7 +179,7 @@ impl NetnsGateways {
                     states.spawn(async move { timeout(PATIENCE, first).await });
                 }
                 Err(error) => {
-                    tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
+                    tracing::warn!(port, "removing the remains of a gateway: {error:#}");
                     // Nobody's, so the controller removes it if this does not.
                     gateways.know(
                         Gateway {

@@ -216,7 +216,7 @@ impl Store {
                 )));
             }
             // Every key that opens it is still at hand.
-            Err(error) => tracing::error!("{error}; the next start tries again"),
+            Err(error) => tracing::error!("{error}; retrying at the next start"),
             Ok(()) => {}
         }
         row::give_subnets(&mut connection, cluster_ranges).map_err(failed)?;

@@ -83,8 +83,8 @@ async fn metrics(State(metrics): State<Metrics>) -> Response {
         Ok(Ok(text)) => return ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Ok(Err(error)) | Err(error) => error,
     };
-    tracing::error!("cannot tell metrics: {error:#}");
-    let message = format!("cannot tell metrics: {error:#}\n");
+    tracing::error!("cannot collect metrics: {error:#}");
+    let message = format!("cannot collect metrics: {error:#}\n");
     (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
 }
 

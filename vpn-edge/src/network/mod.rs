@@ -215,7 +215,7 @@ impl Follower {
                 () = at(self.renewal) => {
                     self.renewal = None;
                     if let Err(error) = self.neighbours.renew().await {
-                        tracing::warn!(%error, "cannot keep neighbours resolved");
+                        tracing::warn!(%error, "cannot keep neighbours resolved; retrying");
                     }
                 }
                 next = notifications.next() => {
@@ -225,7 +225,7 @@ impl Follower {
                     while let Some(notification) = next {
                         let Some((message, _)) = notification else {
                             // Whoever asks next is told.
-                            tracing::error!("the kernel tells no more of the node's network");
+                            tracing::error!("netlink notifications ended; network changes are no longer followed");
                             return;
                         };
                         self.judge_one(message.payload, &mut due);
@@ -242,7 +242,7 @@ impl Follower {
         let message = match payload {
             NetlinkPayload::InnerMessage(message) => message,
             NetlinkPayload::Overrun(_) => {
-                tracing::info!("changes of the node's network were lost: looking at all of it");
+                tracing::info!("netlink notifications were lost; reading the network again");
                 *due = Due {
                     look: true,
                     keep: true,
@@ -279,7 +279,7 @@ impl Follower {
         if due.look
             && let Err(error) = self.look().await
         {
-            tracing::warn!(%error, "cannot tell the node's network");
+            tracing::warn!(%error, "cannot read the node's network");
         }
         if due.tell {
             self.counter.send_modify(|count| *count += 1);

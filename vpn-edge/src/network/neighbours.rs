@@ -264,7 +264,7 @@ impl Neighbours {
             attributes.push(NeighbourAttribute::ExtFlags(flags));
         }
         if let Err(error) = request.execute().await {
-            tracing::debug!(%error, %address, index, "cannot have a neighbour resolved");
+            tracing::debug!(%error, %address, index, "cannot request neighbour resolution");
         }
     }
 

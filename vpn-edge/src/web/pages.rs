@@ -258,7 +258,7 @@ fn short(id: &Uuid) -> String {
 fn page(status: StatusCode, template: &impl Template) -> Response {
     let mut text = Zeroizing::new(String::with_capacity(ROOM));
     if let Err(error) = template.render_into(&mut *text) {
-        tracing::error!(%error, "a page cannot be made");
+        tracing::error!(%error, "cannot render a page");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];

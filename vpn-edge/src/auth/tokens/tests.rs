@@ -471,7 +471,7 @@ fn each_change_for_better_or_worse_is_logged_once() {
     });
     let lines: Vec<&str> = log.lines().map(str::trim).collect();
     let expected = [
-        ("ERROR", "unless it can be read within 60 s"),
+        ("ERROR", "its tokens are refused after 60 s"),
         ("ERROR", "until it can be read"),
         ("INFO", "the token file can be read again"),
         ("ERROR", "has invalid lines"),

@@ -50,7 +50,7 @@ impl Page {
             Ok(record) => Some(record),
             Err(error) => {
                 let name = map.name_any();
-                tracing::warn!(name, "a line of the audit log is no record: {error}");
+                tracing::warn!(name, "skipping an invalid line of the audit log: {error}");
                 None
             }
         };

@@ -83,7 +83,7 @@ impl KubeGateways {
         if !self.is_lost(namespace).await? {
             return Ok(false);
         }
-        tracing::warn!(tenant = %shape.tenant, "its gateway's node is down: not waiting for it");
+        tracing::warn!(tenant = %shape.tenant, "the gateway's node is down; not waiting for its pod");
         let mark = rollout::mark(Some(&before), false);
         self.delete::<Deployment>(namespace, shape.port, PropagationPolicy::Background)
             .await?;

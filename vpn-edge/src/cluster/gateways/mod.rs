@@ -258,7 +258,7 @@ impl KubeGateways {
         tracing::warn!(
             namespace,
             port,
-            "its gateway's node is down: not waiting for it"
+            "the gateway's node is down; not waiting for its pod"
         );
         self.delete::<Deployment>(namespace, port, PropagationPolicy::Background)
             .await

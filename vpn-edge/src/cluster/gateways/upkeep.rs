@@ -101,7 +101,7 @@ impl KubeGateways {
             Standing::Wished => false,
             Standing::Outdated { .. } => true,
         };
-        tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
+        tracing::info!(tenant = %shape.tenant, "updating gateway");
         let mark = rollout::mark(Some(&before), rolls);
         let outcome = self.apply_all(&place, &shape, None, mark).await;
         self.note(namespace, shape.tenant, &outcome);
@@ -172,7 +172,7 @@ impl Upkeep {
         self.tell(gateways);
         for namespace in chosen {
             if let Err(error) = gateways.bring_up_to_date(&namespace).await {
-                tracing::error!(namespace, "its gateway stays as it is: {error:#}");
+                tracing::error!(namespace, "cannot update gateway; retrying: {error:#}");
                 self.pause(&namespace, Purpose::RollOut);
             }
             gateways.touched().insert(namespace);
@@ -189,7 +189,7 @@ impl Upkeep {
         self.told
             .retain(|namespace| is_under_way && is_away(namespace));
         if told > 0 && self.told.is_empty() {
-            tracing::info!("no gateway holds back the roll-out any more");
+            tracing::info!("no gateway blocks the rollout any more");
         }
         if !is_under_way {
             return;
@@ -205,7 +205,7 @@ impl Upkeep {
                 tracing::error!(
                     tenant = %gateway.tenant,
                     namespace,
-                    "the roll-out is held back until its gateway is ready, or the settings change: {reason}"
+                    "rollout blocked until this gateway is ready or the settings change: {reason}"
                 );
                 self.told.insert(namespace.clone());
             }
@@ -219,7 +219,7 @@ impl Upkeep {
                 continue;
             }
             if let Err(error) = self.change_back_in(&namespace, gateways).await {
-                tracing::error!(namespace, "what others changed of it stays: {error:#}");
+                tracing::error!(namespace, "cannot revert drift; retrying: {error:#}");
             }
             self.pause(&namespace, Purpose::ChangeBack);
             gateways.touched().insert(namespace);
@@ -271,11 +271,7 @@ impl Upkeep {
         if !self.has_drifted(&wanted, live.as_ref()) {
             return Ok(());
         }
-        tracing::warn!(
-            namespace,
-            "somebody changed its {}: changing it back",
-            K::kind(&())
-        );
+        tracing::warn!(namespace, "reverting drift of its {}", K::kind(&()));
         // Not over what the registry, or anybody, has written meanwhile.
         wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
         let applied = match gateways.apply(&wanted).await {
@@ -338,7 +334,10 @@ impl Upkeep {
                 continue;
             }
             if let Err(error) = gateways.replace(&namespace).await {
-                tracing::error!(namespace, "its gateway waits for a dead node: {error:#}");
+                tracing::error!(
+                    namespace,
+                    "cannot replace the gateway on a dead node; retrying: {error:#}"
+                );
             }
             self.pause(&namespace, Purpose::Replace);
             gateways.touched().insert(namespace);

@@ -71,7 +71,7 @@ async fn session(
         Ok(Some(seen)) => Json(seen).into_response(),
         Ok(None) => StatusCode::NOT_FOUND.into_response(),
         Err(error) => {
-            tracing::error!("cannot tell of a session: {error}");
+            tracing::error!("cannot look up a session: {error}");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -141,7 +141,7 @@ impl Gate {
         };
         let review = self.reviews.create(&PostParams::default(), &review).await;
         let status = review.map_err(|error| {
-            tracing::warn!("cannot ask whose token it is: {error}");
+            tracing::warn!("cannot review a token: {error}");
             StatusCode::SERVICE_UNAVAILABLE
         })?;
         let status = status.status.unwrap_or_default();

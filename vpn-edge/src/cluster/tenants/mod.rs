@@ -293,7 +293,7 @@ impl Inner {
         if view.deleting()
             && let Err(Miss::Failed(error)) = self.delete_keys(&view).await
         {
-            tracing::warn!(tenant = %id, "its keys are left for later: {error}");
+            tracing::warn!(tenant = %id, "cannot delete the tenant's keys; retrying: {error}");
         }
         Ok(true)
     }

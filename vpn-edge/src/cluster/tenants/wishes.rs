@@ -237,12 +237,12 @@ impl Inner {
             Ok(came) => came,
             Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
             Err(Miss::Failed(error)) => {
-                tracing::warn!(namespace, "cannot do what its VpnTenant asks for: {error}");
+                tracing::warn!(namespace, "cannot reconcile VpnTenant; retrying: {error}");
                 Came::Hindered
             }
             Err(Miss::Conflict | Miss::Taken(_)) => {
                 if let Err(error) = self.refresh(&namespace).await {
-                    tracing::warn!(namespace, "cannot read: {error}");
+                    tracing::warn!(namespace, "cannot read VpnTenant: {error}");
                 }
                 Came::Hindered
             }
@@ -340,7 +340,7 @@ impl Inner {
         match self.update(tenant.id, change, Some(wish)).await {
             Ok(after) => {
                 if after.vpn != tenant.vpn {
-                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "reconciled");
                 }
                 Ok(Hindrance::Nothing)
             }

@@ -311,7 +311,11 @@ impl Inner {
             }
             Err(Error::Api(status)) if is_port_taken(&status) => {
                 let port = kept.port;
-                tracing::info!(port, "not to be had: {}", status.message);
+                tracing::info!(
+                    port,
+                    "port not available; trying another: {}",
+                    status.message
+                );
                 Err(Miss::Taken(port))
             }
             Err(error) => Err(error.into()),
@@ -379,7 +383,10 @@ impl Inner {
             Err(_) => {}
         }
         if let Err(Miss::Failed(error)) = self.show(namespace, &hindered).await {
-            tracing::warn!(namespace, "the status is late: {error}");
+            tracing::warn!(
+                namespace,
+                "cannot write VpnTenant status; retrying: {error}"
+            );
         }
         Ok(())
     }

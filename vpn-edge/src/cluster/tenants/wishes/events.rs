@@ -152,7 +152,7 @@ impl Teller {
                         EventType::Normal => &recorder,
                     };
                     if let Err(error) = recorder.publish(&event, &reference).await {
-                        tracing::warn!("an event is lost: {error}");
+                        tracing::warn!("cannot publish Event: {error}");
                     }
                 }
             });
