@@ -19,7 +19,7 @@ pub enum RegistryError {
     /// With what is taken: an id or a namespace.
     #[error("{0} is already used by another tenant")]
     AlreadyExists(String),
-    #[error("there is no namespace {0}: make it first")]
+    #[error("there is no namespace {0}: create it first")]
     NoNamespace(String),
     #[error("cannot open the registry: {0}")]
     Open(String),

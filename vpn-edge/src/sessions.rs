@@ -22,28 +22,28 @@ const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
 /// A tenant's live session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Session {
-    /// A session may be alive: there was a handshake within 180 s, or since then
-    /// an answered packet. A client that keeps its tunnel up makes a handshake
+    /// Whether a session may be alive: there was a handshake, or an answered packet,
+    /// within the last 180 s. A client that keeps its tunnel up makes a handshake
     /// every two minutes.
     pub connected: bool,
-    /// The last handshake with the keys of now, to a second or so.
+    /// The last handshake with the current keys, accurate to about a second.
     pub last_handshake: Option<Timestamp>,
-    /// Where the client was heard last. Of one that roams, this is known from
-    /// its next handshake on, at the latest.
+    /// The client's last known address. When the client roams, it is updated with
+    /// the next handshake at the latest.
     #[schema(value_type = Option<String>, example = "203.0.113.9:51820")]
     pub client: Option<SocketAddr>,
-    /// What came from the client since the VPN was enabled, or since the edge of
-    /// its gateway's node began to count: with a reboot, or when the gateway
-    /// moves to another node.
+    /// Traffic from the client since the VPN was enabled, or since the edge of its
+    /// gateway's node began to count: after a reboot, or when the gateway moved to
+    /// another node.
     pub received: Traffic,
-    /// What went to the client, in the same time.
+    /// Traffic to the client over the same time.
     pub sent: Traffic,
-    /// All edges answered. Otherwise one that did not may know of a later
+    /// Whether all edges answered. Otherwise one that did not may know of a later
     /// handshake, or of more traffic.
     pub complete: bool,
 }
 
-/// Packets, and bytes of the IP packets that they are, outside of the tunnel.
+/// Packets outside the tunnel, and their bytes including IP headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Traffic {
     pub packets: u64,
@@ -55,7 +55,7 @@ pub struct Traffic {
 pub enum SessionError {
     #[error(transparent)]
     Maps(#[from] MapError),
-    #[error("the edges cannot be asked: {0}")]
+    #[error("cannot query the edges: {0}")]
     Edges(String),
 }
 

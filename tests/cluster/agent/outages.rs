@@ -19,7 +19,7 @@ fn without_an_api_server_all_goes_on_as_it_was() -> Result<()> {
     scene.edge.await_sh(&format!("{UP}1'"))?;
 
     scene.cluster.stop_api_server();
-    let said = scene.await_said("ok, by what was known before: cannot watch ")?;
+    let said = scene.await_said("ok, with the last known state: cannot watch ")?;
     ensure!(scene.agent.health()? == 200, "{said}");
     scene.edge.await_sh(&format!("{UP}0'"))?;
     scene.await_modes(&open)?;

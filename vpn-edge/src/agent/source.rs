@@ -262,7 +262,7 @@ impl Source for File {
 fn read(path: &Path) -> Result<World> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the allocations in {}", path.display()))?;
-    parse(&text).with_context(|| format!("{} is no list of allocations", path.display()))
+    parse(&text).with_context(|| format!("{} is not a list of allocations", path.display()))
 }
 
 fn parse(text: &str) -> Result<World> {
@@ -333,7 +333,7 @@ fn addresses(node: &[IpAddr]) -> Result<Option<Addresses>> {
         };
         ensure!(
             !twice,
-            "the node has two addresses of one IP version: name the one that it is reached by"
+            "the node has two addresses of one IP version: keep the one that it is reached by"
         );
     }
     Ok((!node.is_empty()).then_some(addresses))

@@ -18,19 +18,19 @@ const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 /// With clear words: nobody has done anything then.
-const UNRECORDED: &str = "nothing was done, as the audit log cannot be written at the moment: \
-                          try again, or have the operator look at vpn-edge's log";
+const UNRECORDED: &str = "nothing was done because the audit log cannot be written at the moment: \
+                          try again, or ask the operator to check vpn-edge's log";
 
-/// What callers did, newest first; for admins.
+/// What callers did, newest first. For admins.
 #[utoipa::path(
     get,
     path = "/v1/audit",
     operation_id = "read_audit",
     tag = "audit",
     params(
-        ("tenant" = Option<Uuid>, Query, description = "Only of this tenant, which may be gone."),
-        ("limit" = Option<usize>, Query, description = "Records at most.", minimum = 1, maximum = 1000),
-        ("before" = Option<Uuid>, Query, description = "Only those older than this record: `next` of the last answer."),
+        ("tenant" = Option<Uuid>, Query, description = "Only records of this tenant, which may have been removed."),
+        ("limit" = Option<usize>, Query, description = "Maximum number of records.", minimum = 1, maximum = 1000),
+        ("before" = Option<Uuid>, Query, description = "Only records older than this one: `next` of the previous answer."),
     ),
     responses((status = 200, description = "Records.", body = AuditList))
 )]
@@ -56,7 +56,7 @@ impl Api {
         let mut found = self.audit.read(more).await.map_err(|error| {
             tracing::error!("cannot read the audit log: {error}");
             let message = "the audit log cannot be read at the moment: try again, \
-                           or look at vpn-edge's log";
+                           or check vpn-edge's log";
             ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message.to_owned())
         })?;
         let older = found.len() > limit;
@@ -127,13 +127,15 @@ fn query(text: &str) -> Result<Query, ApiError> {
         let twice = match &*name {
             "tenant" => {
                 let id = uuid(&value).ok_or_else(|| {
-                    wrong("tenant is no tenant's id: write a UUID, or leave it out".to_owned())
+                    wrong("tenant is not a UUID: correct it, or leave it out".to_owned())
                 })?;
                 tenant.replace(id).is_some()
             }
             "before" => {
                 let id = uuid(&value).ok_or_else(|| {
-                    wrong("before is no record's id: take `next` of the last answer".to_owned())
+                    wrong(
+                        "before is not a record's id: use `next` of the previous answer".to_owned(),
+                    )
                 })?;
                 before.replace(id).is_some()
             }
@@ -141,11 +143,11 @@ fn query(text: &str) -> Result<Query, ApiError> {
                 let number = value.parse().ok();
                 let number = number.filter(|number| (1..=MAX_LIMIT).contains(number));
                 let number = number
-                    .ok_or_else(|| wrong(format!("limit is no number from 1 to {MAX_LIMIT}")))?;
+                    .ok_or_else(|| wrong(format!("limit is not a number from 1 to {MAX_LIMIT}")))?;
                 limit.replace(number).is_some()
             }
             _ => {
-                let message = format!("{name:?} is unknown: there are tenant, limit and before");
+                let message = format!("unknown parameter {name:?}: use tenant, limit or before");
                 return Err(wrong(message));
             }
         };

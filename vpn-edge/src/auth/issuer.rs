@@ -205,15 +205,11 @@ impl Issuer {
         let metadata: Metadata = self.get(&url).await?;
         ensure!(
             metadata.issuer == self.name,
-            "{url} is of another issuer, {:?}: name that one with --oidc-issuer, to the letter",
+            "{url} belongs to another issuer, {:?}: set --oidc-issuer to exactly this name",
             metadata.issuer
         );
         let keys = self.get::<KeySet>(&metadata.jwks_uri).await?.usable();
-        ensure!(
-            !keys.is_empty(),
-            "{} has no key that can be used",
-            metadata.jwks_uri
-        );
+        ensure!(!keys.is_empty(), "{} has no usable key", metadata.jwks_uri);
         Ok(Known {
             metadata,
             keys,
@@ -234,7 +230,8 @@ impl Issuer {
         let url = self.endpoint(url)?;
         let (status, body) = exchange(self.http.get(url.clone())).await?;
         ensure!(status == 200, "{url} answered {status}");
-        serde_json::from_slice(&body).with_context(|| format!("{url} is not what it should be"))
+        serde_json::from_slice(&body)
+            .with_context(|| format!("{url} returned an unexpected document"))
     }
 }
 
@@ -261,7 +258,7 @@ pub async fn exchange(request: RequestBuilder) -> Result<(u16, Vec<u8>)> {
 ///
 /// That it is neither.
 pub fn secure(url: &str) -> Result<Url> {
-    let parsed = Url::parse(url).with_context(|| format!("{url:?} is no URL"))?;
+    let parsed = Url::parse(url).with_context(|| format!("{url:?} is not a URL"))?;
     let host = parsed.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = host == "localhost"

@@ -10,23 +10,23 @@ use serde_json::json;
 /// What is wrong with a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("the token is not known; `vpn-edge token add` makes one")]
+    #[error("the token is not known; `vpn-edge token add` creates one")]
     UnknownToken,
-    #[error("the token is no JWT that can be read, or is signed in no accepted way")]
+    #[error("the token is not a readable JWT, or its algorithm is not accepted")]
     Malformed,
-    #[error("the token is signed with none of the issuer's keys")]
+    #[error("the token is not signed with one of the issuer's keys")]
     UnknownKey,
-    #[error("the token is signed by another algorithm than its key is for")]
+    #[error("the token's algorithm is not the one of its key")]
     Algorithm,
     #[error("the token's signature is wrong")]
     Signature,
     #[error("the token has expired; sign in again")]
     Expired,
-    #[error("the token is not valid yet; compare the clocks")]
+    #[error("the token is not valid yet; check the clocks")]
     NotYet,
-    #[error("the token is another issuer's")]
+    #[error("the token is from another issuer")]
     Issuer,
-    #[error("the token is meant for another audience")]
+    #[error("the token is for another audience")]
     Audience,
     #[error("the token lacks one of the claims exp, iss, aud and sub")]
     Incomplete,
@@ -53,7 +53,7 @@ pub enum Refused {
     TooMany(Duration),
     /// Names the claim.
     #[error(
-        "signed in, but the token names no organisation: its claim {0} is missing or no valid name"
+        "signed in, but the token has no organisation: its claim {0} is missing or not a valid name"
     )]
     NoOrganisation(String),
     /// The tenant is the caller's, the action is not.

@@ -151,16 +151,19 @@ impl Identity {
         let query = query(parts);
         let state = field(query, "state").unwrap_or_default();
         if !attempt.is_state(&state) {
-            return Err(wrong("it was begun in another window; start again"));
+            return Err(wrong("it was started in another window; start again"));
         }
         // RFC 9207: the answer is of the issuer that was asked.
         if field(query, "iss").is_some_and(|issuer| issuer != oidc.issuer.name()) {
             return Err(wrong("another issuer answered"));
         }
         if let Some(error) = field(query, "error") {
-            return Err(wrong(&format!("the issuer says {}", error_code(&error))));
+            return Err(wrong(&format!(
+                "the issuer answered {}",
+                error_code(&error)
+            )));
         }
-        let code = field(query, "code").ok_or_else(|| wrong("the issuer gave no code"))?;
+        let code = field(query, "code").ok_or_else(|| wrong("the issuer returned no code"))?;
         Ok((attempt, code))
     }
 

@@ -184,7 +184,7 @@ impl Client {
             return Err(wrong("the issuer rejected the code; sign in again"));
         }
         let answer: Answer =
-            serde_json::from_slice(&body).map_err(|_| wrong("the issuer gave no ID token"))?;
+            serde_json::from_slice(&body).map_err(|_| wrong("the issuer returned no ID token"))?;
         Ok(Zeroizing::new(answer.id_token))
     }
 

@@ -64,7 +64,7 @@ type Hash = [u8; 32];
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
     #[error(
-        "the token file {0} is missing; `vpn-edge token add --file {0} --admin` makes it with a first token"
+        "the token file {0} is missing; `vpn-edge token add --file {0} --admin` creates it with a first token"
     )]
     Missing(PathBuf),
     #[error("cannot read or write the token file {0}: {1}")]

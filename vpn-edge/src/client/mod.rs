@@ -347,7 +347,7 @@ fn token(token: Option<Token>, file: Option<&Path>) -> Result<Zeroizing<String>>
         }
         (None, None) => bail!(
             "no token: set VPN_EDGE_TOKEN or name a file with --token-file \
-             (`vpn-edge token add` makes a token)"
+             (`vpn-edge token add` creates one)"
         ),
     }
 }
@@ -378,7 +378,7 @@ async fn make_keys(
     {
         let reason = match body.failure {
             Some(reason) => format!("the VPN failed: {reason}"),
-            None => "the server may be older than this program, and have made keys".to_owned(),
+            None => "the server may be older than this program and have generated keys".to_owned(),
         };
         bail!("the VPN does not have the key {key}: {reason}; see `vpn-edge tenant status {id}`");
     }

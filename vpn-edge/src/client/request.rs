@@ -25,14 +25,14 @@ impl Client {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .with_context(|| {
-                format!("{server:?} is no server: write it like http://127.0.0.1:8080")
+                format!("{server:?} is not a server's URL: write it like http://127.0.0.1:8080")
             })?;
         let mut http = reqwest::Client::builder()
             .timeout(TIMEOUT)
             // A redirect could take the token somewhere else.
             .redirect(reqwest::redirect::Policy::none());
         if let Some(ca) = ca {
-            let trusted = Certificate::from_pem_bundle(ca).context("--ca is no PEM")?;
+            let trusted = Certificate::from_pem_bundle(ca).context("--ca is not PEM")?;
             ensure!(!trusted.is_empty(), "--ca has no certificate in PEM in it");
             http = http.tls_certs_only(trusted);
         } else if server.scheme() == "http" {
@@ -134,7 +134,7 @@ fn explain(error: &str) -> String {
         (VpnError::BeingEnabled, "wait a few seconds and try again"),
         (
             VpnError::NoPortsAvailable,
-            "every port is allocated; try again later",
+            "all ports are in use; try again later",
         ),
     ];
     match advice.iter().find(|(known, _)| known.to_string() == error) {
@@ -156,7 +156,7 @@ mod tests {
         );
         assert_eq!(
             explain("no VPN ports available"),
-            "no VPN ports available: every port is allocated; try again later"
+            "no VPN ports available: all ports are in use; try again later"
         );
         assert_eq!(explain("something else"), "something else");
     }

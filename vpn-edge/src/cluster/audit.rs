@@ -115,7 +115,7 @@ impl KubeLog {
                 tokio::spawn(Arc::clone(&self.inner).work(tenant));
             }
         }
-        let ended = |_| Err(LogError("vpn-edge ends".to_owned()));
+        let ended = |_| Err(LogError("vpn-edge is shutting down".to_owned()));
         outcome.await.unwrap_or_else(ended)
     }
 }

@@ -24,13 +24,13 @@ const SILENCE: Duration = Duration::from_secs(WATCH as u64 + 10);
 /// When there is neither, or it cannot be used.
 pub async fn client() -> Result<Client> {
     let mut config = Config::infer().await.context(
-        "no cluster to ask: name a kubeconfig with KUBECONFIG, \
+        "no cluster configured: set KUBECONFIG to a kubeconfig file, \
          or run in a pod with a service account's token",
     )?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
-    Client::try_from(config).context("the settings of the cluster cannot be used")
+    Client::try_from(config).context("cannot use the configuration of the cluster's client")
 }
 
 /// The image that the pod of this name runs, in its first container.

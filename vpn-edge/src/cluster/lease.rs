@@ -42,7 +42,9 @@ impl Candidate {
             .with_grace(GRACE)
             .build()
             .await
-            .with_context(|| format!("cannot stand for the lease {namespace}/{LEASE}"))?;
+            .with_context(|| {
+                format!("cannot take part in the leader election by the lease {namespace}/{LEASE}")
+            })?;
         let (leads, manager) = manager.watch().await;
         Ok(Self { leads, manager })
     }
@@ -61,7 +63,7 @@ impl Candidate {
     pub async fn won(&mut self) -> Result<()> {
         match self.leads.wait_for(|leads| *leads).await {
             Ok(_) => Ok(()),
-            Err(_) => bail!("the lease is no longer looked after"),
+            Err(_) => bail!("the lease is no longer renewed"),
         }
     }
 
@@ -69,7 +71,7 @@ impl Candidate {
     pub async fn lost(&mut self) -> anyhow::Error {
         match self.leads.wait_for(|leads| !*leads).await {
             Ok(_) => anyhow::anyhow!("another controller took the lead"),
-            Err(_) => anyhow::anyhow!("the lease is no longer looked after"),
+            Err(_) => anyhow::anyhow!("the lease is no longer renewed"),
         }
     }
 

@@ -106,7 +106,7 @@ impl ClusterSessions {
                 return Ok(text);
             }
             Ok(Err(why)) => why,
-            Err(_) => "the API server gives no token in time".to_owned(),
+            Err(_) => "the API server issued no token in time".to_owned(),
         };
         match &*held {
             Some(token) if token.since.elapsed() < TOKEN_LIFE => Ok(token.text.clone()),
@@ -132,7 +132,7 @@ impl ClusterSessions {
         let token = answer.status.and_then(|status| status.token);
         token
             .map(Zeroizing::new)
-            .ok_or_else(|| "the API server gives a token without text".to_owned())
+            .ok_or_else(|| "the API server issued an empty token".to_owned())
     }
 }
 
@@ -144,7 +144,7 @@ impl Sessions for ClusterSessions {
         };
         let listed = timeout(PATIENCE, self.agents.wait_until_ready()).await;
         if !matches!(listed, Ok(Ok(()))) {
-            let why = "the agents' pods are not known yet".to_owned();
+            let why = "the agents' pods are not listed yet".to_owned();
             return Err(SessionError::Edges(why));
         }
         let token = self.token().await?;

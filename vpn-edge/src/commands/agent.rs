@@ -125,7 +125,7 @@ impl EdgeArgs {
         match u16::try_from(last) {
             Ok(last) if self.hop_ports >= 1024 => Ok(self.hop_ports..=last),
             _ => bail!(
-                "--hop-ports {} leaves no {FLOWS} ports: name one between 1024 and {}",
+                "--hop-ports {} leaves fewer than {FLOWS} ports: use a port from 1024 to {}",
                 self.hop_ports,
                 usize::from(u16::MAX) + 1 - FLOWS
             ),
@@ -142,7 +142,7 @@ impl EdgeArgs {
         for range in ranges {
             ensure!(
                 *hops.end() < range.first() || *hops.start() > range.last(),
-                "--hop-ports {} overlaps --ports {range}: name ports that no tenant gets",
+                "--hop-ports {} overlaps --ports {range}: use ports outside of it",
                 self.hop_ports
             );
         }
@@ -180,7 +180,7 @@ impl EdgeArgs {
         if let Err(error) = preflight::reserve(settings.hop_ports.clone()) {
             // They are nobody else's unless the node's settings were changed,
             // which the preflight tells.
-            tracing::warn!("cannot reserve the ports between nodes: {error}");
+            tracing::warn!("cannot reserve the hop ports: {error}");
         }
         for finding in preflight::check(&settings).await {
             let preflight::Finding {
@@ -205,7 +205,7 @@ impl EdgeArgs {
     pub async fn network(&self) -> Result<Network> {
         ensure!(
             self.uplinks.len() <= UPLINKS,
-            "{} uplinks are named, but an edge takes {UPLINKS}",
+            "{} uplinks are given, but an edge supports {UPLINKS}",
             self.uplinks.len()
         );
         Network::follow(network::Settings {
@@ -351,7 +351,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     } = args;
     if prepare {
         return preflight::reserve(edge.hop_range()?).context(
-            "cannot reserve the ports between nodes: run this with a writable /proc/sys, \
+            "cannot reserve the hop ports: run this with a writable /proc/sys, \
              as a privileged container has it",
         );
     }
@@ -374,7 +374,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
             let nodes = source.world().await?.nodes();
             (source, Ok(nodes))
         }
-        (None, None) => bail!("name --allocations or --node"),
+        (None, None) => bail!("give --allocations or --node"),
     };
     if check {
         let mut findings = Vec::new();
@@ -447,8 +447,8 @@ fn no_cluster(error: &anyhow::Error) -> preflight::Finding {
     preflight::Finding {
         severity: preflight::Severity::Error,
         check: "cluster",
-        found: format!("the cluster does not tell of tenants and gateways: {error:#}"),
-        remedy: "see that this node reaches the API server, that --node is its name there, \
+        found: format!("cannot read tenants and gateways from the cluster: {error:#}"),
+        remedy: "check that this node reaches the API server, that --node is its name there, \
                  and that the service account may list and watch vpntenants, endpointslices \
                  and nodes"
             .into(),

@@ -152,8 +152,8 @@ impl Running {
             let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
             tokio::select! {
                 () = controller.run() => bail!("the controller ended"),
-                () = registry.follow_wishes() => bail!("the resources are no longer followed"),
-                () = gateways.keep_up() => bail!("the gateways are no longer kept up to date"),
+                () = registry.follow_wishes() => bail!("the VpnTenants are no longer reconciled"),
+                () = gateways.keep_up() => bail!("the gateways are no longer synced"),
                 // Whatever it was in the middle of, the next leader does over.
                 reason = candidate.lost() => Err(reason),
             }
@@ -176,10 +176,10 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     let ports = pools.ports().count();
     ensure!(
         ports <= usize::from(NODE_SLOT),
-        "--pool names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
+        "--pool has {ports} ports, but an edge serves {NODE_SLOT}: use fewer"
     );
     if let Some(network) = args.ipv6_in_vain() {
-        bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
+        bail!("{network} is IPv6, but tunnels are IPv4 only: add --tunnel-ipv6");
     }
     let tls = args.tls.load()?;
     let callers = args.callers.load(tls.is_some())?;

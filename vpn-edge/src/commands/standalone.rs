@@ -91,7 +91,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
     ensure!(
         forwarding.trim() == "1",
-        "this node does not forward, so gateways would reach nothing: \
+        "IP forwarding is off, so gateways would reach nothing: \
          run `sysctl -w net.ipv4.ip_forward=1`"
     );
     args.check_ipv6()?;
@@ -99,7 +99,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
     ensure!(
         ports <= u32::from(NODE_SLOT),
-        "--ports names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
+        "--ports has {ports} ports, but an edge serves {NODE_SLOT}: use fewer"
     );
     args.edge.check_ports(&[args.ports])?;
     let tls = args.tls.load()?;
@@ -112,8 +112,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let mtu = uplinks.min().unwrap_or(1500);
     ensure!(
         !args.tunnel_ipv6 || mtu >= OVERHEAD + LEAST_IPV6_MTU,
-        "IPv6 in the tunnels takes an uplink with an MTU of {} or more, and this one has {mtu}: \
-         raise it, or go without --tunnel-ipv6",
+        "IPv6 in the tunnels needs an uplink MTU of {} or more, but it is {mtu}: \
+         raise it, or omit --tunnel-ipv6",
         OVERHEAD + LEAST_IPV6_MTU
     );
     let tunnels = TunnelSettings {
@@ -190,23 +190,23 @@ impl StandaloneArgs {
         if self.tunnel_ipv6 {
             let forwarding = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding");
             let forwarding = forwarding
-                .context("this kernel has no IPv6: switch it on, or go without --tunnel-ipv6")?;
+                .context("this kernel has no IPv6: switch it on, or omit --tunnel-ipv6")?;
             ensure!(
                 forwarding.trim() == "1",
-                "this node does not forward IPv6, so tunnels would carry it nowhere: \
+                "IPv6 forwarding is off, so tunnels could not carry IPv6: \
                  run `sysctl -w net.ipv6.conf.all.forwarding=1` (an uplink that takes its \
                  address from router advertisements then needs accept_ra=2), \
-                 or go without --tunnel-ipv6"
+                 or omit --tunnel-ipv6"
             );
             return Ok(());
         }
         let network = self.allowed_ips.iter().find(|net| net.addr().is_ipv6());
         if let Some(network) = network {
-            bail!("--allowed-ips has {network}, but tunnels carry no IPv6: add --tunnel-ipv6");
+            bail!("--allowed-ips has {network}, but tunnels are IPv4 only: add --tunnel-ipv6");
         }
         ensure!(
             self.dns.is_ipv4(),
-            "--dns is {}, but tunnels carry no IPv6: add --tunnel-ipv6",
+            "--dns is {}, but tunnels are IPv4 only: add --tunnel-ipv6",
             self.dns
         );
         Ok(())

@@ -39,7 +39,7 @@ pub async fn run(args: TeardownArgs) -> Result<()> {
         && let first @ 1.. = reader.edge()?.hop_ports
     {
         let last = first.saturating_add(FLOWS as u16 - 1);
-        preflight::release(first..=last).context("cannot release the ports between nodes")?;
+        preflight::release(first..=last).context("cannot release the hop ports")?;
     }
     datapath::remove(&args.bpffs)?;
     if let Some(gateways) = gateways {

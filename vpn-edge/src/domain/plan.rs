@@ -109,11 +109,11 @@ pub struct PlanLimit {
 pub enum InvalidLimit {
     #[error(transparent)]
     Plan(#[from] UnknownPlan),
-    #[error("{0:?} is no limit; write PLAN=packets:N,bytes:N, each a second, or one of the two")]
+    #[error("{0:?} is not a limit; write PLAN=packets:N,bytes:N (per second), or one of the two")]
     Form(String),
-    #[error("{0} packets a second cannot be held to: name 1 to 100000000")]
+    #[error("{0} packets per second is out of range: use 1 to 100000000")]
     Packets(u64),
-    #[error("{0} bytes a second cannot be held to: name 1000 to 100000000000")]
+    #[error("{0} bytes per second is out of range: use 1000 to 100000000000")]
     Bytes(u64),
 }
 

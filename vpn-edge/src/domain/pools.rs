@@ -23,16 +23,16 @@ pub struct Pools(Vec<Pool>);
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
     #[error(
-        "{0:?} is no pool; write it as HOSTNAME=FIRST-LAST, for example vpn.example.com=30000-30049"
+        "{0:?} is not a pool; write it as HOSTNAME=FIRST-LAST, for example vpn.example.com=30000-30049"
     )]
     Syntax(String),
     #[error(
-        "{0:?} is no host name; use letters, digits, '.' and '-', at most 253 of them, or an address (IPv6 in brackets)"
+        "{0:?} is not a host name; use letters, digits, '.' and '-', at most 253 of them, or an address (IPv6 in brackets)"
     )]
     Hostname(String),
     #[error(transparent)]
     Range(#[from] PortRangeError),
-    #[error("there is no pool: name one as HOSTNAME=FIRST-LAST")]
+    #[error("no pool is given: add one as HOSTNAME=FIRST-LAST")]
     None,
     #[error("the pools {0} and {1} share ports: a port belongs to one host name")]
     Overlap(Pool, Pool),

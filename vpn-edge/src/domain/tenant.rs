@@ -43,16 +43,16 @@ pub enum InvalidTenant {
         "namespace {0:?} is not valid: use 1 to 63 lower-case letters, digits and '-', and start and end with a letter or digit"
     )]
     Namespace(String),
-    #[error("{0} networks are too many: at most 64; join adjacent ones")]
+    #[error("{0} networks are too many: at most 64 are allowed; join adjacent ones")]
     TooManyNetworks(usize),
-    #[error("network {0} is everything: name the ranges that the tenant may reach")]
+    #[error("network {0} covers all addresses: list the ranges that the tenant may reach")]
     Everything(IpNet),
     #[error("network {0} has bits set after its prefix: write {1}")]
     HostBits(IpNet, IpNet),
-    #[error("network {0} is named twice")]
+    #[error("network {0} is listed twice")]
     NetworkTwice(IpNet),
     #[error(
-        "network {0} is IPv6, which no tunnel here carries: leave it out, or have the operator start vpn-edge with --tunnel-ipv6"
+        "network {0} is IPv6, but tunnels are IPv4 only: remove it, or have the operator start vpn-edge with --tunnel-ipv6"
     )]
     NoIpv6(IpNet),
 }

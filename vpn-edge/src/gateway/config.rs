@@ -152,7 +152,7 @@ impl GatewayConfig {
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
         );
         serde_json::from_str(&text)
-            .with_context(|| format!("{} is no gateway configuration", path.display()))
+            .with_context(|| format!("{} is not a gateway configuration", path.display()))
     }
 
     /// Writes the file at `path`, mode 0600, whole or not at all.

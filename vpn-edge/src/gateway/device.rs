@@ -179,11 +179,11 @@ async fn within(handle: &Handle, config: &GatewayConfig) -> Result<u32> {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,
         });
-    let outer = mtu.with_context(|| format!("{} tells no MTU", config.link))?;
+    let outer = mtu.with_context(|| format!("{} has no MTU", config.link))?;
     let mtu = outer.saturating_sub(OVERHEAD);
     ensure!(
         !config.tunnel.fixed.has_ipv6() || mtu >= LEAST_IPV6_MTU,
-        "IPv6 in the tunnel takes a link with an MTU of {} or more, and {} has {outer}",
+        "IPv6 in the tunnel needs a link MTU of {} or more, but that of {} is {outer}",
         OVERHEAD + LEAST_IPV6_MTU,
         config.link
     );

@@ -45,7 +45,7 @@ pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallib
                         }
                         Err(error) => {
                             tracing::warn!(
-                                "cannot apply new tunnel settings; the previous ones stay: {error:#}"
+                                "cannot read new tunnel settings; the previous ones stay: {error:#}"
                             )
                         }
                     }

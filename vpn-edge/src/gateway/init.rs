@@ -34,7 +34,7 @@ pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()>
     // Agents redirect to veths alone, which have it to switch on.
     match ethtool::merge(&config.link) {
         Err(error) if is_veth(&config.link).await? => {
-            return Err(error).context("the pod's link takes no redirected frames");
+            return Err(error).context("cannot enable XDP redirects to the pod's link");
         }
         Err(error) => tracing::warn!(
             "the link cannot receive XDP redirects; the edge uses tc for this gateway: {error}"

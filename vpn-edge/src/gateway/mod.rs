@@ -73,7 +73,7 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
         let found = config.tunnel.fixed.generation;
         ensure!(
             found == generation,
-            "{} has keys of generation {found}, and {generation} are wanted",
+            "{} has keys of generation {found} instead of {generation}",
             args.config.display()
         );
     }

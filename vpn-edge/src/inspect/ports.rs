@@ -64,7 +64,7 @@ struct Row {
     handshakes: u64,
     /// Packets that were let in though their session was unknown.
     graced: u64,
-    /// Packets that went on to the gateway's node though their session was
+    /// Packets that were forwarded to the gateway's node though their session was
     /// unknown here.
     relayed: u64,
     /// ICMP errors about its packets that went on to where they belong.

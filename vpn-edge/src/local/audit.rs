@@ -68,7 +68,7 @@ impl SqliteLog {
         let path = PathBuf::from(path);
         let connection = open(&path).map_err(|error| {
             LogError(format!(
-                "cannot open the audit log {}: {error}; mend it, or move it away to begin a new one",
+                "cannot open the audit log {}: {error}; repair it, or move it away to start a new one",
                 path.display()
             ))
         })?;
@@ -264,7 +264,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let action = Action::ALL
         .into_iter()
         .find(|known| known.as_str() == action)
-        .ok_or_else(|| bad(6, format!("{action:?} is no action").into()))?;
+        .ok_or_else(|| bad(6, format!("{action:?} is not an action").into()))?;
     Ok(Record {
         id: parsed(row, 0)?,
         time: parsed::<Timestamp>(row, 1)?,

@@ -126,12 +126,12 @@ impl NetnsGateways {
     pub async fn adopt(settings: Settings) -> Result<Self> {
         ensure!(
             settings.range.prefix_len() <= 16,
-            "the gateway range {} is too small: it takes a /16 or larger",
+            "the gateway range {} is too small: it must be a /16 or larger",
             settings.range
         );
         ensure!(
             settings.range6.prefix_len() <= 112,
-            "the gateway range {} is too small: it takes a /112 or larger",
+            "the gateway range {} is too small: it must be a /112 or larger",
             settings.range6
         );
         let folder = settings.runtime.join("gateways");
@@ -193,7 +193,7 @@ impl NetnsGateways {
                         || tokio::spawn(async {}),
                     );
                     if let Err(error) = gateways.remove(port).await {
-                        tracing::error!(port, "{error:#}");
+                        tracing::error!(port, "cannot remove the remains of a gateway: {error:#}");
                     }
                 }
             }
@@ -347,7 +347,7 @@ impl Gateways for NetnsGateways {
             }
             Err(error) => {
                 if let Err(left) = self.remove(port).await {
-                    tracing::error!(port, "{left:#}");
+                    tracing::error!(port, "cannot remove the remains of a gateway: {left:#}");
                 }
                 Err(error)
             }
@@ -442,7 +442,7 @@ async fn follow(
                     }
                 },
                 Err(_) if !ready && failure.is_none() && started.elapsed() > STARTING => {
-                    failure = Some("it did not get ready".into());
+                    failure = Some("it did not become ready".into());
                     break;
                 }
                 Err(_) => {}
@@ -546,7 +546,7 @@ async fn end(pid: i32) -> Result<()> {
             sleep(Duration::from_millis(5)).await;
         }
     }
-    bail!("the gateway's process {pid} does not end")
+    bail!("the gateway's process {pid} does not exit")
 }
 
 /// Whether the process has ended, reaped or not.

@@ -291,12 +291,12 @@ impl Snapshot {
         )?;
         families.counters(
             "icmp_errors",
-            "ICMP errors about the tenant's packets, sent on to where they belong.",
+            "ICMP errors about the tenant's packets that were translated and forwarded.",
             self.each(|port| port.counters.errors),
         )?;
         families.gauges(
             "flows",
-            "Clients that the tenant was reached from lately; `vpn-edge flows` names them.",
+            "Clients that recently sent packets to the tenant; `vpn-edge flows` lists them.",
             self.each(|port| port.flows),
         )?;
         families.gauges(
@@ -318,7 +318,7 @@ impl Snapshot {
         )?;
         families.counters(
             "handshakes_refused",
-            "Handshake messages that were dropped as such: the reasons mac1, replay, \
+            "Handshake messages that were dropped, by the reasons mac1, replay, \
              source_rate and handshake_rate.",
             self.each(|port| {
                 REFUSALS
@@ -339,19 +339,19 @@ impl Snapshot {
         )?;
         families.counters(
             "graced_packets",
-            "Packets of unknown sessions that were let in during the grace after a loss \
+            "Packets of unknown sessions that were let in during the grace period after a loss \
              of the maps.",
             self.each(|port| port.counters.graced),
         )?;
         families.counters(
             "relayed_packets",
-            "Packets that went on to the gateway's node though their session was unknown \
+            "Packets that were forwarded to the gateway's node though their session was unknown \
              here.",
             self.each(|port| port.counters.relayed),
         )?;
         families.gauges(
             "grace_remaining_seconds",
-            "For how long packets of unknown sessions are let in; only while they are.",
+            "Remaining grace period for packets of unknown sessions; only while there is one.",
             self.ports
                 .iter()
                 .filter_map(|port| Some((port.labels(), port.grace?.as_secs_f64()))),
@@ -393,7 +393,7 @@ impl Snapshot {
         )?;
         families.gauges(
             "map_capacity",
-            "Entries that there is room for: ports, tenants, session indexes and flows \
+            "Capacity in entries: ports, tenants, session indexes and flows \
              (a tenant has its share of these and cannot take another's).",
             maps.map(|(name, _, capacity)| ([("map", name)], capacity)),
         )
@@ -427,7 +427,7 @@ impl Snapshot {
         )?;
         families.gauges(
             "program_instructions",
-            "Instructions that the verifier looked at; absent before Linux 5.16.",
+            "Instructions that the verifier processed; absent before Linux 5.16.",
             self.programs
                 .iter()
                 .filter_map(|program| Some(([("program", &program.name)], program.instructions?))),
@@ -447,18 +447,18 @@ impl Snapshot {
     fn agent(&self, families: &mut Families<'_>) -> fmt::Result {
         families.counters(
             "syncs",
-            "Attempts to bring the maps in step with registry and gateways.",
+            "Attempts to sync the maps with registry and gateways.",
             [("ok", self.syncs.ok), ("failed", self.syncs.failed)]
                 .map(|(outcome, count)| ([("outcome", outcome)], count)),
         )?;
         families.gauge(
             "last_sync_timestamp_seconds",
-            "When the maps were last brought in step; 0 if never since the start.",
+            "When the maps were last synced; 0 if never since the start.",
             self.syncs.last.map_or(0.0, seconds),
         )?;
         families.gauge(
             "source_up",
-            "Whether the agent hears of changes (1), or goes by what it knew (0), as while \
+            "Whether the agent receives changes (1), or works with its last known state (0), as while \
              the API server cannot be reached.",
             u64::from(self.source_up),
         )?;
@@ -471,12 +471,12 @@ impl Snapshot {
         }
         families.histogram(
             "sync_duration_seconds",
-            "How long attempts to bring the maps in step took.",
+            "How long attempts to sync the maps took.",
             &self.durations,
         )?;
         families.histogram(
             "sync_lag_seconds",
-            "From the notice of a change in registry or gateways to maps that follow it.",
+            "From the notice of a change in registry or gateways to maps that reflect it.",
             &self.lags,
         )?;
         families.gauges(

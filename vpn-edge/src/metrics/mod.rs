@@ -109,7 +109,7 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
     let mut said = "ok".to_owned();
     // Traffic goes on, and elsewhere nobody would know more.
     if let Some(trouble) = source.trouble() {
-        said = format!("{said}, by what was known before: {trouble}");
+        said = format!("{said}, with the last known state: {trouble}");
     }
     // Traffic does not depend on who may call the API.
     let identity = sources.identity.as_ref();

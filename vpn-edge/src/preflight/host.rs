@@ -100,7 +100,7 @@ fn mounted(root: &Path) -> Option<Finding> {
     };
     Some(Finding::error(
         "bpffs",
-        format!("{} is on no bpffs", root.display()),
+        format!("{} is not on a bpffs", root.display()),
         remedy,
     ))
 }

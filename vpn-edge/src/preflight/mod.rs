@@ -97,7 +97,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         }
         Err(error) => findings.push(Finding::error(
             "netlink",
-            format!("the kernel does not tell of the node's network: {error}"),
+            format!("cannot read the node's network from the kernel: {error}"),
             "allow this process rtnetlink sockets, and look into the kernel's log",
         )),
     }

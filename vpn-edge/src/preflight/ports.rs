@@ -54,10 +54,10 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::error(
             "hop_ports_pool",
             format!(
-                "the ports {} are tenants' as well as between nodes",
+                "the ports {} are both tenants' ports and hop ports",
                 list(&both)
             ),
-            "name other ports with --hop-ports, or other tenants' ports",
+            "use other ports with --hop-ports, or for tenants",
         ));
     }
     // Ports that the kernel does not give out by itself need no reserving:
@@ -66,7 +66,7 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::error(
             "hop_ports_local",
             format!(
-                "the kernel may give the ports between nodes {given} to any socket \
+                "the kernel may give the hop ports {given} to any socket \
                  ({} is {})",
                 LOCAL.name(),
                 LOCAL.read().unwrap_or_default().replace('\t', "-")
@@ -88,10 +88,10 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
     for port in bound {
         findings.push(Finding::warning(
             "hop_ports_bound",
-            format!("a UDP socket is bound to {port}, one of the ports between nodes"),
+            format!("a UDP socket is bound to the hop port {port}"),
             format!(
                 "see whose it is with `ss -ulnp sport = :{port}` and bind it elsewhere, \
-                 or name other ports with --hop-ports"
+                 or use other ports with --hop-ports"
             ),
         ));
     }

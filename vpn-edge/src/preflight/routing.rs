@@ -37,7 +37,7 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
     if v4 && all.number() == Some(0) {
         findings.push(Finding::error(
             "forwarding",
-            format!("{} is 0: packets end at this node", all.name()),
+            format!("{} is 0: packets are not forwarded", all.name()),
             format!("`sysctl -w {}=1`", all.name()),
         ));
     }
@@ -45,7 +45,7 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
         let setting = |family| [family, "conf", &link.name, "forwarding"];
         let off = |parts: &[&str]| Sysctl(parts).number() == Some(0);
         let found =
-            |name: &str| format!("{name} is 0: packets from {} end at this node", link.name);
+            |name: &str| format!("{name} is 0: packets from {} are not forwarded", link.name);
         // The setting of the whole node sets those of all interfaces.
         if v4 && all.number() != Some(0) && off(&setting("ipv4")) {
             let name = Sysctl(&setting("ipv4")).name();
@@ -92,7 +92,7 @@ fn rp_filter(link: &Link, asymmetric: bool) -> Option<Finding> {
             "rp_filter",
             format!(
                 "{} is strict ({all} for all, {} of its own; the greater counts): the node drops \
-                 what comes in by {} from where it sends by another interface",
+                 packets that arrive on {} from addresses that it reaches by another interface",
                 own.name(),
                 own.number().unwrap_or_default(),
                 link.name
@@ -129,7 +129,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
         Finding::error(
             "node_route",
             format!("there is no route to the node {node}"),
-            format!("add one: ip route add {node} via ROUTER; `ip route get {node}` tells"),
+            format!("add one: ip route add {node} via ROUTER; see `ip route get {node}`"),
         )
     };
     let Some(way) = way else {
@@ -143,10 +143,10 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
         return Some(Finding::error(
             "node_uplink",
             format!(
-                "the node {node} is behind {name}, which is no uplink: \
-                 what its gateways answer comes in unseen"
+                "the node {node} is behind {name}, which is not an uplink: \
+                 its gateways' replies arrive unseen"
             ),
-            format!("name it too: --uplink {name}"),
+            format!("add --uplink {name}"),
         ));
     }
     if network.silent.contains(&(link.index, way.next_hop)) {
@@ -156,7 +156,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
                 "{} on {name}, the next hop to the node {node}, does not answer",
                 way.next_hop
             ),
-            format!("see that it is up, and on the same network as {name}"),
+            format!("check that it is up, and on the same network as {name}"),
         ));
     }
     let widest = uplinks.iter().max_by_key(|uplink| uplink.mtu)?;
@@ -171,7 +171,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
                 widest.mtu, widest.name
             ),
             format!(
-                "raise the MTU of the route (`ip route get {node}` tells it), \
+                "raise the MTU of the route (see `ip route get {node}` it), \
                  or lower the uplink's: ip link set dev {} mtu {fits}",
                 widest.name
             ),

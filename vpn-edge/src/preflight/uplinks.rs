@@ -63,7 +63,7 @@ fn state(link: &Link, others_work: bool) -> Option<Finding> {
             severity,
             "uplink_carrier",
             format!("the uplink {name} has no carrier"),
-            "see to its cable, or to the other end of it",
+            "check its cable and the other end of it",
         )
     })
 }
@@ -85,7 +85,7 @@ fn mtu(link: &Link, uplinks: &[&Link]) -> Option<Finding> {
         Finding::warning(
             "mtu",
             format!(
-                "packets of up to {} bytes come in by {}, but no more than {mtu} leave by {name}",
+                "packets of up to {} bytes come in by {}, but only of up to {mtu} leave by {name}",
                 widest.mtu, widest.name
             ),
             format!("`ip link set dev {name} mtu {}`", widest.mtu),
@@ -154,7 +154,9 @@ fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) ->
     };
     Some(Finding::warning(
         "native_xdp",
-        format!("{name} takes no native XDP ({reason}): tc takes over, at a higher cost a packet"),
+        format!(
+            "{name} does not support native XDP ({reason}): tc takes over, at a higher cost per packet"
+        ),
         remedy(link, driver(name).as_deref(), &network.below(link)),
     ))
 }
@@ -211,9 +213,9 @@ fn remedy(link: &Link, driver: Option<&str>, below: &[&str]) -> String {
         ),
         (_, Some(command)) => format!("{command}, if the driver has XDP up to there"),
         (Some(driver), None) => {
-            format!("nothing has to be done; a newer kernel may bring it for the driver {driver}")
+            format!("nothing has to be done; a newer kernel may add support to the driver {driver}")
         }
-        (None, None) => "nothing has to be done; another interface may have it".into(),
+        (None, None) => "nothing has to be done; another interface may support it".into(),
     }
 }
 

@@ -80,14 +80,14 @@ pub fn words(error: &ApiError) -> (StatusCode, String) {
             VpnError::AlreadyEnabled => "The VPN is already enabled.",
             VpnError::NotEnabled => "The VPN is not enabled.",
             VpnError::BeingEnabled => "The VPN is being enabled. Wait until it is, and try again.",
-            VpnError::NoPortsAvailable => "All ports for VPNs are taken. Try again later.",
+            VpnError::NoPortsAvailable => "All ports for VPNs are in use. Try again later.",
         }
         .to_owned(),
         ApiError::Refused(Refused::AdminOnly) => "Only admins may see this.".to_owned(),
         ApiError::Refused(refused) => sentence(&refused.to_string()),
         // A field by what it is called on the pages.
         ApiError::Status(_, message) => sentence(&message.replace("public_key", "the public key")),
-        ApiError::Internal => "Something failed here. Try again later.".to_owned(),
+        ApiError::Internal => "An internal error occurred. Try again later.".to_owned(),
     };
     (error.code(), message)
 }

@@ -135,7 +135,7 @@ fn a_missing_file_is_an_error_that_says_how_to_make_it() {
         Tokens::load(&path).unwrap_err().to_string(),
         format!(
             "the token file {shown} is missing; `vpn-edge token add --file {shown} --admin` \
-             makes it with a first token"
+             creates it with a first token"
         )
     );
 }

@@ -100,7 +100,7 @@ impl PodLinks {
             .buffered(AT_ONCE)
             .try_collect::<Vec<_>>()
             .await
-            .context("cannot ask for a pod's route")?;
+            .context("cannot look up a pod's route")?;
         let routes: BTreeMap<IpAddr, Route> = routes
             .into_iter()
             .filter_map(|(address, route)| Some((address, route?)))

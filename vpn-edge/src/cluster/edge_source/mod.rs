@@ -51,7 +51,7 @@ impl Kube {
     pub fn start(client: Client, node: &str) -> Result<Arc<dyn Source>> {
         let changes = watch::Sender::new(0);
         let links = PodLinks::follow(changes.clone())
-            .context("cannot follow the links of this node's pods")?;
+            .context("cannot watch the links of this node's pods")?;
         let mut watches = Watches::new(client, LONGEST_PAUSE);
         let kube = Self {
             node: node.to_owned(),

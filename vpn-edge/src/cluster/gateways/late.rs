@@ -35,7 +35,7 @@ impl KubeGateways {
         let changed = match outcome {
             Ok(()) => late.remove(namespace).is_some(),
             Err(error) => {
-                let words = format!("its gateway stays as it was: {error:#}");
+                let words = format!("cannot update the gateway: {error:#}");
                 let noted = (tenant, words);
                 late.insert(namespace.to_owned(), noted.clone()) != Some(noted)
             }

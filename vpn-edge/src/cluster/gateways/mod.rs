@@ -247,7 +247,7 @@ impl KubeGateways {
                 return self.let_go(namespace, wanted).await;
             }
             if started.elapsed() > PATIENCE {
-                bail!("the gateway's pod in {namespace} does not end");
+                bail!("the gateway's pod in {namespace} does not terminate");
             }
             sleep(PAUSE).await;
         }
@@ -304,7 +304,7 @@ impl Gateways for KubeGateways {
         let place = self.index().place(spec.tenant, &spec.namespace);
         let place = place.with_context(|| {
             let (tenant, namespace) = (spec.tenant, &spec.namespace);
-            format!("there is no VpnTenant of the id {tenant} in {namespace}")
+            format!("there is no VpnTenant with the id {tenant} in {namespace}")
         })?;
         let _lock = self.lock(&place.namespace).await;
         let before = self.index().deployments.get(&place.namespace).cloned();
@@ -315,7 +315,7 @@ impl Gateways for KubeGateways {
                 Some(port) if self.is_lost(&place.namespace).await? => {
                     self.let_go(&place.namespace, port).await?;
                 }
-                _ => bail!("the gateway before it has not ended yet"),
+                _ => bail!("the previous gateway has not terminated yet"),
             }
         }
         let shape = Shape::of(spec);

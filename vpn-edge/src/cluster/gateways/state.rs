@@ -54,11 +54,11 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
 fn failure(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     if let Some(("False", "Unschedulable", message)) = condition(pod, "PodScheduled") {
-        return Some(format!("no node takes its pod: {message}"));
+        return Some(format!("its pod cannot be scheduled: {message}"));
     }
     if status.phase.as_deref() == Some("Failed") {
         let message = status.message.as_ref().or(status.reason.as_ref());
-        let message = message.map_or("no reason is told", String::as_str);
+        let message = message.map_or("no reason given", String::as_str);
         return Some(format!("its pod has ended: {message}"));
     }
     let init = status.init_container_statuses.iter().flatten();
@@ -69,7 +69,7 @@ fn failure(pod: &Pod) -> Option<String> {
 /// What keeps a container from running.
 fn waiting(container: &ContainerStatus) -> Option<String> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let message = waiting.message.as_deref().unwrap_or("no reason is told");
+    let message = waiting.message.as_deref().unwrap_or("no reason given");
     match waiting.reason.as_deref()? {
         "CrashLoopBackOff" => Some(ended(container)),
         "ErrImagePull"
@@ -98,12 +98,12 @@ fn ended(container: &ContainerStatus) -> String {
         return "the gateway ended".into();
     };
     if last.reason.as_deref() == Some("OOMKilled") {
-        return "the gateway took more memory than its limit".into();
+        return "the gateway exceeded its memory limit".into();
     }
     let said = last.message.as_deref().unwrap_or_default();
     let said = said.lines().rfind(|line| !line.trim().is_empty());
     let what = if container.name == pod::INIT {
-        "its node could not be readied"
+        "its init container failed"
     } else {
         "the gateway ended"
     };
@@ -128,11 +128,11 @@ fn refusal(deployment: &Deployment) -> Option<String> {
     conditions.find_map(|found| {
         let message: Cow<str> = match &found.message {
             Some(message) => message.into(),
-            None => "no reason is told".into(),
+            None => "no reason given".into(),
         };
         match (&*found.type_, &*found.status) {
             ("ReplicaFailure", "True") => Some(format!("the cluster refuses its pod: {message}")),
-            ("Progressing", "False") => Some(format!("its pod does not get ready: {message}")),
+            ("Progressing", "False") => Some(format!("its pod does not become ready: {message}")),
             _ => None,
         }
     })
@@ -234,7 +234,7 @@ mod tests {
         fails(
             json!({ "conditions": [{ "type": "PodScheduled", "status": "False",
                 "reason": "Unschedulable", "message": "0/3 nodes are available" }] }),
-            "no node takes its pod: 0/3 nodes are available",
+            "its pod cannot be scheduled: 0/3 nodes are available",
         );
         for reason in ["ErrImagePull", "ImagePullBackOff"] {
             fails(
@@ -269,7 +269,7 @@ mod tests {
                 pod::INIT,
                 json!({ "exitCode": 1, "message": "error: no TUN" }),
             ),
-            "its node could not be readied: no TUN",
+            "its init container failed: no TUN",
         );
         fails(
             crashed("containerStatuses", pod::MAIN, json!({ "exitCode": 139 })),
@@ -281,7 +281,7 @@ mod tests {
                 pod::MAIN,
                 json!({ "exitCode": 137, "reason": "OOMKilled" }),
             ),
-            "the gateway took more memory than its limit",
+            "the gateway exceeded its memory limit",
         );
     }
 

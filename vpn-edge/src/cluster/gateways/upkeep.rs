@@ -271,7 +271,7 @@ impl Upkeep {
         if !self.has_drifted(&wanted, live.as_ref()) {
             return Ok(());
         }
-        tracing::warn!(namespace, "reverting drift of its {}", K::kind(&()));
+        tracing::warn!(namespace, kind = %K::kind(&()), "reverting drift");
         // Not over what the registry, or anybody, has written meanwhile.
         wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
         let applied = match gateways.apply(&wanted).await {
@@ -298,7 +298,8 @@ impl Upkeep {
             let kind = K::kind(&()).into_owned();
             tracing::warn!(
                 namespace,
-                "its {kind} does not become as applied: left like that"
+                kind,
+                "the API server changes what is applied; accepting it"
             );
             self.accepted
                 .insert((namespace, kind), spec_digest(&applied));

@@ -82,8 +82,14 @@ impl Hindrance {
     pub fn says(&self) -> Option<(&'static str, &str)> {
         match self {
             Self::Unknown | Self::Nothing => None,
-            Self::NoPorts => Some((NO_PORTS, "every port of every pool is held")),
-            Self::NotReady => Some((NOT_READY, "the rest of the tenant is not ready")),
+            Self::NoPorts => Some((
+                NO_PORTS,
+                "all ports in all pools are in use; retried when a port is released",
+            )),
+            Self::NotReady => Some((
+                NOT_READY,
+                "spec.ready is false: set it once the tenant is provisioned",
+            )),
             Self::Refused(words) => Some((APPLY_FAILED, words)),
             Self::Gateway(words) => Some((GATEWAY_DEGRADED, words)),
         }

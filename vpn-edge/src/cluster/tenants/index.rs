@@ -55,7 +55,9 @@ impl Standing {
             Self::Tenant(_) | Self::Leaving => None,
             Self::Invalid(reason) => Some(("Invalid", reason.clone())),
             Self::Duplicate(namespace) => {
-                let message = format!("the id belongs to the VpnTenant in {namespace}");
+                let message = format!(
+                    "the id is used by the VpnTenant in namespace {namespace}: choose another id"
+                );
                 Some(("DuplicateId", message))
             }
         }

@@ -144,7 +144,7 @@ impl Inner {
                 Err(Miss::Conflict) => {
                     runs += 1;
                     if runs == RUNS {
-                        let why = "others changed the tenant again and again";
+                        let why = "too many concurrent changes of the tenant; try again";
                         return Err(RegistryError::Storage(why.into()).into());
                     }
                     sleep(backoff.varied()).await;

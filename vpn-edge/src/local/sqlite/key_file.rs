@@ -203,7 +203,7 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
     let unreadable = |error: io::Error| format!("cannot read {shown}: {error}");
     let meta = file.metadata().map_err(unreadable)?;
     if !meta.is_file() {
-        return Err(format!("{shown} is no file"));
+        return Err(format!("{shown} is not a file"));
     }
     let (mode, owner) = (meta.mode() & 0o777, meta.uid());
     if mode & 0o077 != 0 {
@@ -230,7 +230,7 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
         } else if !line.is_empty() && !line.starts_with('#') {
             let key = SealingKey::from_base64(line);
             keys.push(key.ok_or_else(|| {
-                format!("line {number} of {shown} is no key: restore the file from a backup")
+                format!("line {number} of {shown} is not a key: restore the file from a backup")
             })?);
         }
     }
@@ -249,7 +249,7 @@ fn write(path: &Path, database: &str, keys: &[SealingKey], new: bool) -> Result<
     let parent = parent.unwrap_or(Path::new("."));
     let folder = File::open(parent).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!(
-            "cannot write {}: there is no folder {}: make it first, mode 700",
+            "cannot write {}: there is no folder {}: create it first, with mode 700",
             path.display(),
             parent.display()
         ),
@@ -259,7 +259,7 @@ fn write(path: &Path, database: &str, keys: &[SealingKey], new: bool) -> Result<
     folder.lock().map_err(failed)?;
     if new && fs::symlink_metadata(path).is_ok() {
         return Err(format!(
-            "{} was made by another vpn-edge just now: start again",
+            "{} was created by another vpn-edge just now: start again",
             path.display()
         ));
     }

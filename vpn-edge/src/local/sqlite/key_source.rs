@@ -71,7 +71,7 @@ fn given(bytes: &[u8]) -> Result<KeyRing, String> {
     let keys: Option<Vec<SealingKey>> = keys.collect();
     keys.and_then(KeyRing::new).ok_or_else(|| {
         format!(
-            "{KEY_VARIABLE} is no key: it takes base64 of 32 bytes, as `head -c 32 /dev/urandom | base64` prints"
+            "{KEY_VARIABLE} is not a key: it must be base64 of 32 bytes, as `head -c 32 /dev/urandom | base64` prints"
         )
     })
 }
@@ -109,7 +109,7 @@ mod tests {
         let texts: [&[u8]; 5] = [b"", b" ", b"c2VjcmV0", b"\xff", &spoilt];
         for text in texts {
             let refused = choose(Some(text), None).err().unwrap();
-            assert!(refused.contains("is no key"), "{refused}");
+            assert!(refused.contains("is not a key"), "{refused}");
             assert!(!refused.contains("c2VjcmV0"), "{refused}");
         }
     }

@@ -24,7 +24,7 @@ pub const SEALED: usize = ID + NONCE + KEY + TAG;
 pub enum SealError {
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
-    #[error("it is encrypted under key {0}, which is not at hand")]
+    #[error("it is encrypted under key {0}, which is not available")]
     UnknownKey(KeyId),
     #[error("it was changed, or is another tenant's")]
     Forged,

@@ -57,8 +57,8 @@ pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, S
             };
             if file.database() != name {
                 return Err(format!(
-                    "the key file {} is of database {}, and this is database {name}: name its \
-                     own with --key-file, or for a new database a file that is not there yet",
+                    "the key file {} belongs to database {}, but this is database {name}: give its \
+                     own with --key-file, or for a new database a file that does not exist yet",
                     path.display(),
                     file.database()
                 ));

@@ -192,7 +192,7 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
             return Some(event(EventType::Warning, reason, message.clone()));
         }
         Is::Leaving => {
-            let note = "keys, port and gateway are given up";
+            let note = "keys, port and gateway are being released";
             return Some(event(normal, "Deleting", note.to_owned()));
         }
         Is::Tenant {
@@ -213,7 +213,7 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
     let (type_, reason, note) = match state {
         State::Enabling => {
             let note = format!(
-                "port and keys are there, of generation {generation}; the gateway is awaited"
+                "port and keys of generation {generation} are allocated; waiting for the gateway"
             );
             (normal, "Enabling", note)
         }
@@ -229,11 +229,11 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
         ),
         // As every tenant begins.
         State::Disabled | State::Unavailable if past.is_none() => return None,
-        State::Disabled => (normal, "Disabled", "port and keys are given up".to_owned()),
+        State::Disabled => (normal, "Disabled", "port and keys are released".to_owned()),
         State::Unavailable => (
             normal,
             "PlanWithoutVpn",
-            "the plan does not include the VPN; port and keys are given up".to_owned(),
+            "the plan does not include the VPN; port and keys are released".to_owned(),
         ),
     };
     Some(event(type_, reason, note))
