@@ -1,4 +1,4 @@
-//! How a gateway is, from what the cluster says about its Deployment and pods.
+//! A gateway's state, computed from its Deployment and pods.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use super::pod;
 use crate::cluster::label;
 use crate::domain::GatewayState;
 
-/// The state of the gateway that `deployment` asks for. `pods` are those of its
-/// namespace, of whatever generation.
+/// The state of the gateway of `deployment`. `pods` are the pods of its namespace, of
+/// any generation.
 #[must_use]
 pub fn state<'a>(deployment: &Deployment, pods: impl Iterator<Item = &'a Pod>) -> GatewayState {
     if deployment.metadata.deletion_timestamp.is_some() {
@@ -50,7 +50,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     ))
 }
 
-/// What keeps a pod from its start.
+/// Why a pod does not start.
 fn failure(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     if let Some(("False", "Unschedulable", message)) = condition(pod, "PodScheduled") {
@@ -66,7 +66,7 @@ fn failure(pod: &Pod) -> Option<String> {
     init.chain(main).find_map(waiting)
 }
 
-/// What keeps a container from running.
+/// Why a container does not run.
 fn waiting(container: &ContainerStatus) -> Option<String> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let message = waiting.message.as_deref().unwrap_or("no reason given");
@@ -86,12 +86,12 @@ fn waiting(container: &ContainerStatus) -> Option<String> {
         | "RunContainerError"
         | "PreCreateHookError"
         | "PostStartHookError" => Some(format!("its container does not start: {message}")),
-        // On its way.
+        // Starting.
         _ => None,
     }
 }
 
-/// Why a container that is started again and again ended last.
+/// Why a container that restarts repeatedly terminated last.
 fn ended(container: &ContainerStatus) -> String {
     let last = container.last_state.as_ref();
     let Some(last) = last.and_then(|last| last.terminated.as_ref()) else {
@@ -116,11 +116,10 @@ fn ended(container: &ContainerStatus) -> String {
     }
 }
 
-/// What keeps the Deployment from having a pod: a quota, or a policy of its
-/// namespace.
+/// Why the Deployment has no pod: a quota, or a policy of its namespace.
 fn refusal(deployment: &Deployment) -> Option<String> {
     let status = deployment.status.as_ref()?;
-    // Else this is about what it was before.
+    // Otherwise the condition is about an earlier spec.
     if status.observed_generation < deployment.metadata.generation {
         return None;
     }

@@ -9,7 +9,7 @@ use crate::domain::{State, Tenant};
 const PORT_ALLOCATED: &str = "PortAllocated";
 const GATEWAY_READY: &str = "GatewayReady";
 
-/// All is as the spec asks for.
+/// Everything is as the spec asks for.
 pub const READY: &str = "Ready";
 
 /// A condition without its times.
@@ -30,8 +30,8 @@ pub fn says(type_: &'static str, status: bool, reason: &'static str, message: &s
     }
 }
 
-/// `published` is the port in the status, and `hindrance` the reason and message
-/// of what keeps the tenant from what it asks for.
+/// `published` is the port in the status; `hindrance` is reason and message of what
+/// blocks the spec from being carried out.
 pub fn conditions(
     view: &View,
     tenant: &Tenant,
@@ -101,7 +101,7 @@ pub fn conditions(
             let (reason, message) = hindrance.unwrap_or(going);
             says(READY, false, reason, message)
         }
-        // It may serve, and yet not as it is asked for.
+        // It may serve without matching the spec.
         (true, Some(_)) if let Some((reason, message)) = hindrance => {
             says(READY, false, reason, message)
         }
