@@ -1,7 +1,7 @@
-//! The log of one machine: a SQLite file beside the registry's.
+//! The audit log of one machine: a SQLite file beside the registry's.
 //!
-//! Not the same file: that one is rewritten whenever keys are removed, and must
-//! be soon done with it.
+//! A separate file, because the registry's is rewritten whenever keys are removed,
+//! which must not take long.
 
 use std::ffi::OsString;
 use std::fs::{OpenOptions, Permissions};
@@ -56,12 +56,12 @@ pub struct SqliteLog {
 }
 
 impl SqliteLog {
-    /// Opens the log beside the registry's database, and makes it when missing.
-    /// Tenants that `registry` does not have are gone.
+    /// Opens the log beside the registry's database, and creates it if missing.
+    /// Tenants that `registry` does not have count as removed.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened, with what to do about it.
+    /// If it cannot be opened, with what to do about it.
     pub fn beside(database: &Path, registry: Arc<dyn Registry>) -> Result<SqliteLog, LogError> {
         let mut path = OsString::from(database);
         path.push(".audit");
@@ -104,7 +104,7 @@ impl SqliteLog {
         }
     }
 
-    /// Forgets tenants that are gone, but for the last ones.
+    /// Removes the records of removed tenants, except for the latest ones.
     async fn forget(&self) -> Result<(), LogError> {
         let gone = self.limits.gone;
         let tenants = self.run(|connection| count(connection)).await?;
@@ -153,7 +153,7 @@ impl Log for SqliteLog {
     }
 
     async fn read(&self, query: Query) -> Result<Vec<Record>, LogError> {
-        // Each with the index that it needs.
+        // Each query has an index.
         let of = match query.tenant {
             Some(_) => "tenant = ?1",
             None => "?1 IS NULL",
@@ -176,7 +176,7 @@ impl Log for SqliteLog {
 }
 
 fn open(path: &Path) -> Result<Connection, String> {
-    // SQLite gives its other files the mode of this one.
+    // SQLite gives its other files the same mode.
     let mode = Permissions::from_mode(0o600);
     OpenOptions::new()
         .read(true)
@@ -211,7 +211,7 @@ fn open(path: &Path) -> Result<Connection, String> {
     Ok(connection)
 }
 
-/// Says whether it is the first record of its tenant.
+/// Returns whether it is the first record of its tenant.
 fn insert(connection: &mut Connection, record: &Record, limit: i64) -> rusqlite::Result<bool> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (id, tenant) = (record.id.to_string(), record.tenant.to_string());
@@ -228,7 +228,7 @@ fn insert(connection: &mut Connection, record: &Record, limit: i64) -> rusqlite:
             record.action.as_str(),
         ),
     )?;
-    // `Record::is_lesser`, and all.
+    // First the records as in `Record::is_lesser`, then all.
     for (which, limit) in [
         ("(action = 'download' OR status >= 400)", (limit + 1) / 2),
         ("TRUE", limit),

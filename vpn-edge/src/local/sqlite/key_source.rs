@@ -1,4 +1,4 @@
-//! Where sealing keys come from: a file, or an environment variable.
+//! The source of sealing keys: a file, or an environment variable.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -8,26 +8,26 @@ use zeroize::Zeroizing;
 
 use super::seal::{KeyRing, SealingKey};
 
-/// Environment variable that may hold the keys instead of a file: base64, with
-/// white space between them if there are more.
+/// Environment variable that may hold the keys instead of a file: base64, separated
+/// by white space if there are several.
 pub const KEY_VARIABLE: &str = "VPN_EDGE_KEY";
 
 /// See the module.
 #[derive(Clone)]
 pub enum KeySource {
-    /// Made when it is missing and the database has nothing encrypted yet.
+    /// Created if it is missing and nothing in the database is encrypted yet.
     File(PathBuf),
     Given(KeyRing),
 }
 
 impl KeySource {
-    /// What the environment variable has; else `file`; else the file beside
-    /// `database` of its name and `.key`.
+    /// The environment variable if it is set; otherwise `file`; otherwise the
+    /// database's name plus `.key`.
     ///
     /// # Errors
     ///
-    /// When there is both a file and the variable, or the variable has no keys;
-    /// in words for the operator.
+    /// If both a file and the variable are given, or the variable contains no valid
+    /// keys; for the operator.
     pub fn of(file: Option<PathBuf>, database: &Path) -> Result<KeySource, String> {
         KeySource::choose(std::env::var_os(KEY_VARIABLE), file, database)
     }
@@ -56,7 +56,7 @@ impl KeySource {
         KeySource::File(name.into())
     }
 
-    /// As messages call it.
+    /// The name in messages.
     pub fn name(&self) -> String {
         match self {
             KeySource::File(path) => path.display().to_string(),
