@@ -13,11 +13,11 @@ use crate::audit::{Action, LogError, Outcome, Query, Record};
 use crate::auth::Caller;
 use crate::domain::Tenant;
 
-/// Records in an answer, if nothing else is asked for, and at most.
+/// Records in an answer: default and maximum.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// With clear words: nobody has done anything then.
+/// The message of a refused action: nothing has been changed.
 const UNRECORDED: &str = "nothing was done because the audit log cannot be written at the moment: \
                           try again, or ask the operator to check vpn-edge's log";
 
@@ -67,8 +67,8 @@ impl Api {
         })
     }
 
-    /// Does `work` on a tenant that the caller sees, with a record of it from
-    /// before it begins. It goes on to its end even when the caller goes away.
+    /// Does `work` on a tenant that the caller sees, and records it before it begins.
+    /// It completes even if the caller goes away.
     pub(super) async fn recorded<T, W>(
         &self,
         caller: &Caller,
@@ -109,7 +109,7 @@ impl Api {
     }
 }
 
-/// The HTTP status of one that succeeds.
+/// The HTTP status of a successful action.
 fn success(action: Action) -> u16 {
     match action {
         Action::Create => 201,
@@ -119,7 +119,7 @@ fn success(action: Action) -> u16 {
     }
 }
 
-/// Reads a URL's query.
+/// Parses a URL's query.
 fn query(text: &str) -> Result<Query, ApiError> {
     let wrong = |message: String| ApiError::status(StatusCode::BAD_REQUEST, message);
     let (mut tenant, mut limit, mut before) = (None, None, None);
@@ -162,7 +162,7 @@ fn query(text: &str) -> Result<Query, ApiError> {
     })
 }
 
-/// In the ordinary spelling alone.
+/// Only in the canonical form.
 fn uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|_| text.len() == 36)
 }

@@ -1,7 +1,6 @@
-//! The API's description, made of the attributes on its handlers.
+//! The API's description, made from the attributes of its handlers.
 //!
-//! A handler lists the answers that are its own; what every request may be
-//! answered with is added here.
+//! Handlers list their own answers; answers that any request may get are added here.
 
 use std::sync::LazyLock;
 
@@ -27,7 +26,7 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         .into()
 });
 
-/// This description.
+/// The description of this API.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",
@@ -41,10 +40,10 @@ pub async fn document() -> ([(HeaderName, &'static str); 1], Bytes) {
     (json, DOCUMENT.clone())
 }
 
-/// The description without its routes.
+/// The description without routes.
 pub fn empty() -> OpenApi {
     let mut components = Components::new();
-    // Those that handlers name by reference alone.
+    // Schemas that handlers refer to by name only.
     let named = [
         (ErrorBody::name(), ErrorBody::schema()),
         (NewKeys::name(), NewKeys::schema()),
@@ -68,7 +67,7 @@ pub fn empty() -> OpenApi {
         .build()
 }
 
-/// Adds to every route what any of its kind may answer.
+/// Adds to every route the answers that any route of its kind may give.
 pub fn complete(mut document: OpenApi) -> OpenApi {
     for (path, item) in &mut document.paths.paths {
         let operations = [

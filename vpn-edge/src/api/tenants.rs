@@ -93,7 +93,7 @@ pub async fn patch(
     request: Request,
 ) -> Result<Json<TenantBody>, ApiError> {
     api.find(&caller, id).await?;
-    // What a member may not do is not discussed, and refused whatever it says.
+    // A member's request is refused whatever its body is.
     let patch: PatchTenant = match caller.is_admin() {
         true => json(request).await?,
         false => PatchTenant::default(),

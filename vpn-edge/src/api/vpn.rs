@@ -135,18 +135,18 @@ impl IntoResponse for Configuration {
             (header::CONTENT_DISPOSITION, disposition),
             (header::CACHE_CONTROL, "no-store".to_owned()),
         ];
-        // The text is zeroed once it is sent.
+        // The buffer is zeroed after it is sent.
         (headers, Body::from(Bytes::from_owner(self.text))).into_response()
     }
 }
 
-/// The public key that the client gives, if it does.
+/// The client-provided public key, if there is one.
 async fn given(request: Request) -> Result<Option<PublicKey>, ApiError> {
     let NewKeys { public_key } = json_or_nothing(request).await?;
     public_key.as_deref().map(given_key).transpose()
 }
 
-/// A client's public key out of a text that a caller gave.
+/// Parses a client-provided public key.
 pub fn given_key(text: &str) -> Result<PublicKey, ApiError> {
     text.parse().map_err(|error: KeyError| {
         let message = format!("public_key is not valid: {error}");
