@@ -1,4 +1,4 @@
-//! One look at the edge, and the families it is told in.
+//! A snapshot of the edge, and the metric families made from it.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,10 +25,10 @@ use crate::domain::PortRange;
 /// Ports that have an entry of their own in the port map.
 const PORTS: u64 = 1 << 16;
 
-/// Session indexes that a slot has room for.
+/// Capacity of a slot for session indexes.
 const SESSIONS: u64 = (BUCKETS * size_of::<vpn_edge_common::Bucket>() / size_of::<u64>()) as u64;
 
-/// Reasons that refuse a handshake message.
+/// Drop reasons of handshake messages.
 const REFUSALS: [DropReason; 4] = [
     DropReason::Mac1,
     DropReason::Replay,
@@ -41,21 +41,21 @@ const REFUSALS: [DropReason; 4] = [
 pub struct Snapshot {
     ports: Vec<Port>,
     ranges: Vec<PortRange>,
-    /// Tenants whose port may not be steered.
+    /// Number of tenants whose port may not be steered.
     outside: usize,
     programs: Vec<ProgramFacts>,
-    /// Whether the uplinks' hooks have them.
+    /// Whether the programs are attached to the uplinks' hooks.
     attached: Vec<Attached>,
-    /// What was dropped of packets that may have been for any tenant.
+    /// Drops of packets that may have been for any tenant.
     node: Counters,
-    /// None when the kernel does not count.
+    /// None if the kernel does not count.
     runs: Option<Vec<ProgramRuns>>,
     syncs: SyncCounts,
     durations: Histogram,
     lags: Histogram,
-    /// Whether changes are heard of.
+    /// Whether the source reports changes.
     source_up: bool,
-    /// Whether all of the token file counts; none where there is no API.
+    /// Whether the whole token file is valid; none without an API.
     token_file_readable: Option<bool>,
 }
 
@@ -72,7 +72,7 @@ struct Port {
 }
 
 impl Snapshot {
-    /// Looks at maps, programs and agent.
+    /// Reads maps, programs and the agent's status.
     pub fn take(sources: &Sources, source_up: bool) -> Result<Self> {
         Ok(Self {
             ports: ports(&sources.reader)?,
@@ -94,7 +94,7 @@ impl Snapshot {
     }
 }
 
-/// Whether an uplink has one of the programs.
+/// Whether one of the programs is attached to an uplink.
 #[derive(Debug)]
 struct Attached {
     uplink: String,
@@ -133,7 +133,7 @@ fn ports(reader: &Reader) -> Result<Vec<Port>> {
             flows: reader.flows(slot)?.len(),
             grace: reader.grace(slot).filter(|left| !left.is_zero()),
         };
-        // Were the slot given away meanwhile, these would be another's counts.
+        // If the slot was reassigned meanwhile, the counts would be another tenant's.
         let same = reader.allocation(number).is_some_and(|now| {
             now.slot == allocation.slot
                 && now.tenant == allocation.tenant
@@ -175,7 +175,7 @@ impl Port {
     }
 }
 
-/// Writes families one by one.
+/// Encodes families one by one.
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
@@ -238,7 +238,7 @@ impl Collector for Snapshot {
 }
 
 impl Snapshot {
-    /// Something of every port.
+    /// One sample per port.
     fn each<T>(&self, of: impl Fn(&Port) -> T) -> impl Iterator<Item = ([Label; 2], T)> {
         self.ports.iter().map(move |port| (port.labels(), of(port)))
     }

@@ -1,4 +1,4 @@
-//! Where packets go: forwarding, filters, other nodes, and back to clients.
+//! Checks of forwarding, filters, routes to other nodes, and routes back to clients.
 
 use std::net::IpAddr;
 
@@ -29,8 +29,8 @@ pub async fn check(settings: &Settings, network: &Network) -> Vec<Finding> {
     findings
 }
 
-/// Gateways' packets are routed by the node, and looking up the way to
-/// another node asks the uplink's own setting.
+/// The node routes gateways' packets, and looking up the route to another node
+/// depends on the uplink's own setting.
 fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = Sysctl(&["ipv4", "ip_forward"]);
@@ -46,7 +46,7 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
         let off = |parts: &[&str]| Sysctl(parts).number() == Some(0);
         let found =
             |name: &str| format!("{name} is 0: packets from {} are not forwarded", link.name);
-        // The setting of the whole node sets those of all interfaces.
+        // The node-wide setting sets those of all interfaces.
         if v4 && all.number() != Some(0) && off(&setting("ipv4")) {
             let name = Sysctl(&setting("ipv4")).name();
             findings.push(Finding::error(
@@ -58,12 +58,13 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
         if v6 && off(&setting("ipv6")) {
             let name = Sysctl(&setting("ipv6")).name();
             let accept = Sysctl(&["ipv6", "conf", &link.name, "accept_ra"]);
-            // A forwarding interface heeds routers only if told twice.
+            // A forwarding interface accepts router advertisements only with the
+            // value 2.
             let keep = match accept.number() {
                 Some(1) => format!("{}=2 ", accept.name()),
                 _ => String::new(),
             };
-            // Gateways on this node are of IPv4.
+            // Gateways on this node are reached by IPv4.
             let severity = if settings.nodes.iter().any(IpAddr::is_ipv6) {
                 Severity::Error
             } else {
@@ -80,8 +81,8 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
     findings
 }
 
-/// Packets that are steered pass no filter; but errors and answers that the
-/// node itself is to have may come by another way than it would send.
+/// Steered packets pass no filter; but errors and replies for the node itself may
+/// arrive on another interface than the one it would use.
 fn rp_filter(link: &Link, asymmetric: bool) -> Option<Finding> {
     let all = Sysctl(&["ipv4", "conf", "all", "rp_filter"]).number()?;
     let parts = ["ipv4", "conf", &link.name, "rp_filter"];
@@ -160,7 +161,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
         ));
     }
     let widest = uplinks.iter().max_by_key(|uplink| uplink.mtu)?;
-    // Where uplinks themselves differ, that is told once, of the uplink.
+    // Different MTUs of uplinks are reported once, for the uplink.
     let fits = way.mtu?;
     (fits < widest.mtu).then(|| {
         Finding::warning(

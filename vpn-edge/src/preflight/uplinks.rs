@@ -1,4 +1,4 @@
-//! The interfaces that clients' packets come in by.
+//! Checks of the interfaces that receive clients' packets.
 
 use std::fs;
 
@@ -6,11 +6,10 @@ use super::network::{Attached, Link, Network};
 use super::{Finding, Settings, Severity};
 use crate::datapath::{DatapathError, Hook, survey};
 
-/// The smallest packet that any IPv6 link takes, and what WireGuard adds to it
-/// over IPv6.
+/// The minimum MTU of IPv6 links, plus WireGuard's overhead over IPv6.
 const LEAST_MTU: u32 = 1280 + 80;
 
-/// The most that many drivers take into one page, and thus into XDP.
+/// The largest MTU that many drivers fit into one page, and thus support with XDP.
 const PAGE_MTU: u32 = 3498;
 
 pub fn check(settings: &Settings, network: &Network, privileged: bool) -> Vec<Finding> {
@@ -42,7 +41,7 @@ pub fn check(settings: &Settings, network: &Network, privileged: bool) -> Vec<Fi
     findings
 }
 
-/// One uplink of several may be out of order, and the others serve.
+/// With several uplinks, one may be broken while the others work.
 fn state(link: &Link, others_work: bool) -> Option<Finding> {
     let name = &link.name;
     let severity = if others_work {
@@ -129,7 +128,7 @@ fn addresses(settings: &Settings, network: &Network, uplinks: &[&Link]) -> Vec<F
     findings
 }
 
-/// Whether XDP is free for us, and native.
+/// Whether XDP on the uplink is free and native.
 fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) -> Option<Finding> {
     let name = &link.name;
     let pins = |hook| survey::pinned(&settings.bpffs, &hook).unwrap_or_default();
@@ -143,12 +142,12 @@ fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) ->
     }
     let serving = !pins(Hook::UplinkTc(name.clone())).is_empty();
     let reason = if serving {
-        // Trying could reset a card's queues under traffic.
+        // A test could reset a card's queues under traffic.
         "it has been refused".to_owned()
     } else {
         match survey::native_xdp(name) {
             Err(DatapathError::Attach { source, .. }) => cause(&*source),
-            // Anything else is not the driver's, and stops the daemon itself.
+            // Other errors are not the driver's, and stop the daemon itself.
             _ => return None,
         }
     };
@@ -189,7 +188,7 @@ fn driver(interface: &str) -> Option<String> {
     Some(driver.file_name()?.to_string_lossy().into_owned())
 }
 
-/// What the drivers that refuse most often want.
+/// Remedies for the drivers that most often refuse XDP.
 fn remedy(link: &Link, driver: Option<&str>, below: &[&str]) -> String {
     let Link { name, mtu, .. } = link;
     if !below.is_empty() && link.kind.as_deref() != Some("veth") {
@@ -219,7 +218,7 @@ fn remedy(link: &Link, driver: Option<&str>, below: &[&str]) -> String {
     }
 }
 
-/// The innermost reason, which is the kernel's.
+/// The innermost error, which is the kernel's.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
