@@ -97,19 +97,19 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// Whether clients come by proxies.
+    /// Whether clients connect through proxies.
     pub fn has_proxies(&self) -> bool {
         !self.trusted_proxies.is_empty()
     }
 
-    /// What these options ask for; `tls` is whether browsers come by HTTPS in any
-    /// case. The issuer need not be reachable yet: it is
-    /// asked in the background, so that a mistake shows in the log at once.
-    /// Call it within a runtime.
+    /// The identities that these options configure; `tls` is whether browsers always
+    /// use HTTPS. The issuer need not be reachable yet: it is queried in the
+    /// background, so that mistakes appear in the log immediately. Must be called
+    /// within a runtime.
     ///
     /// # Errors
     ///
-    /// That a file or a value cannot be used, or that nobody could call.
+    /// If a file or a value cannot be used, or nobody could call.
     pub fn load(&self, tls: bool) -> Result<Arc<Identity>> {
         let tokens = match self.oidc_issuer {
             Some(_) => Tokens::load_if_any(&self.tokens)?,

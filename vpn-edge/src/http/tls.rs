@@ -39,11 +39,11 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// `None` where there is to be no TLS.
+    /// `None` if TLS is not configured.
     ///
     /// # Errors
     ///
-    /// When the files cannot be read or do not belong together.
+    /// If the files cannot be read or do not belong together.
     pub fn load(&self) -> Result<Option<Tls>> {
         let Some((certificate, key)) = self.tls_certificate.clone().zip(self.tls_key.clone())
         else {
