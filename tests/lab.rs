@@ -592,7 +592,7 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     says(
         &edge,
         &[("--gateway-range", "100.64.0.0/24")],
-        "takes a /16 or larger",
+        "must be a /16 or larger",
     )?;
     says(&edge, &[("--ports", "20000-32767")], "an edge serves 4095")?;
     says(&edge, &[("--tokens", "/nonesuch")], "/nonesuch")?;

@@ -355,7 +355,7 @@ fn a_load_balancer_hears_when_the_edge_is_not_in_step() -> Result<()> {
         .sh("ip link set eth0 down; ip link set eth0 name gone0")?;
     let reason = healthy(503)?;
     ensure!(
-        reason.contains("cannot bring the edge in step") && reason.contains("eth0"),
+        reason.contains("cannot sync the eBPF maps") && reason.contains("eth0"),
         "{reason}"
     );
     let failed = "vpn_edge_syncs_total{outcome=\"failed\"}";

@@ -62,7 +62,7 @@ await visit({}, async (page, context) => {
 
   await link(page, 'Back').click();
   await link(page, 'Regenerate Keys').click();
-  await page.getByText('The present configuration stops working at once').waitFor();
+  await page.getByText('The current configuration stops working at once').waitFor();
   assert.deepEqual(await status('acme'), first, 'looking changes nothing');
   await link(page, 'Cancel').click();
   await link(page, 'Regenerate Keys').click();

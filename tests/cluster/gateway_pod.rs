@@ -210,7 +210,7 @@ fn a_pod_takes_no_keys_but_those_of_its_generation() -> Result<()> {
     let error = Pod::run(&template(&asked)?, &mounted(&stale), &scene.pod).err();
     let error = format!("{:#}", error.context("it took them")?);
     ensure!(
-        error.contains("keys of generation 1, and 2 are wanted"),
+        error.contains("keys of generation 1 instead of 2"),
         "{error}"
     );
     Ok(())

@@ -272,7 +272,7 @@ fn a_tenants_wish_is_followed_without_new_keys() -> Result<()> {
     scene.wish(&json!({ "nodeSelector": { "disk": "fast" } }))?;
     scene.await_state("a gateway without a node", |gateway| {
         matches!(&gateway.state, GatewayState::Failed(reason)
-            if reason.starts_with("no node takes its pod: 0/1 nodes are available"))
+            if reason.starts_with("its pod cannot be scheduled: 0/1 nodes are available"))
     })?;
     scene.wish(&json!({ "nodeSelector": null }))?;
     scene.await_ready(&spec)?;
@@ -333,7 +333,10 @@ fn refusals_have_the_clusters_words() -> Result<()> {
     let mut stranger = spec(1, &[])?;
     stranger.tenant = uuid::Uuid::from_u128(8);
     let error = format!("{:#}", scene.ensure(&stranger).unwrap_err());
-    ensure!(error.contains("there is no VpnTenant of the id"), "{error}");
+    ensure!(
+        error.contains("there is no VpnTenant with the id"),
+        "{error}"
+    );
 
     let spec = spec(1, &[])?;
     let service = json!({

@@ -112,8 +112,8 @@ fn a_limit_that_cannot_be_is_refused_and_told_what_can() -> Result<()> {
         ("business", "write PLAN=packets:N,bytes:N"),
         ("business=bits:1", "write PLAN=packets:N,bytes:N"),
         ("gold=packets:1", "it is one of developer, team, business"),
-        ("business=packets:0", "name 1 to 100000000"),
-        ("business=bytes:999", "name 1000 to 100000000000"),
+        ("business=packets:0", "use 1 to 100000000"),
+        ("business=bytes:999", "use 1000 to 100000000000"),
     ] {
         let arguments = ["--uplink", "eth0", "--hostname", "vpn", "--limit", limit];
         let refused = edge.vpn_edge(&[&["standalone"], &arguments[..]].concat());

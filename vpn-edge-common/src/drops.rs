@@ -131,7 +131,7 @@ pub struct Counters {
     /// Packets that were sent on to the gateway's node though their session
     /// index was unknown here.
     pub relayed: u64,
-    /// ICMP errors about the tenant's packets, sent on to where they belong.
+    /// ICMP errors about the tenant's packets that were translated and forwarded.
     pub errors: u64,
     pub pad: u64,
     /// Dropped packets, by [`DropReason`].

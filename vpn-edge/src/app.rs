@@ -1,4 +1,4 @@
-//! All that is served to callers: the API, signing in, and the pages.
+//! The HTTP router: the API, signing in, and the pages.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use tower_http::trace::TraceLayer;
 use crate::api::{self, Api, ApiError, Backends, Settings};
 use crate::{auth, web};
 
-/// Bytes that a request's body may have.
+/// Maximum size of a request's body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
-/// How long a request may take, its body's arrival included.
+/// How long a request may take, including the transfer of its body.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The API's routes, under `/v1`, and `/auth`.
+/// The API's routes under `/v1`, `/auth`, and the pages.
 ///
-/// To be served with the peers' addresses, `ConnectInfo<SocketAddr>`: sign-ins
-/// that fail are counted by them.
+/// Must be served with `ConnectInfo<SocketAddr>`, by which failed sign-ins are
+/// counted.
 pub fn router(backends: Backends, settings: Settings) -> Router {
     all_routes(Api::new(backends, settings), REQUEST_DEADLINE)
 }
@@ -48,7 +48,7 @@ pub(crate) fn all_routes(api: Api, deadline: Duration) -> Router {
         .with_state(api)
 }
 
-/// Without the query: it may have a sign-in's code.
+/// Without the query, which may contain a sign-in's code.
 fn span(request: &Request) -> tracing::Span {
     tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
 }

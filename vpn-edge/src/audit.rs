@@ -1,8 +1,8 @@
 //! Who did what to which tenant: a log that survives restarts, and the tenant.
 //!
-//! A record is kept before anything is done, and its outcome after: what changes
-//! something or hands out a configuration goes unrecorded never. Logs are bounded:
-//! [`Limits`].
+//! A record is written before the action and completed with its outcome afterwards:
+//! nothing is changed and no configuration is handed out without a record. Logs are
+//! bounded, see [`Limits`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,10 +16,10 @@ use crate::auth::Caller;
 use crate::domain::Tenant;
 use crate::registry::{Registry, RegistryError};
 
-/// Bytes that a text of a record may have.
+/// Maximum length of a text in a record, in bytes.
 const MAX_TEXT: usize = 512;
 
-/// What is done to a tenant.
+/// An action on a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -29,7 +29,7 @@ pub enum Action {
     Enable,
     Disable,
     Regenerate,
-    /// Of a configuration.
+    /// Download of a configuration.
     Download,
 }
 
@@ -63,46 +63,47 @@ impl fmt::Display for Action {
     }
 }
 
-/// What came of an action.
+/// The outcome of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The HTTP status.
     pub status: u16,
-    /// What a refusal said.
+    /// The message of the refusal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Outcome {
-    /// With as much of the error as a record holds.
+    /// Truncates the error to what a record can hold.
     pub fn new(status: u16, error: Option<String>) -> Outcome {
         let error = error.map(|error| bounded(&error));
         Outcome { status, error }
     }
 }
 
-/// Somebody's try at something.
+/// An attempted action.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// A UUID of version 7: later records have larger ones.
+    /// A UUIDv7: later records have larger ones.
     pub id: Uuid,
-    /// When it began, to the millisecond.
+    /// When the action began, in milliseconds.
     pub time: Timestamp,
     pub tenant: Uuid,
-    /// The tenant's.
+    /// The tenant's organisation.
     pub organisation: String,
     /// [`Caller::subject`].
     pub caller: String,
-    /// The caller is an admin, else a member of the organisation.
+    /// Whether the caller is an admin; otherwise a member of the organisation.
     pub admin: bool,
     pub action: Action,
-    /// Missing while it is under way, and for good if that could not be told.
+    /// Missing while the action is under way, or if its outcome could not be
+    /// recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
 
 impl Record {
-    /// Of an action that begins now.
+    /// The record of an action that begins now.
     pub fn begin(caller: &Caller, tenant: &Tenant, action: Action) -> Record {
         let now = Timestamp::now();
         Record {
@@ -117,9 +118,9 @@ impl Record {
         }
     }
 
-    /// Whether it changed nothing: a refused try, or a download. These fill no
-    /// more than half of what is kept of a tenant, so that nobody rids the log of
-    /// changes by asking again and again.
+    /// Whether the action changed nothing: a refused attempt or a download. These
+    /// take at most half of a tenant's records, so that nobody can push changes out
+    /// of the log by repeating requests.
     pub(crate) fn is_lesser(&self) -> bool {
         let refused = |outcome: &Outcome| outcome.status >= 400;
         self.action == Action::Download || self.outcome.as_ref().is_some_and(refused)
@@ -129,7 +130,7 @@ impl Record {
 /// A part of a log, newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// Of one tenant, which may be gone, or of all.
+    /// Records of one tenant, which may have been removed, or of all.
     pub tenant: Option<Uuid>,
     /// Records at most.
     pub limit: usize,
@@ -138,23 +139,23 @@ pub struct Query {
 }
 
 impl Query {
-    /// Whether the record is one that is asked for, but for the limit.
+    /// Whether the record matches the query, ignoring the limit.
     pub(crate) fn takes(&self, record: &Record) -> bool {
         self.tenant.is_none_or(|tenant| tenant == record.tenant)
             && self.before.is_none_or(|before| record.id < before)
     }
 }
 
-/// How much is kept. The oldest goes first.
+/// How much is kept; the oldest records are removed first.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Records of one tenant, half of them of tries that changed nothing.
+    /// Records per tenant; at most half of them of attempts that changed nothing.
     pub records: usize,
-    /// Tenants that are gone and have records.
+    /// Number of removed tenants whose records are kept.
     pub gone: usize,
 }
 
-/// Why a log cannot be written or read, in words for the operator.
+/// Why a log cannot be written or read, for the operator.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct LogError(pub(crate) String);
@@ -165,37 +166,37 @@ impl From<RegistryError> for LogError {
     }
 }
 
-/// Where records are kept.
+/// The store of audit records.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
-    /// Keeps the record of what is about to be done.
+    /// Stores the record of an action that is about to begin.
     ///
     /// # Errors
     ///
-    /// When it may not be kept: then it is not to be done.
+    /// If it may not have been stored: the action must not be done.
     async fn begin(&self, record: Record) -> Result<(), LogError>;
 
-    /// Adds the outcome to a record of the tenant's, if that is still kept.
+    /// Adds the outcome to the tenant's record, if it still exists.
     ///
     /// # Errors
     ///
-    /// When the record may have none.
+    /// If the outcome may not have been stored.
     async fn end(&self, tenant: Uuid, id: Uuid, outcome: Outcome) -> Result<(), LogError>;
 
     /// # Errors
     ///
-    /// When they cannot be read.
+    /// If the log cannot be read.
     async fn read(&self, query: Query) -> Result<Vec<Record>, LogError>;
 }
 
-/// The ids of all tenants that there are.
+/// The IDs of all existing tenants.
 pub(crate) async fn living(registry: &dyn Registry) -> Result<BTreeSet<Uuid>, LogError> {
     let tenants = registry.list().await?;
     Ok(tenants.iter().map(|tenant| tenant.id).collect())
 }
 
-/// RFC 9562, section 6.2, method 3: parts of a millisecond come before what is
-/// random.
+/// RFC 9562, section 6.2, method 3: the sub-millisecond part comes before the random
+/// bits.
 fn id(time: Timestamp) -> Uuid {
     let nanoseconds = u128::try_from(time.as_nanosecond()).unwrap_or(0);
     let part = (nanoseconds % 1_000_000) * 4096 / 1_000_000;
@@ -205,7 +206,7 @@ fn id(time: Timestamp) -> Uuid {
     Builder::from_unix_timestamp_millis((nanoseconds / 1_000_000) as u64, &bytes).into_uuid()
 }
 
-/// The text in one line of at most [`MAX_TEXT`] bytes.
+/// The text on one line, truncated to [`MAX_TEXT`] bytes.
 fn bounded(text: &str) -> String {
     let line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut bounded = String::new();

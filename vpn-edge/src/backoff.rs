@@ -1,4 +1,4 @@
-//! Pauses between attempts: doubled with each, up to the longest.
+//! Exponential backoff between attempts.
 
 use std::time::Duration;
 
@@ -26,11 +26,11 @@ impl Backoff {
         pause
     }
 
-    /// The same, up to a half shorter or longer, so that those who failed together
-    /// do not try again together.
+    /// The same, randomised by up to a half in both directions, so that callers that
+    /// failed together do not retry together.
     pub fn varied(&mut self) -> Duration {
         let mut byte = [128];
-        // Without random bytes the pause is just not varied.
+        // Without random bytes the pause is not randomised.
         let _ = getrandom::fill(&mut byte);
         self.pause().mul_f64(0.5 + f64::from(byte[0]) / 255.0)
     }

@@ -1,20 +1,20 @@
-//! Tenants' databases, by their names in the cluster.
+//! Tenants' databases, by their DNS names in the cluster.
 
 use async_trait::async_trait;
 
 use crate::domain::Tenant;
 
-/// What clusters call themselves in DNS unless they are told otherwise.
+/// The default DNS domain of clusters.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
-/// Tells the names of tenants' databases.
+/// Looks up the DNS names of tenants' databases.
 #[async_trait]
 pub trait Databases: Send + Sync {
-    /// The hosts of the tenant's databases; none where they cannot be told.
+    /// The hosts of the tenant's databases; empty if unknown.
     async fn hosts(&self, tenant: &Tenant) -> Vec<String>;
 }
 
-/// Without a cluster nobody knows.
+/// Without a cluster, no names are known.
 pub struct Unknown;
 
 #[async_trait]

@@ -1,9 +1,9 @@
-//! The kernel's connection tracking: entries of ports that the edge takes over.
+//! Removal of conntrack entries of ports that the edge takes over.
 //!
-//! An entry that was made while a port was still the kernel's, by a NodePort
-//! Service for example, would go on to translate what comes later. Only what
-//! that takes of ctnetlink is spelled here: entries are recognised, and what
-//! names one is sent back as it came.
+//! An entry that was created while the port was still the kernel's, for example by a
+//! NodePort Service, would continue to translate its packets. Only the needed part of
+//! ctnetlink is implemented: entries are matched, and the attributes that identify
+//! one are sent back unchanged.
 
 use std::collections::BTreeSet;
 use std::{fs, io};
@@ -37,21 +37,20 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 
-/// Attributes that hold others are marked so.
+/// Flag of attributes that contain others.
 const NESTED: u16 = libc::NLA_F_NESTED as u16;
 
-/// How many entries the network namespace of the calling thread has. A kernel
-/// without connection tracking has no such file; asking ctnetlink instead could
-/// have it load the module.
+/// The number of entries in the network namespace of the calling thread. A kernel
+/// without connection tracking does not have this file; a ctnetlink request instead
+/// could load the module.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
-/// Deletes the UDP entries, of IPv4 and IPv6, that go to one of `ports` or are
-/// answered from one, in the network namespace of the calling thread. Gives
-/// back how many there were.
+/// Deletes the UDP entries, IPv4 and IPv6, to or from one of `ports`, in the network
+/// namespace of the calling thread. Returns how many there were.
 ///
 /// # Errors
 ///
-/// When the kernel refuses; not when it has no connection tracking.
+/// If the kernel refuses. A kernel without connection tracking is no error.
 pub async fn flush(ports: &BTreeSet<u16>) -> Result<usize> {
     if ports.is_empty() || !tracks().context("cannot read whether connections are tracked")? {
         return Ok(0);
@@ -96,7 +95,7 @@ pub async fn flush(ports: &BTreeSet<u16>) -> Result<usize> {
             };
             match error.raw_code() {
                 0 => {}
-                // It ended by itself meanwhile.
+                // It expired meanwhile.
                 code if code == -libc::ENOENT => gone = false,
                 _ => return Err(error.to_io()).context("cannot delete a tracked connection"),
             }
@@ -106,8 +105,8 @@ pub async fn flush(ports: &BTreeSet<u16>) -> Result<usize> {
     Ok(deleted)
 }
 
-/// Whether there are entries at all. Not through tokio: on another of its
-/// threads the file could be of another namespace.
+/// Whether there are entries at all. Not through tokio: on another thread the file
+/// could be of another namespace.
 fn tracks() -> io::Result<bool> {
     match fs::read_to_string(COUNT) {
         Ok(count) => Ok(count.trim() != "0"),
@@ -116,7 +115,8 @@ fn tracks() -> io::Result<bool> {
     }
 }
 
-/// What names the entry to the kernel, if it is UDP to or from one of `ports`.
+/// The attributes that identify the entry to the kernel, if it is UDP to or from one
+/// of `ports`.
 fn name(entry: &[u8], ports: &BTreeSet<u16>) -> Option<Vec<u8>> {
     let (header, attributes) = entry.split_at_checked(FAMILY_HEADER)?;
     let [original, reply] = [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].map(|kind| find(attributes, kind));
@@ -155,7 +155,7 @@ fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     found.into_inner().get(4..length)
 }
 
-/// A message, as its type and what follows the netlink header.
+/// A message: its type, and its payload after the netlink header.
 #[derive(Debug)]
 struct Message {
     kind: u16,

@@ -1,4 +1,4 @@
-//! What a link's driver is told by `ethtool`.
+//! Driver settings of links, by ethtool.
 
 use std::io;
 
@@ -17,22 +17,22 @@ struct Value {
 
 nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, libc::ifreq);
 
-/// Whether the interface, in the namespace of the calling thread, merges what
-/// it receives. The end of a veth that does so takes in frames that XDP
-/// redirects to it, as one with an XDP program of its own.
+/// Whether the interface, in the namespace of the calling thread, has GRO enabled.
+/// With it, a veth's end receives frames that XDP redirects to it, as if it had an
+/// XDP program.
 ///
 /// # Errors
 ///
-/// When there is no such interface.
+/// If there is no such interface.
 pub fn merges(interface: &str) -> io::Result<bool> {
     ask(interface, GET_GRO, 0).map(|value| value != 0)
 }
 
-/// Has the interface merge what it receives.
+/// Enables GRO on the interface.
 ///
 /// # Errors
 ///
-/// When there is no such interface, or it takes more than the caller may.
+/// If there is no such interface, or the caller lacks the privileges.
 pub fn merge(interface: &str) -> io::Result<()> {
     ask(interface, SET_GRO, 1).map(|_| ())
 }

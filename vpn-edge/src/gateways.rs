@@ -1,4 +1,4 @@
-//! The seam to whatever runs gateways: network namespaces here, pods there.
+//! The interface to what runs gateways: network namespaces or pods.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -9,37 +9,37 @@ use uuid::Uuid;
 
 use crate::domain::{GatewayState, TunnelDigest, TunnelSpec};
 
-/// A gateway as it is to be.
+/// A desired gateway.
 #[derive(Clone, Debug)]
 pub struct GatewaySpec {
     pub tenant: Uuid,
-    /// The tenant's own.
+    /// The tenant's namespace.
     pub namespace: String,
     pub tunnel: TunnelSpec,
 }
 
-/// A gateway as it is.
+/// An observed gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
-    /// Of the tunnel that it has.
+    /// The digest of its current tunnel.
     pub digest: TunnelDigest,
     pub state: GatewayState,
-    /// Where to steer its packets, once it is ready.
+    /// Where to steer its packets once it is ready.
     pub location: Option<Location>,
 }
 
 impl Gateway {
-    /// Whether it is the gateway of this spec, whose tunnel has this `digest`, with
-    /// all that is set.
+    /// Whether this is the gateway of this spec, whose tunnel has this `digest`, with
+    /// all settings up to date.
     #[must_use]
     pub fn matches(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
         self.is_fixed_as(spec, digest) && self.digest.live == digest.live
     }
 
-    /// The same but for what changes in place.
+    /// The same, ignoring the settings that can be changed in place.
     #[must_use]
     pub fn is_fixed_as(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
         self.tenant == spec.tenant
@@ -52,13 +52,13 @@ impl Gateway {
 /// Where a gateway is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// On this node, behind a link of its own.
+    /// On this node, behind its own link.
     Here(Link),
-    /// On another node, which has these addresses.
+    /// On another node with these addresses.
     There(Addresses),
-    /// On this node, where only its kernel can deliver: behind no link that
-    /// programs can send by. Its port is left to the kernel, as every port that
-    /// is none of the edge's.
+    /// On this node, but reachable only through its kernel: there is no link that
+    /// programs can redirect to. Its port is left to the kernel like ports that are
+    /// not the edge's.
     Kernel,
 }
 
@@ -70,7 +70,7 @@ pub struct Link {
     pub ifindex: u32,
     pub gateway_mac: [u8; 6],
     pub addresses: Addresses,
-    /// The gateway's end takes in frames that XDP redirects.
+    /// Whether the gateway's end receives frames that XDP redirects.
     pub takes_redirects: bool,
 }
 
@@ -81,40 +81,40 @@ pub struct Addresses {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Makes, removes and finds gateways.
+/// Creates, removes and lists gateways.
 #[async_trait]
 pub trait Gateways: Send + Sync + 'static {
-    /// Makes the gateway, in place of any other on its port. One that is ready
-    /// and has the same fixed part stays, with its sessions, and is updated in
-    /// place. Returns once the gateway is started; [`Gateways::list`] says when
-    /// it is ready.
+    /// Creates the gateway, replacing any other on its port. A ready one with the
+    /// same fixed part keeps running, with its sessions, and is updated in place.
+    /// Returns once the gateway is started; [`Gateways::list`] has its state.
     ///
     /// # Errors
     ///
-    /// When it cannot be started; what was made of it is removed.
+    /// If it cannot be started. What was created of it is removed.
     async fn ensure(&self, spec: &GatewaySpec) -> anyhow::Result<()>;
 
-    /// Ends the gateway on `port`, if there is one, and removes all it had.
+    /// Removes the gateway on `port`, if there is one, with everything that belongs
+    /// to it.
     ///
     /// # Errors
     ///
-    /// When something of it is left.
+    /// If a part of it could not be removed.
     async fn remove(&self, port: u16) -> anyhow::Result<()>;
 
-    /// Every gateway there is, wanted or not.
+    /// All existing gateways, including ones that nobody asks for.
     ///
     /// # Errors
     ///
-    /// When they cannot be told.
+    /// If they cannot be listed.
     async fn list(&self) -> anyhow::Result<Vec<Gateway>>;
 
-    /// The gateways that run otherwise than they are to, by tenant, with what
-    /// keeps them from being brought up to date.
+    /// Tenants whose gateway runs with an outdated spec, and why it cannot be
+    /// updated.
     fn late(&self) -> BTreeMap<Uuid, String> {
         BTreeMap::new()
     }
 
-    /// A counter that grows with every change of [`Gateways::list`], and of
-    /// what is late.
+    /// A counter that grows with every change of [`Gateways::list`] and
+    /// [`Gateways::late`].
     fn changes(&self) -> watch::Receiver<u64>;
 }

@@ -1,5 +1,5 @@
-//! vpn-edge: a WireGuard edge for the tenants of a Kubernetes cluster, or of
-//! one machine. ARCHITECTURE.md tells how the parts fit.
+//! vpn-edge: a WireGuard edge for the tenants of a Kubernetes cluster, or of one
+//! machine. See ARCHITECTURE.md for how its parts fit together.
 
 pub mod agent;
 pub mod api;

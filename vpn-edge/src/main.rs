@@ -5,7 +5,7 @@ use vpn_edge::{cli::Cli, telemetry};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Whatever has keys in memory leaves no core, whoever collects cores.
+    // Processes with keys in memory must not leave core dumps.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         eprintln!("error: cannot keep keys out of core dumps: {error}");
         return ExitCode::FAILURE;

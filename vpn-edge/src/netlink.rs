@@ -1,4 +1,4 @@
-//! rtnetlink in the namespace of one's choice.
+//! rtnetlink in a chosen network namespace.
 
 use std::fs::File;
 use std::io;
@@ -10,12 +10,12 @@ use netlink_packet_route::link::LinkMessage;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Error, Handle};
 
-/// A handle on the network namespace of the calling thread, wherever it is
-/// used later.
+/// A handle on the network namespace of the calling thread, wherever it is used
+/// later. Must be called within a runtime.
 ///
 /// # Errors
 ///
-/// When the kernel gives no socket. Must be called within a runtime.
+/// If the kernel provides no socket.
 pub fn connect() -> io::Result<Handle> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
@@ -50,11 +50,11 @@ pub async fn index(handle: &Handle, name: &str) -> io::Result<u32> {
     }
 }
 
-/// Runs `work` in the network namespace at `path`, on a thread of its own.
+/// Runs `work` in the network namespace at `path`, on its own thread.
 ///
 /// # Errors
 ///
-/// When the namespace cannot be entered, or what `work` returns.
+/// If the namespace cannot be entered, or what `work` returns.
 pub async fn inside<T, F>(path: &Path, work: impl FnOnce() -> F + Send + 'static) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,

@@ -1,5 +1,5 @@
-//! Where tenants are kept: the seam between one machine's SQLite database and
-//! a cluster's resources.
+//! The interface to the store of tenants: one machine's SQLite database, or a
+//! cluster's resources.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use uuid::Uuid;
 
 use crate::domain::{Ports, Tenant, VpnError};
 
-/// A change to a stored tenant. It may run more than once, each time on the
-/// tenant and the ports as they then are, and only the last run counts.
+/// A change to a stored tenant. It may run more than once, each time on the current
+/// tenant and ports; only the last run counts.
 pub type Change = Box<dyn FnMut(&mut Tenant, &mut dyn Ports) -> Result<(), VpnError> + Send>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// With what is taken: an id or a namespace.
+    /// The ID or namespace that is taken.
     #[error("{0} is already used by another tenant")]
     AlreadyExists(String),
-    #[error("there is no namespace {0}: make it first")]
+    #[error("there is no namespace {0}: create it first")]
     NoNamespace(String),
     #[error("cannot open the registry: {0}")]
     Open(String),
-    /// With the words of the cluster's API server.
+    /// The message of the cluster's API server.
     #[error("the cluster refuses it: {0}")]
     Refused(String),
     #[error("the registry failed: {0}")]
@@ -47,20 +47,19 @@ pub trait Registry: Send + Sync + 'static {
 
     async fn get(&self, id: Uuid) -> Result<Option<Tenant>, RegistryError>;
 
-    /// Stores a new tenant without VPN. A tenant of an id that was deleted goes
-    /// on with the deleted one's generation.
+    /// Stores a new tenant without VPN. If a tenant with this ID was deleted, the new
+    /// one continues its generation.
     async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError>;
 
-    /// Runs `change` on the stored tenant and stores the outcome, atomically.
-    /// Nothing is written or noticed when it changed nothing or was refused.
+    /// Runs `change` on the stored tenant and stores the result, atomically. If it
+    /// changes nothing or is refused, nothing is written and nobody is notified.
     async fn update(&self, id: Uuid, change: Change) -> Result<Tenant, UpdateError>;
 
-    /// Removes a tenant with its port and keys. Says whether there was one.
+    /// Removes a tenant with its port and keys. Returns whether it existed.
     async fn delete(&self, id: Uuid) -> Result<bool, RegistryError>;
 
-    /// Takes note of all tenants whose gateway is not, or cannot be made, as it
-    /// is asked for, with what keeps it from that. Who is not named any more is
-    /// as asked.
+    /// Reports all tenants whose gateway does not match the spec, with the reason. A
+    /// tenant that is missing from the map has no problem.
     fn hinder(&self, _troubles: BTreeMap<Uuid, String>) {}
 
     /// A counter that grows with every stored change.

@@ -1,7 +1,7 @@
-//! A tenant's live session, as the edges see it.
+//! A tenant's live session, as the edges observe it.
 //!
-//! WireGuard has no connections: a client is connected while a session of its
-//! can be alive.
+//! WireGuard has no connections: a client counts as connected while one of its
+//! sessions can be alive.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,72 +22,71 @@ const ALIVE: Duration = Duration::from_nanos(REJECT_AFTER);
 /// A tenant's live session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Session {
-    /// A session may be alive: there was a handshake within 180 s, or since then
-    /// an answered packet. A client that keeps its tunnel up makes a handshake
+    /// Whether a session may be alive: there was a handshake, or an answered packet,
+    /// within the last 180 s. A client that keeps its tunnel up makes a handshake
     /// every two minutes.
     pub connected: bool,
-    /// The last handshake with the keys of now, to a second or so.
+    /// The last handshake with the current keys, accurate to about a second.
     pub last_handshake: Option<Timestamp>,
-    /// Where the client was heard last. Of one that roams, this is known from
-    /// its next handshake on, at the latest.
+    /// The client's last known address. When the client roams, it is updated with
+    /// the next handshake at the latest.
     #[schema(value_type = Option<String>, example = "203.0.113.9:51820")]
     pub client: Option<SocketAddr>,
-    /// What came from the client since the VPN was enabled, or since the edge of
-    /// its gateway's node began to count: with a reboot, or when the gateway
-    /// moves to another node.
+    /// Traffic from the client since the VPN was enabled, or since the edge of its
+    /// gateway's node began to count: after a reboot, or when the gateway moved to
+    /// another node.
     pub received: Traffic,
-    /// What went to the client, in the same time.
+    /// Traffic to the client over the same time.
     pub sent: Traffic,
-    /// All edges answered. Otherwise one that did not may know of a later
+    /// Whether all edges answered. Otherwise one that did not may know of a later
     /// handshake, or of more traffic.
     pub complete: bool,
 }
 
-/// Packets, and bytes of the IP packets that they are, outside of the tunnel.
+/// Packets outside the tunnel, and their bytes including IP headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,
 }
 
-/// Why nothing can be told of a session.
+/// Why a session cannot be reported.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(transparent)]
     Maps(#[from] MapError),
-    #[error("the edges cannot be asked: {0}")]
+    #[error("cannot query the edges: {0}")]
     Edges(String),
 }
 
-/// Tells of tenants' sessions.
+/// Reports tenants' sessions.
 #[async_trait]
 pub trait Sessions: Send + Sync {
-    /// The tenant's session as it is now; that of nobody if the tenant has no
-    /// port.
+    /// The tenant's current session; an empty one if the tenant has no port.
     async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError>;
 }
 
-/// What one edge knows of sessions.
+/// The sessions that one edge knows.
 pub trait EdgeSessions: Send + Sync {
-    /// What this edge knows of the session on a port. Nothing, if the port is
-    /// another tenant's here, or has other keys.
+    /// The session on a port, as this edge knows it. None if the port belongs to
+    /// another tenant here or has other keys.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a lookup.
+    /// If the kernel refuses a lookup.
     fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError>;
 }
 
-/// Whose session is asked for.
+/// Which session is queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     pub tenant: Uuid,
-    /// Of the keys.
+    /// Generation of the keys.
     pub generation: u64,
 }
 
-/// What one edge knows of a session. Times are told by how long ago they are:
-/// nodes' clocks differ.
+/// What one edge knows of a session. Times are relative ("how long ago"), because the
+/// clocks of nodes differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     connected: bool,
@@ -95,8 +94,8 @@ pub struct Seen {
     client: Option<(SocketAddr, Duration)>,
     received: Traffic,
     sent: Traffic,
-    /// The gateway is on this edge's node, which counts what other edges send on
-    /// to it, too.
+    /// Whether the gateway is on this edge's node. Such an edge also counts packets
+    /// that other edges forward to it.
     has_gateway: bool,
 }
 
@@ -104,7 +103,7 @@ impl Seen {
     pub(crate) fn new(mode: u8, times: SessionTimes, counters: &Counters) -> Self {
         let fresh = |ago: Option<Duration>| ago.is_some_and(|ago| ago < ALIVE);
         Self {
-            // Nothing passes where there is no gateway.
+            // Without a gateway nothing passes.
             connected: mode > mode::CLOSED && (fresh(times.handshake) || fresh(times.heard)),
             handshake: times.handshake,
             client: times.client,
@@ -122,7 +121,7 @@ impl Seen {
 }
 
 impl Session {
-    /// Nobody's, where nothing is left out.
+    /// The session of a tenant without port; complete.
     pub(crate) fn none() -> Self {
         Self {
             connected: false,
@@ -134,7 +133,7 @@ impl Session {
         }
     }
 
-    /// What edges saw, put together: what is newest, and each packet once.
+    /// Merges the answers of edges: the newest times, and each packet counted once.
     pub(crate) fn of(seen: &[Seen], now: Timestamp, complete: bool) -> Self {
         let handshake = seen.iter().filter_map(|seen| seen.handshake).min();
         let last_handshake = handshake
@@ -168,7 +167,7 @@ impl std::iter::Sum for Traffic {
     }
 }
 
-/// What a tenant with a port asks for, and the port.
+/// The query for a tenant with a port, and the port.
 pub(crate) fn asked(tenant: &Tenant) -> Option<(u16, Asked)> {
     let allocation = tenant.vpn.allocation.as_ref()?;
     let asked = Asked {

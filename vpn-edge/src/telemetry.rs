@@ -1,10 +1,10 @@
-//! Logs: to standard error, chosen by `RUST_LOG`.
+//! Logging to standard error, filtered by `RUST_LOG`.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Sets the process's logging up: `info` unless `RUST_LOG` says otherwise.
+/// Sets up logging, at level `info` unless `RUST_LOG` is set.
 pub fn init() {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,gotatun=warn"));

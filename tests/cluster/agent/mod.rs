@@ -203,7 +203,7 @@ fn the_agents_role_is_what_it_needs_and_no_more() -> Result<()> {
     })?;
     let said = String::from_utf8_lossy(&alone.stderr);
     ensure!(
-        !alone.status.success() && said.contains("name a kubeconfig with KUBECONFIG"),
+        !alone.status.success() && said.contains("set KUBECONFIG to a kubeconfig file"),
         "{said}"
     );
 

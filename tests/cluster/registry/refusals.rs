@@ -19,7 +19,7 @@ fn two_of_one_id_are_told_apart_by_age() -> Result<()> {
     );
     let reason = second.reason.unwrap_or_default();
     ensure!(
-        reason == "the id belongs to the VpnTenant in t-1",
+        reason == "the id is used by the VpnTenant in namespace t-1: choose another id",
         "{reason}"
     );
     let tenants = scene.cluster.run(registry.list())?;
@@ -50,7 +50,7 @@ fn kubectl_says_what_is_wrong_with_a_vpn_tenant() -> Result<()> {
     let table = [
         (
             good.replace(&id, &other),
-            "a tenant's id never changes: make another VpnTenant",
+            "id is immutable: create another VpnTenant",
         ),
         (
             good.replace("name: vpn,", "name: another,"),
@@ -58,7 +58,7 @@ fn kubectl_says_what_is_wrong_with_a_vpn_tenant() -> Result<()> {
         ),
         (
             good.replace("keyGeneration: 2", "keyGeneration: 1"),
-            "keyGeneration only grows",
+            "keyGeneration must not decrease",
         ),
         (
             good.replace(&id, "tenant-1"),
@@ -78,7 +78,7 @@ fn kubectl_says_what_is_wrong_with_a_vpn_tenant() -> Result<()> {
         ),
         (
             with("0.0.0.0/0"),
-            "a network of everything: name the ranges that the tenant may reach",
+            "a network must not cover all addresses: list the ranges that the tenant may reach",
         ),
         (with("10.97.0.0/24, 10.97.0.0/24"), "Duplicate value"),
     ];

@@ -159,7 +159,7 @@ fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
     let patch = [&patch[..], &["-n", &homeless.namespace]].concat();
     scene.cluster.kubectl_said(&patch)?;
     scene.await_state(homeless, |state| {
-        matches!(state, GatewayState::Failed(reason) if reason.starts_with("no node takes its pod"))
+        matches!(state, GatewayState::Failed(reason) if reason.starts_with("its pod cannot be scheduled"))
     })?;
 
     scene.lead(SECOND)?;

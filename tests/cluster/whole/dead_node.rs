@@ -24,7 +24,7 @@ fn tenants_of_a_dead_node_are_disabled_and_enabled_elsewhere() -> Result<()> {
     }
     for controller in &scene.controllers {
         let log = controller.log();
-        ensure!(!log.contains("changing it back"), "nobody did: {log}");
+        ensure!(!log.contains("reverting drift"), "nobody did: {log}");
     }
     scene.lose_worker(dead)?;
     scene.kubectl(&["uncordon", WORKERS[alive].name])?;

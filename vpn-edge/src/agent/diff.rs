@@ -1,4 +1,4 @@
-//! From the observed and the desired port map to the steps between them.
+//! The steps from the observed to the desired port map.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +16,10 @@ pub struct OutOfSlots(pub usize);
 
 /// The changes from `observed` to `desired`, over the union of both.
 ///
-/// A tenant keeps its slot, and so its counters and sessions, for as long as it
-/// keeps its port; the sessions go with the keys. A port that opens without
-/// having been closed before may have a gateway with sessions that this edge
-/// did not see begin: it has grace.
+/// A tenant keeps its slot, and with it its counters and sessions, as long as it
+/// keeps its port; a change of keys removes the sessions. A port that is opened
+/// without having been closed before may have a gateway with sessions that this edge
+/// did not observe from their start: it gets a grace period.
 ///
 /// # Errors
 ///
@@ -53,8 +53,8 @@ pub fn diff(
         }
     }
 
-    // Slots that were in use until now are given out last, so that whoever
-    // reads counters does not see two tenants' numbers follow each other.
+    // Slots that were in use until now are assigned last, so that readers of counters
+    // do not see one tenant's numbers continue with another's.
     let used: BTreeSet<u16> = observed.values().map(|known| known.slot).collect();
     let free = || (0..NODE_SLOT).filter(|slot| !slots.contains(slot));
     let fresh = free().filter(|slot| !used.contains(slot));
@@ -125,8 +125,8 @@ fn v6(addresses: Addresses) -> Address {
     addresses.v6.map_or([0; 16], |v6| v6.octets())
 }
 
-/// What a packet and a byte cost so that no more than the limits pass. Rounded
-/// up: never more is let through than was sold.
+/// The cost of a packet and of a byte at these limits. Rounded up, so that never more
+/// than the limit passes.
 fn rates(limits: Limits) -> Rates {
     let cost = |second: u64, rate: Option<u64>| rate.map_or(0, |rate| second.div_ceil(rate) as u32);
     Rates {

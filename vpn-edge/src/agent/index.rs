@@ -1,9 +1,9 @@
-//! What the edge is to do, from what tenants are allocated and where gateways
-//! are.
+//! The ports that the edge should steer, computed from tenants' allocations and the
+//! locations of gateways.
 //!
-//! Events go in, the desired port map comes out; nothing here does I/O. There
-//! is no desired map before both sides have been told whole: an agent that has
-//! seen half of the world must not act on it.
+//! Events go in, the desired port map comes out; nothing here does I/O. There is no
+//! desired map before both lists are complete: an agent must not act on half of the
+//! state.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::source::Allocated;
 use crate::domain::{GatewayState, Limits, PlanLimits, PortRange};
 use crate::gateways::{Gateway, Location};
 
-/// What a port is to do.
+/// The desired state of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub tenant: Uuid,
@@ -28,11 +28,11 @@ pub struct Entry {
     pub location: Option<Location>,
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Default)]
 pub struct Index {
     limits: PlanLimits,
-    /// Other ports are never taken from the node's kernel, whoever asks for it.
+    /// Ports outside these ranges are never steered, whatever tenants hold.
     ports: Vec<PortRange>,
     /// Without locations.
     tenants: Option<BTreeMap<u16, Entry>>,
@@ -42,8 +42,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// An index that knows nothing yet but what plans may use, and which ports may
-    /// be steered at all.
+    /// An empty index, with the limits of plans and the ports that may be steered.
     #[must_use]
     pub fn new(limits: PlanLimits, ports: Vec<PortRange>) -> Self {
         Self {
@@ -53,7 +52,7 @@ impl Index {
         }
     }
 
-    /// Takes the complete list of allocations.
+    /// Replaces the list of allocations; it must be complete.
     pub fn reset_allocations(&mut self, allocated: Vec<Allocated>) {
         let (inside, outside): (Vec<_>, Vec<_>) = allocated
             .into_iter()
@@ -72,7 +71,7 @@ impl Index {
         self.tenants = Some(by_port.collect());
     }
 
-    /// Takes the complete list of gateways.
+    /// Replaces the list of gateways; it must be complete.
     pub fn reset_gateways(&mut self, gateways: Vec<Gateway>) {
         let by_port = gateways.into_iter().map(|gateway| (gateway.port, gateway));
         self.gateways = Some(by_port.collect());
@@ -88,14 +87,15 @@ impl Index {
         self.ports.iter().any(|range| range.contains(port))
     }
 
-    /// The desired port map, once both lists are known; `observed` is the port map
-    /// as it is.
+    /// The desired port map, once both lists are known; `observed` is the current
+    /// port map.
     ///
-    /// The port of a gateway that is nobody's any more stays closed until it is
-    /// gone: passed on, its packets might still find it. So does the port of one
-    /// that is left to the kernel until it is ready, and the right one. That a port
-    /// was its tenant's before is what the map says, and not the gateway: whoever
-    /// may make Services in one namespace can make an endpoint for any port.
+    /// The port of a gateway that belongs to no tenant any more stays closed until
+    /// the gateway is gone: if it were left to the kernel, packets might still reach
+    /// the gateway. So does the port of a gateway that is left to the kernel, until
+    /// it is ready and has the right keys. Whether a port was its tenant's before is
+    /// taken from the map, not from gateways: anybody who may create Services in a
+    /// namespace can create an endpoint for any port.
     #[must_use]
     pub fn desired(&self, observed: &BTreeMap<u16, Allocation>) -> Option<BTreeMap<u16, Entry>> {
         let (tenants, gateways) = (self.tenants.as_ref()?, self.gateways.as_ref()?);

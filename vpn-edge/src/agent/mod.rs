@@ -1,7 +1,7 @@
-//! The daemon of an edge node: keeps the maps in step with the allocations.
+//! The daemon of an edge node: syncs the eBPF maps with the allocations.
 //!
-//! Watch, index, diff, apply. A change acts within milliseconds; a timer reads
-//! the kernel's maps back and mends whatever someone else did to them.
+//! Watch, index, diff, apply. Changes take effect within milliseconds; a timer reads
+//! the kernel's maps back and corrects changes by others.
 
 mod diff;
 mod index;
@@ -30,49 +30,49 @@ use crate::domain::{PlanLimits, PortRange, Steered};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
-/// How often the kernel's maps and hooks are compared with what they are to be.
+/// How often the kernel's maps and hooks are compared with the desired state.
 const RESYNC: Duration = Duration::from_secs(5);
 
-/// How long to wait after a failure.
+/// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Keeps one node's edge. Made by [`Agent::attach`], run by [`Agent::run`].
+/// Manages one node's edge. Created by [`Agent::attach`], run by [`Agent::run`].
 pub struct Agent {
     datapath: Datapath,
     network: Network,
     uplinks: Vec<String>,
-    /// The first port that packets to other nodes leave from.
+    /// The first of the hop ports.
     hop_ports: u16,
     index: Index,
     /// Addresses of other edge nodes.
     edges: BTreeSet<IpAddr>,
-    /// Those that the map was last made to hold; none when that is unknown.
+    /// The addresses in the map; none if unknown.
     written_edges: Option<BTreeSet<IpAddr>>,
-    /// Whether there were more than the map holds.
+    /// Whether there were more addresses than fit into the map.
     too_many_edges: bool,
-    /// The allocations as last read or written; none when that is unknown.
+    /// The allocations as last read or written; none if unknown.
     observed: Option<BTreeMap<u16, Allocation>>,
-    /// Uplinks with the ingress programs, by name: index and rung.
+    /// Uplinks with the ingress programs: index and hook, by name.
     attached: BTreeMap<String, (u32, Rung)>,
     /// Host-side veths with the egress program, by index.
     hooked: BTreeMap<String, u32>,
-    /// Ports whose packets took another way until now.
+    /// Ports whose packets took another path until now.
     moved: BTreeSet<u16>,
     steered: watch::Sender<Steered>,
     status: Arc<SyncStatus>,
 }
 
 impl Agent {
-    /// Attaches the ingress programs to the uplinks, in place of those of an
-    /// earlier agent. What they know stays as it is for now. Ports outside `ports`
-    /// are never steered.
+    /// Attaches the ingress programs to the uplinks, replacing those of an earlier
+    /// agent. Their maps stay as they are for now. Ports outside `ports` are never
+    /// steered.
     ///
-    /// Programs of another schema go on until the first complete list: these
-    /// know nothing yet.
+    /// Programs with another schema keep running until the first complete list,
+    /// because the maps of the new ones are still empty.
     ///
     /// # Errors
     ///
-    /// When an uplink cannot be had.
+    /// If an uplink is not usable.
     pub async fn attach(
         datapath: Datapath,
         network: Network,
@@ -100,26 +100,26 @@ impl Agent {
         };
         agent.set_edge(&snapshot)?;
         if agent.datapath.upgrading() {
-            tracing::info!("replacing the programs of another version");
+            tracing::info!("replacing the eBPF programs of another version");
         } else {
             agent.attach_uplinks(&snapshot, true)?;
         }
         Ok(agent)
     }
 
-    /// What the edge steers by, as it changes.
+    /// The ports that the edge steers, with changes.
     #[must_use]
     pub fn steered(&self) -> watch::Receiver<Steered> {
         self.steered.subscribe()
     }
 
-    /// How it goes, as it goes.
+    /// The status of the sync, with changes.
     #[must_use]
     pub fn status(&self) -> Arc<SyncStatus> {
         Arc::clone(&self.status)
     }
 
-    /// Runs for good. The kernel side goes on without it.
+    /// Runs forever. Without it, programs and maps in the kernel keep working.
     pub async fn run(mut self, source: Arc<dyn Source>) {
         let mut source_changed = source.changes();
         let mut network_changed = self.network.changes();
@@ -133,9 +133,11 @@ impl Agent {
             let retry = !matches!(outcome, Ok(None));
             match outcome {
                 Ok(None) => {}
-                Ok(Some(error)) => tracing::error!("a gateway is left out: {error:#}"),
+                Ok(Some(error)) => tracing::error!(
+                    "cannot attach to a gateway's link; its port stays closed: {error:#}"
+                ),
                 Err(error) => {
-                    tracing::error!("cannot bring the edge in step: {error:#}");
+                    tracing::error!("cannot sync the eBPF maps; retrying: {error:#}");
                     self.observed = None;
                 }
             }
@@ -148,7 +150,7 @@ impl Agent {
         }
     }
 
-    /// Asks for the world as it is, and follows it.
+    /// Gets the desired state and applies it.
     async fn follow(&mut self, source: &dyn Source) -> Result<Option<anyhow::Error>> {
         let network = self.network.snapshot().await?;
         let world = source.world().await?;
@@ -159,25 +161,25 @@ impl Agent {
         self.report_outside();
         self.edges = world.edges;
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
-        // What is below makes packets faster or unsticks them. It keeps nothing
-        // from being steered.
+        // The rest improves speed or unblocks flows; failures must not prevent
+        // steering.
         if let Err(error) = self.network.keep_neighbours(&neighbours).await {
-            tracing::warn!("the way to gateways is not kept resolved: {error:#}");
+            tracing::warn!("cannot keep next hops to gateways resolved: {error:#}");
         }
         let moved = std::mem::take(&mut self.moved);
         if !moved.is_empty() {
             match conntrack::flush(&moved).await {
                 Ok(0) => {}
-                Ok(count) => tracing::info!(count, "flushed tracked connections of moved ports"),
+                Ok(count) => tracing::info!(count, "flushed conntrack entries of moved ports"),
                 Err(error) => {
-                    tracing::warn!("cannot flush tracked connections: {error:#}");
+                    tracing::warn!("cannot flush conntrack entries: {error:#}");
                 }
             }
         }
         outcome
     }
 
-    /// Logs tenants whose port has come to be outside the ranges.
+    /// Logs tenants whose port is now outside the ranges.
     fn report_outside(&self) {
         let outside = self.index.outside();
         let before = self.status.set_outside(outside.clone());
@@ -186,22 +188,22 @@ impl Agent {
                 tracing::error!(
                     port,
                     %tenant,
-                    "the tenant's port is outside --ports: it is not steered. If a pool was \
-                     added, give its range to the agents too."
+                    "the tenant's port is outside --ports and not steered; if a pool was \
+                     added, add its range to the agents' --ports"
                 );
             }
         }
     }
 
-    /// Makes the next [`Agent::sync`] look at the kernel anew.
+    /// Makes the next [`Agent::sync`] read the kernel's state again.
     fn forget(&mut self) {
         self.observed = None;
         self.written_edges = None;
         self.hooked.clear();
     }
 
-    /// Brings hooks and maps to what is desired. Gives back why a gateway could
-    /// not be hooked, which is that gateway's matter and not the edge's.
+    /// Syncs hooks and maps with the desired state. Returns why a gateway could not
+    /// be hooked, which affects only that gateway.
     fn sync(&mut self, network: &network::Snapshot) -> Result<Option<anyhow::Error>> {
         let look = self.observed.is_none();
         let maps = &self.datapath.maps;
@@ -211,16 +213,16 @@ impl Agent {
         };
         self.revoke(&desired);
         self.set_edge(network)?;
-        // Like the uplinks below, this keeps no map from following.
+        // Like the uplinks below, a failure must not prevent map updates.
         let edges = self.write_edges();
         if self.datapath.upgrading() {
             self.apply(&desired)?;
         }
-        // Someone may have taken the programs off, or made a link anew. An
-        // uplink that is not to be had keeps no map from following.
+        // Somebody may have detached the programs or recreated a link. An unusable
+        // uplink must not prevent map updates.
         let attached = self.attach_uplinks(network, look);
-        // A reply must find its hook before the first packet is let in. What
-        // cannot be hooked stays closed, and keeps nothing else from closing.
+        // A reply must find its hook before the first packet is let in. A gateway
+        // that cannot be hooked stays closed, without affecting others.
         let hooked = self.hook(&mut desired);
         self.apply(&desired)?;
         attached?;
@@ -229,7 +231,7 @@ impl Agent {
         Ok(hooked.err())
     }
 
-    /// Tells the programs which node this is.
+    /// Writes this node's addresses for the programs.
     fn set_edge(&mut self, network: &network::Snapshot) -> Result<()> {
         let by_xdp = |uplink: &&network::Uplink| {
             self.attached.get(&uplink.name) == Some(&(uplink.index, Rung::Xdp))
@@ -241,7 +243,7 @@ impl Agent {
                 .iter()
                 .map(|own| (own.address, own.uplink))
                 .collect(),
-            // Until it is known again, all is as it was.
+            // Until it is known again, nothing changes.
             xdp_uplinks: (!self.attached.is_empty())
                 .then(|| xdp_uplinks.map(|uplink| uplink.index).collect()),
             hop_ports: self.hop_ports,
@@ -249,7 +251,7 @@ impl Agent {
         Ok(self.datapath.set_edge(&node)?)
     }
 
-    /// Tells the programs which addresses are other edge nodes'.
+    /// Writes the addresses of other edge nodes for the programs.
     fn write_edges(&mut self) -> Result<()> {
         if self.written_edges.as_ref() == Some(&self.edges) {
             return Ok(());
@@ -260,7 +262,7 @@ impl Agent {
             tracing::warn!(
                 addresses = self.edges.len(),
                 limit = NODES,
-                "other edge nodes have too many addresses: those beyond the limit share one \
+                "other edge nodes have too many addresses; those beyond the limit share one \
                  handshake rate for all of their clients"
             );
         }
@@ -270,8 +272,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Attaches the ingress programs where they are not yet, as far as is known,
-    /// or everywhere.
+    /// Attaches the ingress programs where they are not known to be attached, or
+    /// everywhere.
     fn attach_uplinks(&mut self, network: &network::Snapshot, everywhere: bool) -> Result<()> {
         let mut outcome = Ok(());
         for network::Uplink { name, index, .. } in &network.uplinks {
@@ -289,7 +291,7 @@ impl Agent {
                         Rung::Xdp => tracing::info!(uplink = name, "attached XDP and tc"),
                         Rung::Tc => tracing::warn!(
                             uplink = name,
-                            "the driver has no native XDP: attached tc alone, which costs more a packet"
+                            "the driver has no native XDP; attached tc only, at a higher cost per packet"
                         ),
                     }
                 }
@@ -311,7 +313,7 @@ impl Agent {
         }
     }
 
-    /// Says what is open.
+    /// Publishes which ports are open.
     fn tell(&self, observed: &BTreeMap<u16, Allocation>) {
         let open = observed
             .iter()
@@ -329,8 +331,7 @@ impl Agent {
         });
     }
 
-    /// Closes what is no longer to be open before anything else is done: whom
-    /// it was open to is cut off whatever happens to the rest.
+    /// Closes ports first: access is revoked even if the rest fails.
     fn revoke(&mut self, desired: &BTreeMap<u16, Entry>) {
         let Some(mut observed) = self.observed.take() else {
             return;
@@ -354,12 +355,12 @@ impl Agent {
         self.observed = Some(observed);
     }
 
-    /// Brings the port map to what is desired.
+    /// Syncs the port map with the desired state.
     fn apply(&mut self, desired: &BTreeMap<u16, Entry>) -> Result<()> {
         let mut observed = self.observed.take().unwrap_or_default();
         let changes = diff(&observed, desired)?;
         for change in &changes {
-            tracing::debug!(?change);
+            tracing::debug!(?change, "applying");
         }
         self.moved.extend(changes.iter().filter_map(|change| {
             let steering = |allocation: &Allocation| {

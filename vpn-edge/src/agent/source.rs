@@ -1,4 +1,4 @@
-//! Where the agent hears what is allocated, and where gateways are.
+//! The agent's source of allocations and locations of gateways.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,27 +22,27 @@ use crate::gateways::{Addresses, Gateway, Gateways, Location};
 use crate::registry::Registry;
 use crate::wireguard::PublicKey;
 
-/// A port that a tenant holds, without its secrets.
+/// A port that a tenant holds, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Allocated {
     pub port: u16,
     pub tenant: Uuid,
-    /// Of the tenant's keys.
+    /// Generation of the tenant's keys.
     pub generation: u64,
-    /// The gateway's.
+    /// The gateway's public key.
     pub public_key: PublicKey,
     pub plan: Plan,
 }
 
-/// Both lists, each complete.
+/// Both lists, complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     pub allocated: Vec<Allocated>,
     pub gateways: Vec<Gateway>,
-    /// Addresses on this node that gateways are at, or will be, whose MAC
-    /// addresses are to be kept known.
+    /// Addresses on this node that gateways have, or will have, whose neighbour
+    /// entries must be kept resolved.
     pub near: BTreeSet<IpAddr>,
-    /// Addresses of other edge nodes, which send clients' packets on to this one.
+    /// Addresses of other edge nodes, which forward clients' packets to this one.
     pub edges: BTreeSet<IpAddr>,
 }
 
@@ -63,21 +63,21 @@ impl World {
     }
 }
 
-/// Tells the world, and when it changes.
+/// Provides the desired state, and notifies of changes.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// The world as it is.
+    /// The current state.
     ///
     /// # Errors
     ///
-    /// When it cannot be told whole.
+    /// If it is not completely known.
     async fn world(&self) -> Result<World>;
 
     /// A counter that grows with every change.
     fn changes(&self) -> watch::Receiver<u64>;
 
-    /// Why changes may not be heard of, while they may not. What was told holds
-    /// until then.
+    /// Why changes may be missed, if they may. The last known state stays valid until
+    /// then.
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -90,13 +90,14 @@ pub struct Local {
     edges: BTreeSet<IpAddr>,
     changes: watch::Sender<u64>,
     _followers: JoinSet<()>,
-    /// By tenant, with the generation: a public key takes some 50 µs to
-    /// compute, which adds up.
+    /// By tenant, with the generation. Cached, because deriving a public key takes
+    /// some 50 µs.
     keys: Mutex<BTreeMap<Uuid, (u64, PublicKey)>>,
 }
 
 impl Local {
-    /// With the addresses of `edges` elsewhere. Must be called within a runtime.
+    /// `edges` are the addresses of other edge nodes. Must be called within a
+    /// runtime.
     pub fn new(
         registry: Arc<dyn Registry>,
         gateways: Arc<dyn Gateways>,
@@ -162,8 +163,8 @@ impl Source for Local {
     }
 }
 
-/// A file that says it, for nodes that only send on: JSON, read anew whenever
-/// it is replaced or written.
+/// A JSON file with the allocations, for nodes that only forward packets. It is read
+/// again whenever it is replaced or written.
 pub struct File {
     path: PathBuf,
     changes: watch::Sender<u64>,
@@ -188,8 +189,8 @@ struct Row {
     generation: u64,
     public_key: PublicKey,
     plan: Plan,
-    /// Addresses of the node where the gateway is, at most one of each IP
-    /// version; none while it is nowhere.
+    /// Addresses of the gateway's node, at most one of each IP version; empty without
+    /// a gateway.
     #[serde(default)]
     node: Vec<IpAddr>,
 }
@@ -199,14 +200,14 @@ impl File {
     ///
     /// # Errors
     ///
-    /// When it is missing or says nothing that can be used.
+    /// If it is missing or not valid.
     pub fn follow(path: &Path) -> Result<Self> {
         read(path)?;
         let changes = watch::Sender::new(0);
         let mut follower = JoinSet::new();
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        // The folder, as a file that is replaced is another one. A mounted
-        // ConfigMap changes by a link beside the file.
+        // Watches the folder, because replacing a file creates a new inode. A mounted
+        // ConfigMap changes by a symbolic link beside the file.
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -220,7 +221,7 @@ impl File {
             )
             .with_context(|| format!("cannot follow {}", folder.display()))?;
         let notified = changes.clone();
-        // SAFETY: the descriptor is open for as long as what holds it.
+        // SAFETY: the descriptor is open as long as its owner.
         let events =
             unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) }
                 .map_err(|error| error.into_parts().1)?;
@@ -262,7 +263,7 @@ impl Source for File {
 fn read(path: &Path) -> Result<World> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the allocations in {}", path.display()))?;
-    parse(&text).with_context(|| format!("{} is no list of allocations", path.display()))
+    parse(&text).with_context(|| format!("{} is not a list of allocations", path.display()))
 }
 
 fn parse(text: &str) -> Result<World> {
@@ -298,7 +299,7 @@ fn parse(text: &str) -> Result<World> {
     Ok(world)
 }
 
-/// Why text is not the address of another edge node.
+/// Why a text is not the address of another edge node.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not an IP address of one node, such as 198.51.100.11 or 2001:db8::11")]
 pub struct NoEdgeAddress(String);
@@ -307,7 +308,7 @@ pub struct NoEdgeAddress(String);
 ///
 /// # Errors
 ///
-/// When packets cannot come from it.
+/// If packets cannot come from it.
 pub fn edge_address(text: &str) -> Result<IpAddr, NoEdgeAddress> {
     let address = text.parse().map(|address: IpAddr| address.to_canonical());
     let broadcast = IpAddr::V4(Ipv4Addr::BROADCAST);
@@ -333,7 +334,7 @@ fn addresses(node: &[IpAddr]) -> Result<Option<Addresses>> {
         };
         ensure!(
             !twice,
-            "the node has two addresses of one IP version: name the one that it is reached by"
+            "the node has two addresses of one IP version: keep the one that it is reached by"
         );
     }
     Ok((!node.is_empty()).then_some(addresses))

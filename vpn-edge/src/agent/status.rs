@@ -1,4 +1,4 @@
-//! How keeping the maps in step goes, for whoever watches the agent.
+//! The status of the agent's sync, for its observers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,11 @@ use uuid::Uuid;
 
 use super::RESYNC;
 
-/// For how long the maps count as in step without having been looked at.
+/// How long the maps count as synced after the last sync.
 const STALE: Duration = RESYNC.saturating_mul(3);
 
-/// Seconds; from what a store takes to what an operator should hear of.
+/// In seconds; from the duration of a map update to what an operator should be
+/// alerted of.
 const BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0,
 ];
@@ -24,26 +25,26 @@ const BUCKETS: [f64; 11] = [
 #[derive(Debug)]
 pub struct SyncStatus {
     state: Mutex<State>,
-    /// Seconds that each attempt took.
+    /// Duration of each attempt, in seconds.
     pub durations: Histogram,
-    /// Seconds from a change to maps that follow it.
+    /// Time from a change until the maps reflect it, in seconds.
     pub lags: Histogram,
 }
 
 #[derive(Debug, Default)]
 struct State {
     counts: SyncCounts,
-    /// The last success, by the clock that does not jump.
+    /// The last success, by the monotonic clock.
     last: Option<Instant>,
     /// Why the last attempt failed, if it did.
     failure: Option<String>,
-    /// The first change that the maps do not follow yet.
+    /// The first change that the maps do not reflect yet.
     changed: Option<Instant>,
     /// Tenants whose port is outside the ranges that may be steered.
     outside: BTreeMap<u16, Uuid>,
 }
 
-/// What came of the agent's attempts.
+/// Outcomes of the agent's attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SyncCounts {
     pub ok: u64,
@@ -52,7 +53,7 @@ pub struct SyncCounts {
     pub last: Option<SystemTime>,
 }
 
-/// One attempt under way.
+/// An attempt in progress.
 pub(super) struct Attempt {
     started: Instant,
     changed: Option<Instant>,
@@ -80,33 +81,33 @@ impl SyncStatus {
         self.state().outside.len()
     }
 
-    /// Sets them, and gives back which they were.
+    /// Replaces them, and returns the previous ones.
     pub(super) fn set_outside(&self, outside: BTreeMap<u16, Uuid>) -> BTreeMap<u16, Uuid> {
         std::mem::replace(&mut self.state().outside, outside)
     }
 
-    /// Whether the maps are in step.
+    /// Whether the maps are synced.
     ///
     /// # Errors
     ///
-    /// When they are not, or may not be, with the reason.
+    /// The reason, if they are not or may not be.
     pub fn health(&self) -> Result<(), String> {
         let state = self.state();
         if let Some(failure) = &state.failure {
-            return Err(format!("cannot bring the edge in step: {failure}"));
+            return Err(format!("cannot sync the eBPF maps: {failure}"));
         }
         match state.last.map(|last| last.elapsed()) {
-            None => Err("the edge has not been brought in step yet".into()),
+            None => Err("the eBPF maps have not been synced yet".into()),
             Some(age) if age > STALE => Err(format!(
-                "the edge was last brought in step {} s ago",
+                "the eBPF maps were last synced {} s ago",
                 age.as_secs()
             )),
             Some(_) => Ok(()),
         }
     }
 
-    /// Notes changes as they come, also while an attempt is under way, for as
-    /// long as what is returned lives.
+    /// Records the time of changes, including those during an attempt, as long as the
+    /// returned value lives.
     pub(super) fn listen(
         self: &Arc<Self>,
         mut tenants: watch::Receiver<u64>,
@@ -127,7 +128,7 @@ impl SyncStatus {
         listener
     }
 
-    /// Begins an attempt, which answers for all changes until now.
+    /// Begins an attempt, which covers all changes until now.
     pub(super) fn attempt(&self) -> Attempt {
         Attempt {
             started: Instant::now(),
@@ -135,7 +136,7 @@ impl SyncStatus {
         }
     }
 
-    /// Ends an attempt, and gives back how long a change waited for it.
+    /// Ends an attempt. Returns how long the first change waited for it.
     pub(super) fn ended<T>(&self, attempt: Attempt, outcome: &Result<T>) -> Option<Duration> {
         self.durations
             .observe(attempt.started.elapsed().as_secs_f64());
@@ -153,7 +154,7 @@ impl SyncStatus {
             Err(error) => {
                 state.counts.failed += 1;
                 state.failure = Some(format!("{error:#}"));
-                // The next attempt answers for what this one did not do.
+                // The next attempt covers what this one did not do.
                 state.changed = attempt.changed.or(state.changed);
                 None
             }
@@ -191,7 +192,7 @@ mod tests {
         status.ended(status.attempt(), &Ok(()));
         let long_ago = Instant::now().checked_sub(STALE + Duration::from_secs(1));
         status.state().last = Some(long_ago.expect("the machine runs for longer"));
-        assert!(status.health().unwrap_err().contains("last brought"));
+        assert!(status.health().unwrap_err().contains("last synced"));
     }
 
     #[tokio::test]

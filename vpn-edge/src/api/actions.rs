@@ -1,8 +1,8 @@
-//! What callers may do to tenants, whether they ask by API or by page.
+//! What callers may do to tenants, by API or by page.
 //!
-//! Another organisation's tenant is to nobody told from one that does not exist.
-//! What is tried on a tenant that the caller sees is in the audit log: nobody can
-//! fill another's.
+//! A tenant of another organisation looks like one that does not exist. Attempts on
+//! tenants that the caller sees are in the audit log, so that nobody can fill another
+//! organisation's log.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use crate::domain::{Tenant, TunnelSpec, VpnError};
 use crate::registry::Change;
 use crate::wireguard::{ClientConfig, Keys, PublicKey};
 
-/// How long an answer waits for the edge to act on it.
+/// How long an answer waits for the edge to apply a revocation.
 const REVOCATION: Duration = Duration::from_secs(1);
 
 /// A client's `wg-quick` file.
@@ -33,7 +33,7 @@ pub struct Configuration {
 }
 
 impl Api {
-    /// The tenants that the caller sees, by id.
+    /// The caller's visible tenants, by ID.
     pub async fn seen(&self, caller: &Caller) -> Result<Vec<Arc<Tenant>>, ApiError> {
         let mut tenants = self.registry.list().await?;
         tenants.retain(|tenant| caller.check_sees(tenant).is_ok());
@@ -90,8 +90,8 @@ impl Api {
         .await
     }
 
-    /// With the public key that the client gives, if it does; else with keys of
-    /// both ends made here.
+    /// With the client-provided public key, if there is one; otherwise keys are
+    /// generated for both ends.
     pub async fn enable(
         &self,
         caller: &Caller,
@@ -133,7 +133,7 @@ impl Api {
         .await
     }
 
-    /// Replaces the keys of both ends, or by the public key that the client gives.
+    /// Replaces the keys: by generated ones, or by the client-provided public key.
     pub async fn regenerate(
         &self,
         caller: &Caller,
@@ -146,7 +146,7 @@ impl Api {
             &tenant,
             Action::Regenerate,
             move |api, caller| async move {
-                // Without new keys the old ones stay in force, and the caller has to know.
+                // Without new keys the old ones stay valid, and the caller must know.
                 let keys = Keys::generate_for(given).map_err(ApiError::internal)?;
                 let change: Change = Box::new(move |tenant, _| {
                     caller.check_sees(tenant)?;
@@ -158,14 +158,14 @@ impl Api {
         .await
     }
 
-    /// Changes a tenant, with what that revokes out of force.
+    /// Changes a tenant, and waits until what it revokes is no longer accepted.
     async fn change(&self, id: Uuid, change: Change) -> Result<Tenant, ApiError> {
         let tenant = self.registry.update(id, change).await?;
         self.revoked(id, Some(&tenant)).await;
         Ok(tenant)
     }
 
-    /// What the client is to connect with.
+    /// The client's configuration.
     pub async fn configuration(
         &self,
         caller: &Caller,
@@ -177,7 +177,7 @@ impl Api {
             &tenant,
             Action::Download,
             |api, caller| async move {
-                // As it is once it is known who has it.
+                // Read again once the download is recorded.
                 let tenant = api.find(&caller, id).await?;
                 api.client(&tenant)
             },
@@ -190,7 +190,7 @@ impl Api {
         let TunnelSpec { fixed, live } = self.tunnel(tenant).ok_or(VpnError::NotEnabled)?;
         let mut allowed_ips = self.settings.allowed_ips.clone();
         for subnet in fixed.subnets().filter(|subnet| subnet.addr().is_ipv6()) {
-            // The gateway itself: no range of the cluster's can be meant to have it.
+            // The gateway itself: no network of the cluster can contain it.
             if !allowed_ips.iter().any(|net| net.contains(&subnet)) {
                 allowed_ips.push(subnet);
             }
@@ -210,7 +210,7 @@ impl Api {
         })
     }
 
-    /// A tenant's VPN as it is shown.
+    /// The representation of a tenant's VPN.
     pub fn status(&self, tenant: &Tenant) -> VpnStatus {
         let vpn = &tenant.vpn;
         let mut body = VpnStatus {
@@ -258,10 +258,10 @@ impl Api {
         TunnelSpec::of(tenant, &self.settings.tunnels)
     }
 
-    /// Waits until the edge steers no packet by keys that the tenant no longer
-    /// has: what was revoked is out of force when the caller hears of it.
+    /// Waits until the edge steers no packet with keys that the tenant no longer has,
+    /// so that a revocation is effective when the caller gets the answer.
     ///
-    /// An edge that does not get to it is not waited for: it will.
+    /// Bounded: an edge that takes longer applies it later.
     async fn revoked(&self, id: Uuid, tenant: Option<&Tenant>) {
         let kept = tenant
             .filter(|tenant| tenant.vpn.allocation.is_some())
@@ -277,8 +277,8 @@ impl Api {
     }
 }
 
-/// `wg-quick` names the interface after the file, and the kernel takes 15
-/// characters (IFNAMSIZ less its end).
+/// `wg-quick` names the interface after the file, and the kernel allows 15 characters
+/// (IFNAMSIZ less its terminator).
 pub fn filename(tenant: &Tenant) -> String {
     let id = tenant.id.simple().to_string();
     format!("vpn-{}.conf", &id[..8])

@@ -13,24 +13,24 @@ use crate::audit::{Action, LogError, Outcome, Query, Record};
 use crate::auth::Caller;
 use crate::domain::Tenant;
 
-/// Records in an answer, if nothing else is asked for, and at most.
+/// Records in an answer: default and maximum.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
-/// With clear words: nobody has done anything then.
-const UNRECORDED: &str = "nothing was done, as the audit log cannot be written at the moment: \
-                          try again, or have the operator look at vpn-edge's log";
+/// The message of a refused action: nothing has been changed.
+const UNRECORDED: &str = "nothing was done because the audit log cannot be written at the moment: \
+                          try again, or ask the operator to check vpn-edge's log";
 
-/// What callers did, newest first; for admins.
+/// What callers did, newest first. For admins.
 #[utoipa::path(
     get,
     path = "/v1/audit",
     operation_id = "read_audit",
     tag = "audit",
     params(
-        ("tenant" = Option<Uuid>, Query, description = "Only of this tenant, which may be gone."),
-        ("limit" = Option<usize>, Query, description = "Records at most.", minimum = 1, maximum = 1000),
-        ("before" = Option<Uuid>, Query, description = "Only those older than this record: `next` of the last answer."),
+        ("tenant" = Option<Uuid>, Query, description = "Only records of this tenant, which may have been removed."),
+        ("limit" = Option<usize>, Query, description = "Maximum number of records.", minimum = 1, maximum = 1000),
+        ("before" = Option<Uuid>, Query, description = "Only records older than this one: `next` of the previous answer."),
     ),
     responses((status = 200, description = "Records.", body = AuditList))
 )]
@@ -54,9 +54,9 @@ impl Api {
             ..query
         };
         let mut found = self.audit.read(more).await.map_err(|error| {
-            tracing::error!("the audit log cannot be read: {error}");
+            tracing::error!("cannot read the audit log: {error}");
             let message = "the audit log cannot be read at the moment: try again, \
-                           or look at vpn-edge's log";
+                           or check vpn-edge's log";
             ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message.to_owned())
         })?;
         let older = found.len() > limit;
@@ -67,8 +67,8 @@ impl Api {
         })
     }
 
-    /// Does `work` on a tenant that the caller sees, with a record of it from
-    /// before it begins. It goes on to its end even when the caller goes away.
+    /// Does `work` on a tenant that the caller sees, and records it before it begins.
+    /// It completes even if the caller goes away.
     pub(super) async fn recorded<T, W>(
         &self,
         caller: &Caller,
@@ -86,7 +86,7 @@ impl Api {
         let audit = self.audit.clone();
         let task = async move {
             audit.begin(record).await.map_err(|error: LogError| {
-                tracing::error!(%tenant, %action, "refused, as the audit log cannot be written: {error}");
+                tracing::error!(%tenant, %action, "cannot write the audit log; action refused: {error}");
                 ApiError::status(StatusCode::SERVICE_UNAVAILABLE, UNRECORDED.to_owned())
             })?;
             let outcome = work.await;
@@ -95,7 +95,7 @@ impl Api {
                 Err(error) => Outcome::new(error.code().as_u16(), Some(error.words())),
             };
             if let Err(error) = audit.end(tenant, id, told).await {
-                tracing::error!(%tenant, %action, "the audit log lacks the outcome of record {id}: {error}");
+                tracing::error!(%tenant, %action, "cannot add the outcome to audit record {id}: {error}");
             }
             outcome
         };
@@ -109,7 +109,7 @@ impl Api {
     }
 }
 
-/// The HTTP status of one that succeeds.
+/// The HTTP status of a successful action.
 fn success(action: Action) -> u16 {
     match action {
         Action::Create => 201,
@@ -119,7 +119,7 @@ fn success(action: Action) -> u16 {
     }
 }
 
-/// Reads a URL's query.
+/// Parses a URL's query.
 fn query(text: &str) -> Result<Query, ApiError> {
     let wrong = |message: String| ApiError::status(StatusCode::BAD_REQUEST, message);
     let (mut tenant, mut limit, mut before) = (None, None, None);
@@ -127,13 +127,15 @@ fn query(text: &str) -> Result<Query, ApiError> {
         let twice = match &*name {
             "tenant" => {
                 let id = uuid(&value).ok_or_else(|| {
-                    wrong("tenant is no tenant's id: write a UUID, or leave it out".to_owned())
+                    wrong("tenant is not a UUID: correct it, or leave it out".to_owned())
                 })?;
                 tenant.replace(id).is_some()
             }
             "before" => {
                 let id = uuid(&value).ok_or_else(|| {
-                    wrong("before is no record's id: take `next` of the last answer".to_owned())
+                    wrong(
+                        "before is not a record's id: use `next` of the previous answer".to_owned(),
+                    )
                 })?;
                 before.replace(id).is_some()
             }
@@ -141,11 +143,11 @@ fn query(text: &str) -> Result<Query, ApiError> {
                 let number = value.parse().ok();
                 let number = number.filter(|number| (1..=MAX_LIMIT).contains(number));
                 let number = number
-                    .ok_or_else(|| wrong(format!("limit is no number from 1 to {MAX_LIMIT}")))?;
+                    .ok_or_else(|| wrong(format!("limit is not a number from 1 to {MAX_LIMIT}")))?;
                 limit.replace(number).is_some()
             }
             _ => {
-                let message = format!("{name:?} is unknown: there are tenant, limit and before");
+                let message = format!("unknown parameter {name:?}: use tenant, limit or before");
                 return Err(wrong(message));
             }
         };
@@ -160,7 +162,7 @@ fn query(text: &str) -> Result<Query, ApiError> {
     })
 }
 
-/// In the ordinary spelling alone.
+/// Only in the canonical form.
 fn uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|_| text.len() == 36)
 }

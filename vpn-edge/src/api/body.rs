@@ -27,7 +27,7 @@ pub struct CreateTenant {
     pub plan: Plan,
     #[serde(default)]
     pub ready: bool,
-    /// Made from the id when left out.
+    /// Derived from the ID when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::namespace_or_null)]
     pub namespace: Option<String>,
@@ -36,7 +36,7 @@ pub struct CreateTenant {
     pub networks: Vec<IpNet>,
 }
 
-/// `PATCH /v1/tenants/{id}`: what is left out stays as it is.
+/// `PATCH /v1/tenants/{id}`: fields that are left out stay unchanged.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchTenant {
@@ -54,8 +54,8 @@ pub struct PatchTenant {
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKeys {
-    /// The client's, whose private key nobody else has then. Keys of both ends
-    /// are made when left out.
+    /// The client's public key; its private key stays with the client. When left
+    /// out, keys are generated for both ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::key_or_null)]
     pub public_key: Option<String>,
@@ -87,8 +87,8 @@ pub struct TenantList {
     pub tenants: Vec<TenantBody>,
 }
 
-/// A tenant's VPN. Every state has every field; what there is none of is null,
-/// but IPv6 of the tunnel, which is left out.
+/// A tenant's VPN. All fields are present in every state, and null without a value;
+/// only the IPv6 fields of the tunnel are left out.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VpnStatus {
     pub state: State,
@@ -109,9 +109,10 @@ pub struct VpnStatus {
     pub server_public_key: Option<PublicKey>,
     #[schema(schema_with = schema::key_or_null)]
     pub client_public_key: Option<PublicKey>,
-    /// The client gave its public key; else its keys were made here.
+    /// Whether the client provided its public key; otherwise its keys were
+    /// generated here.
     pub client_key_given: Option<bool>,
-    /// When the keys were made, to the second.
+    /// When the keys were generated or provided, to the second.
     pub created_at: Option<Timestamp>,
     pub generation: u64,
     /// When the state was entered, to the second.
@@ -124,25 +125,25 @@ pub struct VpnStatus {
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditList {
     pub records: Vec<AuditRecord>,
-    /// To ask for the older ones with, as `before`; null when there are none.
+    /// The value of `before` for older records; null when there are none.
     pub next: Option<Uuid>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {
     pub id: Uuid,
-    /// When it began, to the millisecond.
+    /// When the action began, to the millisecond.
     pub time: Timestamp,
     pub tenant: Uuid,
-    /// The tenant's.
+    /// The tenant's organisation.
     pub organisation: String,
-    /// Who: `oidc:SUB`, with the e-mail address if the issuer verified it, or
+    /// `oidc:SUB`, with the e-mail address if the issuer verified it, or
     /// `token:HASH`.
     pub caller: String,
-    /// The caller is an admin, else a member of the organisation.
+    /// Whether the caller is an admin; otherwise a member of the organisation.
     pub admin: bool,
     pub action: Action,
-    /// Null while it is under way, and for good if that could not be told.
+    /// Null while the action is under way, or if its outcome could not be recorded.
     pub outcome: Option<AuditOutcome>,
 }
 
@@ -150,11 +151,11 @@ pub struct AuditRecord {
 pub struct AuditOutcome {
     /// The HTTP status.
     pub status: u16,
-    /// What a refusal said; null of a success.
+    /// The error of a refused action; null on success.
     pub error: Option<String>,
 }
 
-/// Any answer that is not a success.
+/// The body of every answer that is not a success.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     pub error: String,
@@ -163,11 +164,11 @@ pub struct ErrorBody {
 }
 
 impl CreateTenant {
-    /// The tenant that is asked for. Only tunnels with `ipv6` lead to IPv6.
+    /// The requested tenant. Without `ipv6`, its networks must be IPv4.
     ///
     /// # Errors
     ///
-    /// What of it cannot be a tenant's.
+    /// The first field that is not valid for a tenant.
     pub fn tenant(self, ipv6: bool, now: Timestamp) -> Result<Tenant, InvalidTenant> {
         let CreateTenant {
             id,
@@ -192,7 +193,7 @@ impl CreateTenant {
 impl PatchTenant {
     /// # Errors
     ///
-    /// What of it cannot be a tenant's.
+    /// The first field that is not valid for a tenant.
     pub fn check(&self, ipv6: bool) -> Result<(), InvalidTenant> {
         let PatchTenant {
             plan: _,
@@ -206,7 +207,7 @@ impl PatchTenant {
         Ok(())
     }
 
-    /// Changes the tenant; what was checked holds.
+    /// Changes the tenant. To be called after [`check`](Self::check).
     pub fn apply(&self, tenant: &mut Tenant, pool: &mut dyn Ports, now: Timestamp) {
         let PatchTenant {
             plan,

@@ -1,4 +1,4 @@
-//! What the API answers when it does not do what was asked.
+//! The API's errors.
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -14,10 +14,10 @@ use crate::registry::{RegistryError, UpdateError};
 #[derive(Debug)]
 pub enum ApiError {
     Vpn(VpnError),
-    /// The caller is not known, or may not do this.
+    /// The caller is unknown, or may not do this.
     Refused(Refused),
     Status(StatusCode, String),
-    /// The cause is in the log, and there only.
+    /// The cause is only in the log.
     Internal,
 }
 
@@ -27,7 +27,7 @@ impl ApiError {
     }
 
     pub fn internal(cause: impl std::fmt::Display) -> ApiError {
-        tracing::error!(%cause, "a request failed");
+        tracing::error!(%cause, "request failed");
         ApiError::Internal
     }
 
@@ -40,7 +40,7 @@ impl ApiError {
         }
     }
 
-    /// What the answer's `error` says.
+    /// The value of `error` in the answer.
     pub fn words(&self) -> String {
         match self {
             ApiError::Vpn(error) => error.to_string(),
@@ -98,7 +98,7 @@ impl From<RegistryError> for ApiError {
             RegistryError::NoNamespace(_) => {
                 ApiError::Status(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
             }
-            // Whoever runs the cluster can help, and then it comes about.
+            // The operator has to resolve it; retrying can succeed afterwards.
             RegistryError::Refused(_) => {
                 ApiError::Status(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }

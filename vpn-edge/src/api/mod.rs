@@ -38,25 +38,25 @@ pub(crate) use error::ApiError;
 pub(crate) use request::TenantId;
 pub(crate) use vpn::given_key;
 
-/// What the clients' configurations say beside the tenant's own.
+/// Values of clients' configurations besides the tenant's own.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The hosts of all endpoints.
     pub pools: Pools,
-    /// What clients route into the tunnel.
+    /// Networks that clients route into the tunnel.
     pub allowed_ips: Vec<IpNet>,
     pub tunnels: TunnelSettings,
 }
 
-/// What the API works on.
+/// The interfaces that the API uses.
 #[derive(Clone)]
 pub struct Backends {
     pub registry: Arc<dyn Registry>,
     pub identity: Arc<Identity>,
     pub audit: Arc<dyn Log>,
-    /// What the edge says that it steers by.
+    /// The ports that the edge steers.
     pub steered: watch::Receiver<Steered>,
-    /// Tells of live sessions.
+    /// Reports live sessions.
     pub sessions: Arc<dyn Sessions>,
     pub databases: Arc<dyn Databases>,
 }
@@ -87,13 +87,13 @@ impl Api {
     }
 }
 
-/// The API's description, OpenAPI 3.1. `/auth` and the pages are for browsers, and
-/// not in it.
+/// The API's description, OpenAPI 3.1. `/auth` and the pages are for browsers and not
+/// included.
 pub fn openapi() -> OpenApi {
     openapi::complete(described().into_openapi())
 }
 
-/// The routes under `/v1` by what their handlers say of themselves.
+/// The routes under `/v1`, with the descriptions of their handlers.
 pub(crate) fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(openapi::empty())
         .routes(routes!(openapi::document))

@@ -1,7 +1,6 @@
-//! The API's description, made of the attributes on its handlers.
+//! The API's description, made from the attributes of its handlers.
 //!
-//! A handler lists the answers that are its own; what every request may be
-//! answered with is added here.
+//! Handlers list their own answers; answers that any request may get are added here.
 
 use std::sync::LazyLock;
 
@@ -27,7 +26,7 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         .into()
 });
 
-/// This description.
+/// The description of this API.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",
@@ -41,10 +40,10 @@ pub async fn document() -> ([(HeaderName, &'static str); 1], Bytes) {
     (json, DOCUMENT.clone())
 }
 
-/// The description without its routes.
+/// The description without routes.
 pub fn empty() -> OpenApi {
     let mut components = Components::new();
-    // Those that handlers name by reference alone.
+    // Schemas that handlers refer to by name only.
     let named = [
         (ErrorBody::name(), ErrorBody::schema()),
         (NewKeys::name(), NewKeys::schema()),
@@ -58,8 +57,8 @@ pub fn empty() -> OpenApi {
         .title("vpn-edge")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Tenants, and the VPN of each. Another organisation's tenant is not told from \
-             one that does not exist.",
+            "Tenants, and the VPN of each. A tenant of another organisation is answered \
+             like one that does not exist.",
         ));
     OpenApiBuilder::new()
         .info(info.build())
@@ -68,7 +67,7 @@ pub fn empty() -> OpenApi {
         .build()
 }
 
-/// Adds to every route what any of its kind may answer.
+/// Adds to every route the answers that any route of its kind may give.
 pub fn complete(mut document: OpenApi) -> OpenApi {
     for (path, item) in &mut document.paths.paths {
         let operations = [
@@ -93,10 +92,10 @@ fn complete_operation(path: &str, operation: &mut Operation) {
         responses.entry(status.to_string()).or_insert(response);
     };
     add(408, "The request took too long.");
-    add(500, "Something failed here; the log says what.");
+    add(500, "Internal error; the cause is in vpn-edge's log.");
     if operation.security.is_none() {
         add(400, "The request cannot be read.");
-        add(401, "There is no credential, or none that is good.");
+        add(401, "The credential is missing or invalid.");
         add(403, "The caller may not do this.");
         add(
             429,
@@ -104,17 +103,17 @@ fn complete_operation(path: &str, operation: &mut Operation) {
         );
         add(
             503,
-            "Something that this needs cannot be reached at the moment.",
+            "A service that this depends on cannot be reached at the moment.",
         );
     }
     if path.contains("{id}") {
         add(404, "The caller has no such tenant.");
     }
     if operation.request_body.is_some() {
-        add(400, "The body is no JSON.");
+        add(400, "The body is not JSON.");
         add(413, "The body is too large.");
-        add(415, "The body does not say that it is JSON.");
-        add(422, "The body is JSON, but not what is described here.");
+        add(415, "The body's Content-Type is not JSON.");
+        add(422, "The body is JSON, but does not match its schema.");
     }
 }
 
@@ -127,7 +126,7 @@ fn refusal(status: u16, description: &str) -> ResponseBuilder {
         401 => Some((
             "WWW-Authenticate",
             Type::String,
-            "What is wrong, as of RFC 6750.",
+            "The error, as in RFC 6750.",
         )),
         429 => Some(("Retry-After", Type::Integer, "Seconds to wait.")),
         _ => None,

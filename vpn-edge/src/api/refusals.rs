@@ -1,4 +1,4 @@
-//! What refused VPN actions come to in HTTP: status and JSON body.
+//! Status and JSON body of refused VPN actions.
 
 use axum::http::StatusCode;
 

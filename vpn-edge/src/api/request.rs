@@ -1,4 +1,4 @@
-//! What the handlers take out of a request.
+//! Extractors of the handlers.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -25,7 +25,7 @@ impl FromRequestParts<Api> for Caller {
     }
 }
 
-/// A caller who downloads something, by no other page's doing.
+/// A caller who downloads something, not led by another site.
 pub struct Downloader(pub Caller);
 
 impl FromRequestParts<Api> for Downloader {
@@ -38,7 +38,7 @@ impl FromRequestParts<Api> for Downloader {
     }
 }
 
-/// The tenant named in the path. What is no UUID names no tenant.
+/// The tenant named in the path. A text that is not a UUID names no tenant.
 pub struct TenantId(pub Uuid);
 
 impl FromRequestParts<Api> for TenantId {
@@ -53,7 +53,7 @@ impl FromRequestParts<Api> for TenantId {
 }
 
 impl TenantId {
-    /// Of the spellings of a UUID only the ordinary one.
+    /// Only the canonical form of a UUID.
     pub fn parse(text: &str) -> Result<Uuid, VpnError> {
         match Uuid::try_parse(text) {
             Ok(id) if text.len() == 36 => Ok(id),
@@ -62,10 +62,10 @@ impl TenantId {
     }
 }
 
-/// Reads a JSON body; what is wrong with it is the error.
+/// Reads a JSON body; the error says what is wrong with it.
 ///
-/// A function and not an argument of the handlers, so that a body is looked at
-/// after the caller.
+/// A function instead of a handler's argument, so that the body is read after the
+/// caller is checked.
 pub async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
     match Json::from_request(request, &()).await {
         Ok(Json(Object(value))) => Ok(value),
@@ -73,7 +73,7 @@ pub async fn json<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> 
     }
 }
 
-/// The same where there may be no body at all.
+/// The same, if the body may be missing.
 pub async fn json_or_nothing<T: DeserializeOwned + Default>(
     request: Request,
 ) -> Result<T, ApiError> {
@@ -88,8 +88,7 @@ pub async fn json_or_nothing<T: DeserializeOwned + Default>(
     json(Request::from_parts(parts, Body::from(bytes))).await
 }
 
-/// A `T` from a JSON object alone: derived structs take an array as well, field
-/// by field.
+/// A `T` from a JSON object only: derived structs also accept arrays, field by field.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

@@ -1,13 +1,13 @@
-//! What the bodies' texts look like, for the API's description.
+//! Schemas of the bodies' strings, for the API's description.
 
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema, SchemaType};
 use utoipa::openapi::{KnownFormat, Object, ObjectBuilder, RefOr, SchemaFormat, Type};
 
-/// As `domain::tenant` has it.
+/// As in `domain::tenant`.
 const MAX_NETWORKS: usize = 64;
 
 const IPV4: &str = r"((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
-/// Its characters: not all such texts are addresses.
+/// Allowed characters: not every such text is an address.
 const IPV6: &str = "[0-9A-Fa-f:.]{2,45}";
 
 fn text(pattern: &str, example: &str) -> ObjectBuilder {

@@ -12,14 +12,14 @@ use crate::auth::Caller;
 use crate::domain::Tenant;
 use crate::sessions::{Session, SessionError};
 
-/// Who is connected, as the edges see it.
+/// The session of the tenant's client, as the edges see it.
 #[utoipa::path(
     get,
     path = "/v1/tenants/{id}/vpn/session",
     operation_id = "show_session",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
-    responses((status = 200, description = "As it is now.", body = Session))
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
+    responses((status = 200, description = "The current session.", body = Session))
 )]
 pub async fn show(
     State(api): State<Api>,
@@ -47,7 +47,7 @@ impl From<SessionError> for ApiError {
             SessionError::Maps(_) => ApiError::internal(error),
             SessionError::Edges(_) => {
                 tracing::warn!("{error}");
-                let message = "the edges cannot be asked now: try again".to_owned();
+                let message = "the edges cannot be reached at the moment: try again".to_owned();
                 ApiError::status(StatusCode::SERVICE_UNAVAILABLE, message)
             }
         }

@@ -18,7 +18,7 @@ use crate::auth::Caller;
     operation_id = "list_tenants",
     tag = "tenants",
     responses(
-        (status = 200, description = "By id.", body = TenantList),
+        (status = 200, description = "The tenants, ordered by ID.", body = TenantList),
     )
 )]
 pub async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<TenantList>, ApiError> {
@@ -35,7 +35,7 @@ pub async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<TenantL
     path = "/v1/tenants/{id}",
     operation_id = "show_tenant",
     tag = "tenants",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     responses(
         (status = 200, description = "The tenant.", body = TenantBody),
     )
@@ -49,7 +49,7 @@ pub async fn show(
     Ok(Json(TenantBody::from(&tenant)))
 }
 
-/// Adds a tenant; the admin's.
+/// Adds a tenant. For admins.
 #[utoipa::path(
     post,
     path = "/v1/tenants",
@@ -58,7 +58,7 @@ pub async fn show(
     request_body(content = CreateTenant),
     responses(
         (status = 201, description = "The new tenant.", body = TenantBody, headers(("Location" = String, description = "Its path."))),
-        (status = 409, description = "There is a tenant with this id or namespace.", body = ErrorBody),
+        (status = 409, description = "A tenant with this ID or namespace exists.", body = ErrorBody),
     )
 )]
 pub async fn create(
@@ -74,13 +74,13 @@ pub async fn create(
     Ok((StatusCode::CREATED, location, body).into_response())
 }
 
-/// Changes a tenant; the admin's.
+/// Changes a tenant. For admins.
 #[utoipa::path(
     patch,
     path = "/v1/tenants/{id}",
     operation_id = "patch_tenant",
     tag = "tenants",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     request_body(content = PatchTenant),
     responses(
         (status = 200, description = "The tenant as it is now.", body = TenantBody),
@@ -93,7 +93,7 @@ pub async fn patch(
     request: Request,
 ) -> Result<Json<TenantBody>, ApiError> {
     api.find(&caller, id).await?;
-    // What a member may not do is not discussed, and refused whatever it says.
+    // A member's request is refused whatever its body is.
     let patch: PatchTenant = match caller.is_admin() {
         true => json(request).await?,
         false => PatchTenant::default(),
@@ -102,15 +102,15 @@ pub async fn patch(
     Ok(Json(TenantBody::from(&tenant)))
 }
 
-/// Removes a tenant; the admin's.
+/// Removes a tenant with its VPN. For admins.
 #[utoipa::path(
     delete,
     path = "/v1/tenants/{id}",
     operation_id = "delete_tenant",
     tag = "tenants",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     responses(
-        (status = 204, description = "It is gone, with its VPN."),
+        (status = 204, description = "The tenant is removed."),
     )
 )]
 pub async fn delete(

@@ -24,9 +24,9 @@ type Status = Result<(StatusCode, Json<VpnStatus>), ApiError>;
     path = "/v1/tenants/{id}/vpn",
     operation_id = "show_vpn",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     responses(
-        (status = 200, description = "As it is now.", body = VpnStatus),
+        (status = 200, description = "The VPN's current state.", body = VpnStatus),
     )
 )]
 pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
@@ -40,13 +40,13 @@ pub async fn status(State(api): State<Api>, caller: Caller, TenantId(id): Tenant
     path = "/v1/tenants/{id}/vpn/enable",
     operation_id = "enable_vpn",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     request_body(content = ref("#/components/schemas/NewKeys"), content_type = "application/json"),
     responses(
-        (status = 202, description = "It is being enabled.", body = VpnStatus),
-        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
-        (status = 409, description = "It is enabled, or being enabled, or the tenant is not ready: nothing has changed.", body = ErrorBody),
-        (status = 503, description = "No port is free, or something that this needs cannot be reached.", body = ErrorBody),
+        (status = 202, description = "The VPN is being enabled.", body = VpnStatus),
+        (status = 403, description = "The plan does not include the VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "The VPN is already enabled or being enabled, or the tenant is not ready. Nothing has changed.", body = ErrorBody),
+        (status = 503, description = "No port is free, or a service that this depends on cannot be reached.", body = ErrorBody),
     )
 )]
 pub async fn enable(
@@ -61,17 +61,17 @@ pub async fn enable(
     answer(&api, StatusCode::ACCEPTED, &tenant)
 }
 
-/// Disables the VPN: its keys are gone.
+/// Disables the VPN and removes its keys.
 #[utoipa::path(
     post,
     path = "/v1/tenants/{id}/vpn/disable",
     operation_id = "disable_vpn",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     responses(
-        (status = 200, description = "It is disabled.", body = VpnStatus),
-        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
-        (status = 409, description = "It is not enabled.", body = ErrorBody),
+        (status = 200, description = "The VPN is disabled.", body = VpnStatus),
+        (status = 403, description = "The plan does not include the VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "The VPN is not enabled.", body = ErrorBody),
     )
 )]
 pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): TenantId) -> Status {
@@ -85,12 +85,12 @@ pub async fn disable(State(api): State<Api>, caller: Caller, TenantId(id): Tenan
     path = "/v1/tenants/{id}/vpn/regenerate",
     operation_id = "regenerate_vpn",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     request_body(content = ref("#/components/schemas/NewKeys"), content_type = "application/json"),
     responses(
-        (status = 202, description = "The old keys are out of force.", body = VpnStatus),
-        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
-        (status = 409, description = "It is not enabled.", body = ErrorBody),
+        (status = 202, description = "The old keys are revoked, and the VPN is being enabled with new ones.", body = VpnStatus),
+        (status = 403, description = "The plan does not include the VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "The VPN is not enabled.", body = ErrorBody),
     )
 )]
 pub async fn regenerate(
@@ -111,11 +111,11 @@ pub async fn regenerate(
     path = "/v1/tenants/{id}/vpn/config",
     operation_id = "download_config",
     tag = "vpn",
-    params(("id" = Uuid, Path, description = "The tenant's.")),
+    params(("id" = Uuid, Path, description = "The tenant's ID.")),
     responses(
-        (status = 200, description = "For wg-quick.", body = String, content_type = "text/plain"),
-        (status = 403, description = "The plan has no VPN, or the caller may not do this.", body = ErrorBody),
-        (status = 409, description = "It is not enabled.", body = ErrorBody),
+        (status = 200, description = "A file for wg-quick.", body = String, content_type = "text/plain"),
+        (status = 403, description = "The plan does not include the VPN, or the caller may not do this.", body = ErrorBody),
+        (status = 409, description = "The VPN is not enabled.", body = ErrorBody),
     )
 )]
 pub async fn config(
@@ -135,18 +135,18 @@ impl IntoResponse for Configuration {
             (header::CONTENT_DISPOSITION, disposition),
             (header::CACHE_CONTROL, "no-store".to_owned()),
         ];
-        // The text is zeroed once it is sent.
+        // The buffer is zeroed after it is sent.
         (headers, Body::from(Bytes::from_owner(self.text))).into_response()
     }
 }
 
-/// The public key that the client gives, if it does.
+/// The client-provided public key, if there is one.
 async fn given(request: Request) -> Result<Option<PublicKey>, ApiError> {
     let NewKeys { public_key } = json_or_nothing(request).await?;
     public_key.as_deref().map(given_key).transpose()
 }
 
-/// A client's public key out of a text that a caller gave.
+/// Parses a client-provided public key.
 pub fn given_key(text: &str) -> Result<PublicKey, ApiError> {
     text.parse().map_err(|error: KeyError| {
         let message = format!("public_key is not valid: {error}");

@@ -97,19 +97,19 @@ pub struct IdentityArgs {
 }
 
 impl IdentityArgs {
-    /// Whether clients come by proxies.
+    /// Whether clients connect through proxies.
     pub fn has_proxies(&self) -> bool {
         !self.trusted_proxies.is_empty()
     }
 
-    /// What these options ask for; `tls` is whether browsers come by HTTPS in any
-    /// case. The issuer need not be reachable yet: it is
-    /// asked in the background, so that a mistake shows in the log at once.
-    /// Call it within a runtime.
+    /// The identities that these options configure; `tls` is whether browsers always
+    /// use HTTPS. The issuer need not be reachable yet: it is queried in the
+    /// background, so that mistakes appear in the log immediately. Must be called
+    /// within a runtime.
     ///
     /// # Errors
     ///
-    /// That a file or a value cannot be used, or that nobody could call.
+    /// If a file or a value cannot be used, or nobody could call.
     pub fn load(&self, tls: bool) -> Result<Arc<Identity>> {
         let tokens = match self.oidc_issuer {
             Some(_) => Tokens::load_if_any(&self.tokens)?,
@@ -137,12 +137,12 @@ impl IdentityArgs {
         let audiences: Vec<String> = audiences.into_iter().flatten().cloned().collect();
         ensure!(
             !audiences.is_empty(),
-            "--oidc-issuer alone would take tokens that are meant for others: \
+            "--oidc-issuer alone would accept tokens for other audiences: \
              add --oidc-audience or --oidc-client-id"
         );
         ensure!(
             audiences.iter().all(|name| !name.trim().is_empty()),
-            "--oidc-audience and --oidc-client-id are not to be empty"
+            "--oidc-audience and --oidc-client-id must not be empty"
         );
         issuer.keep_fresh();
         let client = match (&self.oidc_client_id, public) {
@@ -188,7 +188,7 @@ fn origin(text: &str) -> Result<Url> {
     let url = secure(text).context("--public-url")?;
     ensure!(
         url.path() == "/" && url.query().is_none() && url.username().is_empty(),
-        "--public-url {text} is to be a scheme and a host, like https://vpn.example.com"
+        "--public-url {text} must be a scheme and a host, like https://vpn.example.com"
     );
     Ok(url)
 }
@@ -221,12 +221,12 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_work_is_refused_with_what_to_do() {
         let table = [
-            ("", "makes it with a first token"),
+            ("", "creates it with a first token"),
             (ISSUER, "add --oidc-audience or --oidc-client-id"),
-            (&format!("{ISSUER} --oidc-audience="), "not to be empty"),
+            (&format!("{ISSUER} --oidc-audience="), "must not be empty"),
             (
                 &format!("{ISSUER} --oidc-client-id= --public-url https://vpn.example.com"),
-                "not to be empty",
+                "must not be empty",
             ),
             ("--oidc-audience vpn", "--oidc-issuer"),
             (

@@ -1,4 +1,4 @@
-//! Who calls, and what they may see.
+//! A caller, and what it may see.
 
 use super::refused::Refused;
 use crate::domain::{Tenant, VpnError};
@@ -6,18 +6,18 @@ use crate::domain::{Tenant, VpnError};
 /// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Of the platform: may do everything.
+    /// An admin of the platform: may do everything.
     Admin,
-    /// Of one organisation: sees its tenants and works their VPN.
+    /// A member of one organisation: sees its tenants and may operate their VPNs.
     Member { organisation: String },
 }
 
-/// Whoever sent a good credential.
+/// The sender of a valid credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub role: Role,
-    /// Who it is, to be told to people, in visible ASCII: `oidc:SUB`, with the
-    /// e-mail address after a space if the issuer verified it, or `token:HASH`.
+    /// The caller's name for people, in visible ASCII: `oidc:SUB`, followed by a
+    /// space and the e-mail address if the issuer verified it, or `token:HASH`.
     pub subject: String,
 }
 
@@ -28,16 +28,16 @@ impl Caller {
 
     /// # Errors
     ///
-    /// That this is no admin.
+    /// If the caller is not an admin.
     pub fn check_admin(&self) -> Result<(), Refused> {
         self.is_admin().then_some(()).ok_or(Refused::AdminOnly)
     }
 
-    /// Another organisation's tenant is not told from one that does not exist.
+    /// Another organisation's tenant looks like one that does not exist.
     ///
     /// # Errors
     ///
-    /// That there is no such tenant.
+    /// If the caller sees no such tenant.
     pub fn check_sees(&self, tenant: &Tenant) -> Result<(), VpnError> {
         match &self.role {
             Role::Member { organisation } if *organisation != tenant.organisation => {

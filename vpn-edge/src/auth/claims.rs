@@ -9,11 +9,11 @@ use super::jwt::Claims;
 use super::refused::{Invalid, Refused};
 use crate::domain::tenant::check_organisation;
 
-/// Bytes that `sub` may have (OpenID Connect Core 1.0, section 2), and that an
-/// e-mail address can have.
+/// Maximum length of `sub` (OpenID Connect Core 1.0, section 2) and of an e-mail
+/// address, in bytes.
 const MAX_NAME: usize = 255;
 
-/// A claim and the value that makes an admin, as CLAIM=VALUE.
+/// A claim and the value that makes its holder an admin, written CLAIM=VALUE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminClaim {
     claim: String,
@@ -34,7 +34,7 @@ impl FromStr for AdminClaim {
     }
 }
 
-/// Which claims say who somebody is.
+/// The claims that identify a caller.
 #[derive(Clone, Debug)]
 pub struct Mapping {
     pub organisation: String,
@@ -44,8 +44,8 @@ pub struct Mapping {
 impl Mapping {
     /// # Errors
     ///
-    /// That the claims name nobody, or make neither an admin nor an organisation's
-    /// member.
+    /// If the claims identify nobody, or neither an admin nor a member of an
+    /// organisation.
     pub fn caller(&self, claims: &Claims) -> Result<Caller, Refused> {
         let subject = subject(claims).ok_or(Invalid::Incomplete)?;
         if self.is_admin(claims) {
@@ -54,7 +54,7 @@ impl Mapping {
         }
         let organisation = match find(claims, &self.organisation) {
             Some(Value::String(name)) => Some(name),
-            // Some issuers write a list even of one.
+            // Some issuers write a list even for a single value.
             Some(Value::Array(names)) => match names.as_slice() {
                 [Value::String(name)] => Some(name),
                 _ => None,
@@ -85,7 +85,7 @@ impl Mapping {
     }
 }
 
-/// A claim by its name, which may have dots itself, or else by its path.
+/// A claim by its name, which may contain dots, or otherwise by its path.
 fn find<'a>(claims: &'a Claims, name: &str) -> Option<&'a Value> {
     if let Some(value) = claims.get(name) {
         return Some(value);
@@ -95,8 +95,8 @@ fn find<'a>(claims: &'a Claims, name: &str) -> Option<&'a Value> {
     parts.try_fold(first, |value, part| value.get(part))
 }
 
-/// The issuer's own name for this caller, which alone is nobody else's, now or
-/// later; and the e-mail address after it, for people, if it is known to be theirs.
+/// The issuer's ID of this caller, which is unique and never reassigned; followed by
+/// the e-mail address, for people, if it is verified.
 fn subject(claims: &Claims) -> Option<String> {
     let text = |name: &str| {
         let text = claims.get(name)?.as_str()?;
@@ -111,8 +111,8 @@ fn subject(claims: &Claims) -> Option<String> {
     Some(subject)
 }
 
-/// What is not plainly visible is escaped: in a log nothing shall look like
-/// somebody else's name, or start a line of its own.
+/// Escapes characters that are not visible ASCII, so that a name cannot imitate
+/// another one or start a new line in a log.
 fn printable(text: &str) -> String {
     let mut printable = String::new();
     for c in text.chars() {

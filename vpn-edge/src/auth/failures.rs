@@ -5,12 +5,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Failures a minute that an address is allowed.
+/// Failures per minute that an address is allowed.
 pub const ALLOWED: u32 = 10;
 
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Addresses that are remembered; of more, the one that failed first goes.
+/// Maximum number of addresses; the one that failed first is dropped.
 const REMEMBERED: usize = 4096;
 
 /// Counts failures, in bounded memory.
@@ -26,8 +26,7 @@ struct Count {
 }
 
 impl Failures {
-    /// Counts one more failure, unless this address has had all that it is
-    /// allowed.
+    /// Counts a failure, unless this address has reached its limit.
     ///
     /// # Errors
     ///
@@ -58,12 +57,12 @@ impl Failures {
         }
         count.failures += 1;
         if count.failures == ALLOWED {
-            tracing::warn!(%address, "too many failed sign-ins: no more for a minute");
+            tracing::warn!(%address, "too many failed sign-ins; refusing more for a minute");
         }
         Ok(())
     }
 
-    /// Takes one back that was counted before its outcome was known, and was none.
+    /// Removes a failure that was counted before the outcome was known.
     pub fn take_back(&self, address: IpAddr) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&source(address)) {
@@ -72,8 +71,8 @@ impl Failures {
     }
 }
 
-/// What shares a count: an IPv4 address, or an IPv6 /64, which one client has
-/// for itself.
+/// The unit of counting: an IPv4 address, or an IPv6 /64, since one client has a
+/// whole /64.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

@@ -1,4 +1,4 @@
-//! An OpenID issuer: what it says of itself, and its keys, kept up to date.
+//! An OpenID issuer: its metadata and keys, kept up to date.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,22 +12,22 @@ use serde::de::DeserializeOwned;
 use super::keys::{Key, KeySet};
 use super::refused::{Invalid, Refused};
 
-/// Bytes that an answer of the issuer's may have.
+/// Maximum size of an answer of the issuer, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// How long the issuer may take for an answer.
+/// Timeout of a request to the issuer.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How old keys may get.
+/// Ages of keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
-    /// Older ones are fetched again, whether anybody calls or not.
+    /// Older keys are fetched again, even without requests.
     pub fresh: Duration,
-    /// The issuer is asked at most this often, whatever tokens come.
+    /// Minimum time between requests to the issuer, whatever tokens arrive.
     pub retry: Duration,
-    /// Older ones are used no longer: the issuer was away for too long.
+    /// Older keys are not used any more: the issuer was unreachable for too long.
     pub usable: Duration,
 }
 
@@ -41,7 +41,7 @@ impl Default for Ages {
     }
 }
 
-/// OpenID Connect Discovery 1.0, section 3: what of it is used.
+/// The used part of OpenID Connect Discovery 1.0, section 3.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Metadata {
     issuer: String,
@@ -52,7 +52,7 @@ pub struct Metadata {
     pub token_endpoint_auth_methods_supported: Vec<String>,
 }
 
-/// What an issuer last said.
+/// An issuer's last answer.
 #[derive(Debug)]
 pub struct Known {
     pub metadata: Metadata,
@@ -61,7 +61,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// The key by its id; a token without one is the only key's.
+    /// The key with this ID; a token without a key ID matches a single key only.
     pub fn key(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&Key, Invalid> {
         let mut found = Err(Invalid::UnknownKey);
         for key in &self.keys {
@@ -80,25 +80,25 @@ impl Known {
     }
 }
 
-/// An issuer and what is known of it. One a process.
+/// An issuer and its last answer. One per process.
 #[derive(Debug)]
 pub struct Issuer {
     name: String,
     http: Client,
     ages: Ages,
     known: Mutex<Option<Arc<Known>>>,
-    /// When it was last asked. Held while it is, so that one request is under
-    /// way at most.
+    /// When it was last queried. Locked during the query, so that only one is in
+    /// progress.
     asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl Issuer {
-    /// An issuer that nothing is known of yet. `ca` are PEM certificates to trust
-    /// instead of the system's.
+    /// An issuer that was not queried yet. `ca` are PEM certificates to trust instead
+    /// of the system's.
     ///
     /// # Errors
     ///
-    /// That the name or the certificates cannot be used.
+    /// If the name or the certificates cannot be used.
     pub fn new(name: &str, ca: Option<&[u8]>, ages: Ages) -> Result<Issuer> {
         secure(name).context("--oidc-issuer")?;
         let mut http = Client::builder()
@@ -110,7 +110,7 @@ impl Issuer {
             ensure!(!certificates.is_empty(), "there is no certificate in it");
             http = http.tls_certs_only(certificates);
         } else if name.starts_with("http:") {
-            // Else the system's certificates are loaded and must be there.
+            // Otherwise the system's certificates would be loaded and have to exist.
             http = http.tls_certs_only([]);
         }
         Ok(Issuer {
@@ -131,9 +131,9 @@ impl Issuer {
         &self.http
     }
 
-    /// Asks now, and again whenever what is known has got old, until this is
-    /// dropped. Nobody need call: a key that was withdrawn would else be good for
-    /// whoever is first after a quiet day.
+    /// Queries the issuer now and whenever its answer is too old, until this is
+    /// dropped. In the background, because otherwise a withdrawn key would still be
+    /// accepted from the first caller after a quiet day.
     pub fn keep_fresh(self: &Arc<Self>) {
         let issuer = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -149,11 +149,11 @@ impl Issuer {
         });
     }
 
-    /// What is known, asking where nothing is.
+    /// The last answer; queries the issuer if there is none.
     ///
     /// # Errors
     ///
-    /// That nothing is known, or only what is too old.
+    /// If there is no answer, or only one that is too old.
     pub async fn known(self: &Arc<Self>) -> Result<Arc<Known>, Refused> {
         if let Some(known) = self.usable() {
             return Ok(known);
@@ -168,20 +168,20 @@ impl Issuer {
         (known.at.elapsed() <= self.ages.usable).then_some(known)
     }
 
-    /// Asks the issuer, unless that was done a moment ago.
+    /// Queries the issuer, unless that was done recently.
     pub async fn refresh(self: &Arc<Self>) {
         let mut asked = self.asked.clone().lock_owned().await;
         if asked.is_some_and(|at| at.elapsed() < self.ages.retry) {
             return;
         }
         let issuer = self.clone();
-        // A client that hangs up ends its request, and must not end this: nobody
-        // would ask again for a while.
+        // A client that disconnects ends its own request, but must not end this one:
+        // nobody would query again for a while.
         let asking = tokio::spawn(async move {
             issuer.learn().await;
             *asked = Some(Instant::now());
         });
-        // That it panicked is said already.
+        // A panic was already logged.
         let _ = asking.await;
     }
 
@@ -194,7 +194,7 @@ impl Issuer {
             Err(error) => tracing::warn!(
                 issuer = self.name,
                 error = format!("{error:#}"),
-                "the OpenID issuer's keys cannot be fetched; those known stay in use for a day"
+                "cannot fetch the OpenID issuer's keys; the known ones stay in use for a day"
             ),
         }
     }
@@ -205,15 +205,11 @@ impl Issuer {
         let metadata: Metadata = self.get(&url).await?;
         ensure!(
             metadata.issuer == self.name,
-            "{url} is of another issuer, {:?}: name that one with --oidc-issuer, to the letter",
+            "{url} belongs to another issuer, {:?}: set --oidc-issuer to exactly this name",
             metadata.issuer
         );
         let keys = self.get::<KeySet>(&metadata.jwks_uri).await?.usable();
-        ensure!(
-            !keys.is_empty(),
-            "{} has no key that can be used",
-            metadata.jwks_uri
-        );
+        ensure!(!keys.is_empty(), "{} has no usable key", metadata.jwks_uri);
         Ok(Known {
             metadata,
             keys,
@@ -221,11 +217,11 @@ impl Issuer {
         })
     }
 
-    /// A URL of the issuer's own telling.
+    /// A URL from the issuer's metadata.
     ///
     /// # Errors
     ///
-    /// That it is not to be asked anything, see [`endpoint`].
+    /// If it must not be used, see [`endpoint`].
     pub fn endpoint(&self, url: &str) -> Result<Url> {
         endpoint(&self.name, url)
     }
@@ -234,7 +230,8 @@ impl Issuer {
         let url = self.endpoint(url)?;
         let (status, body) = exchange(self.http.get(url.clone())).await?;
         ensure!(status == 200, "{url} answered {status}");
-        serde_json::from_slice(&body).with_context(|| format!("{url} is not what it should be"))
+        serde_json::from_slice(&body)
+            .with_context(|| format!("{url} returned an unexpected document"))
     }
 }
 
@@ -242,7 +239,7 @@ impl Issuer {
 ///
 /// # Errors
 ///
-/// That there was no whole answer.
+/// If there was no complete answer.
 pub async fn exchange(request: RequestBuilder) -> Result<(u16, Vec<u8>)> {
     let mut response = request.send().await?;
     let mut body = Vec::new();
@@ -255,13 +252,13 @@ pub async fn exchange(request: RequestBuilder) -> Result<(u16, Vec<u8>)> {
     Ok((response.status().as_u16(), body))
 }
 
-/// The URL, if nobody can listen in: HTTPS, or this very machine.
+/// The URL, if nobody can eavesdrop: HTTPS, or this machine.
 ///
 /// # Errors
 ///
-/// That it is neither.
+/// If it is neither.
 pub fn secure(url: &str) -> Result<Url> {
-    let parsed = Url::parse(url).with_context(|| format!("{url:?} is no URL"))?;
+    let parsed = Url::parse(url).with_context(|| format!("{url:?} is not a URL"))?;
     let host = parsed.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = host == "localhost"
@@ -275,12 +272,12 @@ pub fn secure(url: &str) -> Result<Url> {
     }
 }
 
-/// As [`secure`], for what an issuer names: one that is elsewhere has no business
-/// with the services of this machine.
+/// Like [`secure`], for URLs that an issuer names: a remote issuer must not make us
+/// call services of this machine.
 ///
 /// # Errors
 ///
-/// That the URL is not HTTPS, unless the issuer is not either.
+/// If the URL is not HTTPS although the issuer is.
 pub fn endpoint(issuer: &str, url: &str) -> Result<Url> {
     let parsed = secure(url)?;
     ensure!(

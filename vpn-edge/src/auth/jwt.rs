@@ -1,4 +1,4 @@
-//! A JWT of the issuer's, checked.
+//! Verification of the issuer's JWTs.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use serde_json::{Map, Value};
 use super::issuer::{Issuer, Known};
 use super::refused::{Invalid, Refused};
 
-/// Bytes that a token may have.
+/// Maximum size of a token, in bytes.
 const MAX_TOKEN: usize = 16 * 1024;
 
-/// Seconds that clocks may differ by.
+/// Allowed clock skew in seconds.
 const LEEWAY: u64 = 30;
 
 pub type Claims = Map<String, Value>;
 
-/// Whether this could be a JWT, and is no static token.
+/// Whether this may be a JWT rather than a static token.
 pub fn looks_like_one(credential: &str) -> bool {
     credential.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
-/// The claims of a token of `issuer` for one of `audiences`. Where its key is not
-/// known, the issuer is asked for new ones.
+/// The claims of a token of `issuer` for one of `audiences`. If its key is unknown,
+/// the issuer is queried for new ones.
 ///
 /// # Errors
 ///
-/// What is wrong with it, or that the issuer's keys cannot be had.
+/// What is wrong with it, or that the issuer's keys are not available.
 pub async fn verify(
     issuer: &Arc<Issuer>,
     audiences: &[String],
@@ -37,7 +37,7 @@ pub async fn verify(
         return Err(Invalid::Malformed.into());
     }
     let header = decode_header(token).map_err(|_| Invalid::Malformed)?;
-    // RFC 7515, section 4.1.11: what must be understood, and is not.
+    // RFC 7515, section 4.1.11: critical headers, none of which is supported.
     if header.crit.is_some() {
         return Err(Invalid::Malformed.into());
     }

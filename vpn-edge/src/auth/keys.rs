@@ -1,7 +1,7 @@
-//! The issuer's keys, and signatures checked by ring.
+//! The issuer's keys; signatures are verified by ring.
 //!
-//! jsonwebtoken reads tokens; ring, which TLS is on as well, does its
-//! cryptography. Each key is for one algorithm, so that a token chooses none.
+//! jsonwebtoken parses tokens; ring, which TLS uses as well, does the cryptography.
+//! Each key is for one algorithm, so that a token cannot choose one.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result};
@@ -12,23 +12,23 @@ use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey, Verificat
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Keys that are kept of one issuer; who has more is broken.
+/// Maximum number of keys of an issuer.
 const KEPT: usize = 100;
 
-/// What checks signatures for jsonwebtoken.
+/// The signature verifiers for jsonwebtoken.
 static RING: CryptoProvider = CryptoProvider {
     signer_factory: no_signer,
     verifier_factory: verifier,
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Has jsonwebtoken use ring. As often as one likes.
+/// Makes jsonwebtoken use ring. May be called repeatedly.
 pub fn use_ring() {
-    // The error says that it was done before.
+    // An error means that it was done before.
     let _ = RING.install_default();
 }
 
-/// A key that signs tokens.
+/// A signing key.
 #[derive(Debug)]
 pub struct Key {
     pub id: Option<String>,
@@ -43,8 +43,8 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// Those that sign, by an algorithm that is accepted. Others are passed over,
-    /// as the RFC has it.
+    /// The signing keys with an accepted algorithm. Others are ignored, as the RFC
+    /// requires.
     pub fn usable(self) -> Vec<Key> {
         let keys = self.keys.into_iter();
         keys.filter_map(|key| Key::new(&serde_json::from_value(key).ok()?))
@@ -67,13 +67,13 @@ impl Key {
     }
 }
 
-/// The one algorithm that a key is for. A symmetric key is for none.
+/// The algorithm of a key. None for symmetric keys.
 fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
     let named = jwk.common.key_algorithm;
     let of_curve = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => {
             return match named {
-                // What OpenID Connect has every issuer do.
+                // OpenID Connect requires every issuer to support it.
                 None | Some(KeyAlgorithm::RS256) => Some(Algorithm::RS256),
                 Some(KeyAlgorithm::RS384) => Some(Algorithm::RS384),
                 Some(KeyAlgorithm::RS512) => Some(Algorithm::RS512),
@@ -146,7 +146,7 @@ impl RingVerifier {
         message: &[u8],
         signature: &[u8],
     ) -> std::result::Result<(), SignatureError> {
-        // ring refuses keys of less than 2048 bits and of more than 8192.
+        // ring rejects keys of less than 2048 bits and of more than 8192.
         let parameters = match self.algorithm {
             Algorithm::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,
             Algorithm::RS384 => &signature::RSA_PKCS1_2048_8192_SHA384,
@@ -154,13 +154,13 @@ impl RingVerifier {
             Algorithm::PS256 => &signature::RSA_PSS_2048_8192_SHA256,
             Algorithm::PS384 => &signature::RSA_PSS_2048_8192_SHA384,
             Algorithm::PS512 => &signature::RSA_PSS_2048_8192_SHA512,
-            // HMAC among them: no key of the issuer's is a shared secret.
+            // Including HMAC: no key of the issuer is a shared secret.
             _ => return Err(SignatureError::new()),
         };
         let DecodingKeyKind::RsaModulusExponent { n, e } = self.key.kind() else {
             return Err(SignatureError::new());
         };
-        // ring wants numbers without leading zeros.
+        // ring requires numbers without leading zeros.
         let unpadded = |number: &[u8]| {
             let zeros = number.iter().take_while(|byte| **byte == 0).count();
             number[zeros..].to_vec()

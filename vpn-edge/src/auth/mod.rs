@@ -1,9 +1,9 @@
-//! Who calls: static tokens, an OpenID issuer's JWTs, and browsers' sessions.
+//! Authentication: static tokens, an OpenID issuer's JWTs, and browsers' sessions.
 //!
-//! A credential is a token of the token file or a JWT of the issuer. Programs
-//! send it as a bearer token. A browser has the same in a cookie, which signing
-//! in sets: there is no session but the credential itself, so that any replica
-//! knows it, and each request is checked anew.
+//! A credential is a token of the token file or a JWT of the issuer. Programs send it
+//! as a bearer token. Browsers send it in a cookie, which is set by signing in: there
+//! is no session besides the credential itself, so that any replica can verify it,
+//! and each request is verified anew.
 
 mod args;
 mod caller;
@@ -38,21 +38,21 @@ use failures::Failures;
 use issuer::Issuer;
 use sign_in::Client;
 
-/// Tells who sends a request.
+/// Identifies the sender of a request.
 #[derive(Debug)]
 pub struct Identity {
     tokens: Tokens,
     oidc: Option<Oidc>,
-    /// Bad credentials.
+    /// Failures by bad credentials.
     failures: Failures,
-    /// Codes that the issuer did not take. Apart, so that bad credentials keep
-    /// nobody behind the same address from signing in.
+    /// Failures by codes that the issuer rejected. Counted separately, so that bad
+    /// credentials do not prevent others at the same address from signing in.
     codes: Failures,
-    /// Proxies whose word on a client's address is taken.
+    /// Proxies whose X-Forwarded-For is trusted.
     trusted_proxies: Vec<IpNet>,
-    /// Where browsers find this server, if that was said.
+    /// The public URL of this server, if configured.
     public: Option<Url>,
-    /// This server has a certificate.
+    /// Whether this server has a certificate.
     tls: bool,
 }
 
@@ -62,12 +62,12 @@ struct Oidc {
     issuer: Arc<Issuer>,
     audiences: Vec<String>,
     mapping: Mapping,
-    /// What this server is to the issuer, where browsers sign in by it.
+    /// Set if browsers can sign in by the issuer.
     client: Option<Client>,
 }
 
 impl Identity {
-    /// Of a token file alone.
+    /// For a token file without an issuer.
     pub fn new(tokens: Tokens) -> Identity {
         Identity {
             tokens,
@@ -85,12 +85,12 @@ impl Identity {
         self.client().is_ok()
     }
 
-    /// Whether browsers are known to come by HTTPS.
+    /// Whether browsers are known to use HTTPS.
     pub fn is_https(&self) -> bool {
         self.tls || self.public.as_ref().map(Url::scheme) == Some("https")
     }
 
-    /// What is wrong with the token file, if anything is. Looks at the file.
+    /// What is wrong with the token file, if anything. Checks the file.
     pub fn token_file_problem(&self) -> Option<String> {
         self.tokens.problem()
     }
@@ -101,11 +101,11 @@ impl Identity {
         Ok((oidc, client))
     }
 
-    /// Whom a credential from this address is of.
+    /// The caller with this credential.
     ///
-    /// An address that failed too often still gets in with a good one: whoever
-    /// else is behind it shall not be locked out, and neither a random token nor
-    /// a signature can be guessed. But bad ones from there are told nothing.
+    /// An address with too many failures still gets in with a good credential: others
+    /// behind it must not be locked out, and neither random tokens nor signatures can
+    /// be guessed. But the reason for rejecting a bad one is not revealed.
     async fn verify(&self, credential: &str, from: IpAddr) -> Result<Caller, Refused> {
         let outcome = match (self.tokens.caller(credential), &self.oidc) {
             (Some(caller), _) => Ok(caller),

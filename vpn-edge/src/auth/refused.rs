@@ -1,4 +1,4 @@
-//! Why a caller is turned away. No reason repeats anything of the credential.
+//! Why a caller is rejected. No reason reveals anything of the credential.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use serde_json::json;
 /// What is wrong with a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("the token is not known; `vpn-edge token add` makes one")]
+    #[error("the token is not known; `vpn-edge token add` creates one")]
     UnknownToken,
-    #[error("the token is no JWT that can be read, or is signed in no accepted way")]
+    #[error("the token is not a readable JWT, or its algorithm is not accepted")]
     Malformed,
-    #[error("the token is signed with none of the issuer's keys")]
+    #[error("the token is not signed with one of the issuer's keys")]
     UnknownKey,
-    #[error("the token is signed by another algorithm than its key is for")]
+    #[error("the token's algorithm is not the one of its key")]
     Algorithm,
     #[error("the token's signature is wrong")]
     Signature,
     #[error("the token has expired; sign in again")]
     Expired,
-    #[error("the token is not valid yet; compare the clocks")]
+    #[error("the token is not valid yet; check the clocks")]
     NotYet,
-    #[error("the token is another issuer's")]
+    #[error("the token is from another issuer")]
     Issuer,
-    #[error("the token is meant for another audience")]
+    #[error("the token is for another audience")]
     Audience,
     #[error("the token lacks one of the claims exp, iss, aud and sub")]
     Incomplete,
@@ -35,40 +35,41 @@ pub enum Invalid {
 }
 
 impl Invalid {
-    /// Whether the issuer signed it for a time that is not now: nobody guessed it.
+    /// Whether the issuer signed it, but for another time: such a token was not
+    /// guessed.
     pub fn is_of_another_time(self) -> bool {
         matches!(self, Invalid::Expired | Invalid::NotYet)
     }
 }
 
-/// Why a request is not let in.
+/// Why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("a bearer token is missing; send the header Authorization: Bearer <token>")]
     Missing,
     #[error("{0}")]
     Invalid(#[from] Invalid),
-    /// With how long to wait.
+    /// The time to wait.
     #[error("too many failed sign-ins from this address; wait a minute")]
     TooMany(Duration),
-    /// Names the claim.
+    /// The name of the claim.
     #[error(
-        "signed in, but the token names no organisation: its claim {0} is missing or no valid name"
+        "signed in, but the token has no organisation: its claim {0} is missing or not a valid name"
     )]
     NoOrganisation(String),
-    /// The tenant is the caller's, the action is not.
+    /// The caller sees the tenant, but may not do the action.
     #[error("admin only")]
     AdminOnly,
     #[error("the request comes from another site")]
     CrossSite,
-    /// With its name. One of them is not from here.
+    /// The name of the cookie. One of the two is not from here.
     #[error("the cookie {0} was sent twice; clear the cookies of this site and its domain")]
     CookieTwice(String),
     #[error("the OpenID issuer cannot be reached at the moment; try again")]
     IssuerUnreachable,
     #[error("no OpenID issuer is set up here; sign in with a token")]
     NoSignIn,
-    /// With what was wrong.
+    /// What was wrong.
     #[error("the sign-in failed: {0}")]
     SignIn(String),
 }
@@ -92,11 +93,11 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let message = self.to_string();
         let mut response = (self.status(), Json(json!({ "error": message }))).into_response();
-        // For a page in place of the JSON.
+        // Used by pages instead of the JSON.
         response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
-            // RFC 6750, section 3.1: who sent nothing is told no error code.
+            // RFC 6750, section 3.1: no error code if no credential was sent.
             Refused::Missing => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }

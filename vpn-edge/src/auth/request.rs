@@ -1,4 +1,4 @@
-//! What a request says of its sender: credential, address, and origin.
+//! A request's sender: credential, address, and origin.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -12,21 +12,21 @@ use super::caller::Caller;
 use super::issuer::secure;
 use super::refused::Refused;
 
-/// The cookie that has a browser's credential; by HTTPS it has a prefix.
+/// The cookie with a browser's credential; with HTTPS it has a prefix.
 pub const SESSION: &str = "vpn-edge-session";
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl Identity {
-    /// Who sent this request, by its bearer token or else its cookie.
+    /// The sender of this request, by its bearer token or else its cookie.
     ///
-    /// A browser adds the cookie whatever page has it send the request. So one
+    /// Browsers add the cookie to requests from any site. So a request with a cookie
     /// that may change something must come from a page of this server.
     ///
     /// # Errors
     ///
-    /// Why it is turned away.
+    /// Why it is rejected.
     pub async fn caller(&self, parts: &Parts) -> Result<Caller, Refused> {
         let credential = match parts.headers.get(header::AUTHORIZATION) {
             Some(value) => value
@@ -48,19 +48,19 @@ impl Identity {
         self.verify(credential, self.address(parts)).await
     }
 
-    /// For a `GET` that leaves a trace: a browser adds the cookie to other pages'
-    /// links as well. Typed addresses and bookmarks are fine.
+    /// For a `GET` that is recorded: browsers add the cookie to links on other sites
+    /// as well. Typed addresses and bookmarks are accepted.
     ///
     /// # Errors
     ///
-    /// That no page of this server sent the request, or that it does not say so.
+    /// If the request did not come from a page of this server, or does not say so.
     pub fn check_own_link(&self, parts: &Parts) -> Result<(), Refused> {
         let site = parts.headers.get(SEC_FETCH_SITE);
         let typed = site.is_some_and(|site| site == "none");
         if typed || parts.headers.contains_key(header::AUTHORIZATION) {
             return Ok(());
         }
-        // Browsers that say nothing of the site send no `Origin` with links either.
+        // Browsers that send no `Sec-Fetch-Site` send no `Origin` with links either.
         if site.is_none() && self.is_own(parts, &header::REFERER) == Some(true) {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Identity {
 
     /// # Errors
     ///
-    /// That no page of this server sent the request, or that it does not say so.
+    /// If the request did not come from a page of this server, or does not say so.
     pub(super) fn check_same_origin(&self, parts: &Parts) -> Result<(), Refused> {
         let same = match parts.headers.get(SEC_FETCH_SITE) {
             Some(site) => site == "same-origin",
@@ -78,8 +78,8 @@ impl Identity {
         same.then_some(()).ok_or(Refused::CrossSite)
     }
 
-    /// Whether a header names this server's origin, or a page of it; `None` where
-    /// it is not told.
+    /// Whether a header names this server's origin, or a page of it; `None` if
+    /// unknown.
     fn is_own(&self, parts: &Parts, name: &HeaderName) -> Option<bool> {
         let origin = parts.headers.get(name)?.to_str().ok()?;
         let origin = Url::parse(origin).ok()?.origin();
@@ -90,17 +90,17 @@ impl Identity {
             Some(host) => host.to_str().ok()?,
             None => parts.uri.authority()?.as_str(),
         };
-        // TLS may end before this server: its scheme is not known here. But the
-        // cookie is kept by HTTPS alone, or on this very machine.
+        // TLS may be terminated before this server, so its scheme is unknown here.
+        // But browsers keep the cookie only for HTTPS or localhost.
         let same = ["http", "https"].iter().any(|scheme| {
             secure(&format!("{scheme}://{host}")).is_ok_and(|own| own.origin() == origin)
         });
         Some(same)
     }
 
-    /// What a cookie is called here. By HTTPS it has the prefix by which browsers
-    /// take it from this very host alone, and not from another of its domain
-    /// (RFC 6265bis, section 4.1.3.2).
+    /// The name of a cookie here. With HTTPS it has the prefix with which browsers
+    /// accept it from this host only, and not from another host of its domain (RFC
+    /// 6265bis, section 4.1.3.2).
     pub(super) fn cookie_name(&self, name: &str) -> String {
         format!("{}{name}", if self.is_https() { "__Host-" } else { "" })
     }
@@ -108,6 +108,8 @@ impl Identity {
     /// A cookie's value.
     ///
     /// # Errors
+    ///
+    /// If there are two with that name: it is unknown which one is from here.
     ///
     /// That there are two of that name: which one is from here cannot be told.
     pub(super) fn cookie<'a>(
@@ -129,15 +131,15 @@ impl Identity {
         }
     }
 
-    /// The client's address: the peer's, or what a trusted proxy says of it.
+    /// The client's address: the peer's, or the one that a trusted proxy reports.
     pub(super) fn address(&self, parts: &Parts) -> IpAddr {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         let mut address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
         address = address.to_canonical();
         let said = parts.headers.get_all(FORWARDED_FOR).iter();
         let said: Vec<&[u8]> = said.map(HeaderValue::as_bytes).collect();
-        // Each proxy appends whom it heard from: what is left of the first that
-        // is no proxy of ours is hearsay, and need not even be text.
+        // Each proxy appends the address of its peer: entries left of the first
+        // untrusted address are unverified, and need not even be text.
         let mut said = said
             .iter()
             .rev()
@@ -156,7 +158,7 @@ impl Identity {
     }
 }
 
-/// An address as proxies write it: bare, in brackets, or with a port.
+/// An address in the forms that proxies use: bare, in brackets, or with a port.
 fn forwarded(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();
     if let Ok(socket) = text.parse::<SocketAddr>() {

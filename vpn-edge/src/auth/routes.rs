@@ -23,20 +23,20 @@ use super::refused::Refused;
 use super::request::SESSION;
 use super::sign_in::{Attempt, error_code, local_path};
 
-/// The cookie that has a sign-in under way.
+/// The cookie of a sign-in in progress.
 const ATTEMPT: &str = "vpn-edge-sign-in";
 
-/// Seconds that a sign-in may take.
+/// How long a sign-in may take, in seconds.
 const ATTEMPT_AGE: u32 = 600;
 
-/// Bytes that every browser takes for a cookie (RFC 6265, section 6.1), with its
-/// name and attributes.
+/// Size of a cookie, with its name and attributes, that every browser supports (RFC
+/// 6265, section 6.1).
 const MAX_COOKIE: usize = 4096;
 
-/// Bytes that the form with a pasted token may have.
+/// Maximum size of the form with a pasted token, in bytes.
 const MAX_FORM: usize = 32 * 1024;
 
-/// The routes, for any router.
+/// The routes, for a router with any state.
 pub fn router<S: Clone + Send + Sync + 'static>(identity: Arc<Identity>) -> Router<S> {
     Router::new()
         .route("/auth/login", get(begin).post(paste))
@@ -61,7 +61,7 @@ async fn paste(State(identity): State<Arc<Identity>>, request: Request) -> Respo
 async fn callback(State(identity): State<Arc<Identity>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let mut response = answer(identity.finish(&parts).await);
-    // Whatever came of it, this attempt is over.
+    // Whatever the result, this attempt is over.
     set_cookie(&mut response, &identity.attempt_cookie("", 0));
     response
 }
@@ -75,7 +75,7 @@ async fn logout(State(identity): State<Arc<Identity>>, request: Request) -> Resp
     answer(Ok(Onward::new("/", &gone)))
 }
 
-/// Where a browser goes next, and the cookie that it takes along.
+/// A redirect and the cookie that is set with it.
 struct Onward {
     location: String,
     cookie: String,
@@ -95,8 +95,8 @@ impl Identity {
         let (oidc, client) = self.client()?;
         let back = field(query(parts), "return").unwrap_or_default();
         let attempt = Attempt::new(&back).map_err(|error| {
-            tracing::error!(%error, "no random bytes");
-            Refused::SignIn("this server has no random numbers".to_owned())
+            tracing::error!(%error, "cannot get random bytes");
+            Refused::SignIn("the server cannot generate random numbers; try again later".to_owned())
         })?;
         let known = oidc.issuer.known().await?;
         let url = client.authorization_url(&oidc.issuer, &known.metadata, &attempt)?;
@@ -117,10 +117,11 @@ impl Identity {
         self.signed_in(token, local_path(&back).unwrap_or("/"))
     }
 
-    /// Unlike a credential, a code costs the issuer a request: from an address
-    /// that failed too often none is taken. Counted before it is asked, so that
-    /// neither many at once nor those who hang up get around the limit; but only
-    /// what fits a sign-in begun here, as any page can send a browser to this one.
+    /// Unlike a credential, a code costs a request to the issuer, so none is accepted
+    /// from an address with too many failures. It is counted before the request, so
+    /// that neither concurrency nor disconnecting circumvents the limit; but only if
+    /// it belongs to a sign-in that began here, since any site can send a browser to
+    /// this URL.
     async fn finish(&self, parts: &Parts) -> Result<Onward, Refused> {
         let (attempt, code) = self.answered(parts)?;
         let from = self.address(parts);
@@ -141,7 +142,7 @@ impl Identity {
         self.signed_in(&token, &attempt.back)
     }
 
-    /// The sign-in that an answer of the issuer's belongs to, and its code.
+    /// The attempt that the issuer's response belongs to, and its code.
     fn answered(&self, parts: &Parts) -> Result<(Attempt, String), Refused> {
         let (oidc, _) = self.client()?;
         let attempt = self
@@ -151,16 +152,19 @@ impl Identity {
         let query = query(parts);
         let state = field(query, "state").unwrap_or_default();
         if !attempt.is_state(&state) {
-            return Err(wrong("it was begun in another window; start again"));
+            return Err(wrong("it was started in another window; start again"));
         }
-        // RFC 9207: the answer is of the issuer that was asked.
+        // RFC 9207: the response must be from the issuer that was asked.
         if field(query, "iss").is_some_and(|issuer| issuer != oidc.issuer.name()) {
             return Err(wrong("another issuer answered"));
         }
         if let Some(error) = field(query, "error") {
-            return Err(wrong(&format!("the issuer says {}", error_code(&error))));
+            return Err(wrong(&format!(
+                "the issuer answered {}",
+                error_code(&error)
+            )));
         }
-        let code = field(query, "code").ok_or_else(|| wrong("the issuer gave no code"))?;
+        let code = field(query, "code").ok_or_else(|| wrong("the issuer returned no code"))?;
         Ok((attempt, code))
     }
 
@@ -174,7 +178,8 @@ impl Identity {
         Ok(Onward::new(back, &cookie))
     }
 
-    /// No age: the credential has its own, and the browser forgets it when it ends.
+    /// No Max-Age: the credential has its own expiry, and the browser drops the
+    /// cookie when it closes.
     fn session_cookie(&self, credential: &str) -> String {
         let name = self.cookie_name(SESSION);
         format!("{name}={credential}; Path=/; HttpOnly; Secure; SameSite=Lax")
@@ -198,7 +203,7 @@ fn answer(outcome: Result<Onward, Refused>) -> Response {
     };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // The address has a code in it.
+    // The URL contains a code.
     headers.insert(
         header::REFERRER_POLICY,
         HeaderValue::from_static("no-referrer"),
@@ -217,7 +222,7 @@ fn query(parts: &Parts) -> &[u8] {
     parts.uri.query().unwrap_or_default().as_bytes()
 }
 
-/// A field of a form, the first of that name.
+/// A field of a form, the first with that name.
 fn field(form: &[u8], name: &str) -> Option<String> {
     let mut fields = form_urlencoded::parse(form);
     let (_, value) = fields.find(|(found, _)| found == name)?;

@@ -1,4 +1,4 @@
-//! OpenID Connect's authorization-code flow with PKCE, from the client's side.
+//! The client's side of OpenID Connect's authorization-code flow with PKCE.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use super::issuer::{self, Issuer, Metadata};
 use super::jwt::{self, Claims};
 use super::refused::{Invalid, Refused};
 
-/// Bytes that a path to return to may have.
+/// Maximum length of a path to return to, in bytes.
 const MAX_PATH: usize = 512;
 
-/// Codes that the issuer is asked about at the same time; more wait.
+/// Maximum number of concurrent code exchanges; more wait.
 pub const EXCHANGES: usize = 8;
 
-/// What this server is to its issuer.
+/// This server as a client of the issuer.
 #[derive(Debug)]
 pub struct Client {
     pub id: String,
@@ -30,11 +30,11 @@ pub struct Client {
     pub scopes: String,
     /// Where the issuer sends browsers back to.
     pub redirect: Url,
-    /// Of [`EXCHANGES`].
+    /// Limits code exchanges to [`EXCHANGES`].
     pub exchanges: Semaphore,
 }
 
-/// A client's secret, which no debug output shows.
+/// A client's secret, hidden in debug output.
 pub struct Secret(pub Zeroizing<String>);
 
 impl std::fmt::Debug for Secret {
@@ -43,12 +43,12 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A sign-in under way, which the browser keeps in a cookie of its own.
+/// A sign-in in progress, stored in a cookie of its browser.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Attempt {
     state: String,
     nonce: String,
-    /// RFC 7636: who began is who ends it.
+    /// RFC 7636: binds the end of the sign-in to its beginning.
     verifier: String,
     /// The local path to return to.
     pub back: String,
@@ -67,20 +67,20 @@ impl Attempt {
         })
     }
 
-    /// As a cookie's value.
+    /// The value of the cookie.
     pub fn to_cookie(&self) -> String {
         let back = URL_SAFE_NO_PAD.encode(&self.back);
         format!("{}.{}.{}.{back}", self.state, self.nonce, self.verifier)
     }
 
-    /// Of a cookie's value; `None` if that is not of [`Attempt::to_cookie`].
+    /// From the value of a cookie; `None` if it is not from [`Attempt::to_cookie`].
     pub fn from_cookie(text: &str) -> Option<Attempt> {
         let parts: Vec<&str> = text.split('.').collect();
         let [state, nonce, verifier, back] = parts[..] else {
             return None;
         };
         let back = String::from_utf8(URL_SAFE_NO_PAD.decode(back).ok()?).ok()?;
-        // Whoever set the cookie may not have been us.
+        // The cookie may have been set by somebody else.
         local_path(&back)?;
         let whole = [state, nonce, verifier].iter().all(|part| part.len() == 43);
         whole.then(|| Attempt {
@@ -97,11 +97,11 @@ impl Attempt {
 }
 
 impl Client {
-    /// Where a browser is sent to sign in.
+    /// The URL to which a browser is sent to sign in.
     ///
     /// # Errors
     ///
-    /// That the issuer has no such place.
+    /// If the issuer has no such endpoint.
     pub fn authorization_url(
         &self,
         issuer: &Issuer,
@@ -125,11 +125,11 @@ impl Client {
         Ok(url)
     }
 
-    /// The ID token that the issuer gives for `code`, and its claims.
+    /// The ID token that the issuer returns for `code`, and its claims.
     ///
     /// # Errors
     ///
-    /// That it gives none, or none of this attempt.
+    /// If it returns none, or one for another attempt.
     pub async fn id_token(
         &self,
         issuer: &Arc<Issuer>,
@@ -142,7 +142,7 @@ impl Client {
         if claims.get("nonce").and_then(|nonce| nonce.as_str()) != Some(&attempt.nonce) {
             return Err(Invalid::Nonce.into());
         }
-        // OpenID Connect Core 1.0, section 3.1.3.7: made out to another client.
+        // OpenID Connect Core 1.0, section 3.1.3.7: issued to another client.
         if claims.get("azp").is_some_and(|azp| *azp != *self.id) {
             return Err(Invalid::Audience.into());
         }
@@ -170,25 +170,26 @@ impl Client {
         let _permit = permit.expect("the semaphore is never closed");
         let request = self.code_request(issuer.http().post(endpoint), metadata, code, attempt);
         let (status, body) = issuer::exchange(request).await.map_err(|error| {
-            tracing::warn!(%error, "the OpenID issuer does not answer at its token endpoint");
+            tracing::warn!(%error, "cannot reach the OpenID issuer's token endpoint");
             Refused::IssuerUnreachable
         })?;
         let body = Zeroizing::new(body);
         if status != 200 {
-            // For the operator: a wrong secret shows here.
+            // For the operator: a wrong secret is visible here.
             tracing::warn!(
                 status,
                 error = code_of(&body),
-                "the OpenID issuer takes no code"
+                "the OpenID issuer rejected the code"
             );
-            return Err(wrong("the issuer does not take the code; start again"));
+            return Err(wrong("the issuer rejected the code; sign in again"));
         }
         let answer: Answer =
-            serde_json::from_slice(&body).map_err(|_| wrong("the issuer gave no ID token"))?;
+            serde_json::from_slice(&body).map_err(|_| wrong("the issuer returned no ID token"))?;
         Ok(Zeroizing::new(answer.id_token))
     }
 
-    /// RFC 6749, section 4.1.3, and who asks.
+    /// The token request of RFC 6749, section 4.1.3, with the client's
+    /// authentication.
     fn code_request(
         &self,
         mut request: RequestBuilder,
@@ -203,7 +204,7 @@ impl Client {
             .append_pair("code_verifier", &attempt.verifier);
         match &self.secret {
             Some(secret) if metadata.takes_basic() => {
-                // Section 2.3.1 has both encoded.
+                // Section 2.3.1 requires both to be encoded.
                 let encode = |text: &str| -> Zeroizing<String> {
                     let bytes = form_urlencoded::byte_serialize(text.as_bytes());
                     Zeroizing::new(bytes.collect())
@@ -227,14 +228,14 @@ impl Client {
 }
 
 impl Metadata {
-    /// Basic authentication is what there is unless something else is named.
+    /// Basic authentication is the default.
     fn takes_basic(&self) -> bool {
         let methods = &self.token_endpoint_auth_methods_supported;
         methods.is_empty() || methods.iter().any(|method| method == "client_secret_basic")
     }
 }
 
-/// The error code of an OAuth answer, and nothing else of it.
+/// The error code of an OAuth error response, and nothing else of it.
 fn code_of(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Answer {
@@ -244,14 +245,13 @@ fn code_of(body: &[u8]) -> String {
     error_code(&answer.map_or(String::new(), |answer| answer.error))
 }
 
-/// What of a text can be an OAuth error code, like `access_denied`.
+/// The part of a text that can be an OAuth error code, such as `access_denied`.
 pub fn error_code(text: &str) -> String {
     let allowed = text.chars().filter(|c| c.is_ascii_lowercase() || *c == '_');
     allowed.take(64).collect()
 }
 
-/// The text, if it is a path on this server and can be nothing else to any
-/// browser.
+/// The text, if every browser takes it for a path on this server.
 pub fn local_path(text: &str) -> Option<&str> {
     let local = text.starts_with('/')
         && !text.starts_with("//")
@@ -266,7 +266,7 @@ fn wrong(what: &str) -> Refused {
     Refused::SignIn(what.to_owned())
 }
 
-/// 43 characters of 256 random bits.
+/// 43 characters with 256 random bits.
 fn random() -> Result<String, getrandom::Error> {
     let mut bytes = [0u8; 32];
     getrandom::fill(&mut bytes)?;

@@ -1,6 +1,6 @@
 //! The token file of one machine.
 //!
-//! It has a line a token, and of the token its hash alone:
+//! It has one line per token, with the hash of the token only:
 //!
 //! ```text
 //! # platform team
@@ -44,19 +44,19 @@ use zeroize::Zeroizing;
 use super::caller::{Caller, Role};
 use crate::domain::tenant::{ORGANISATION_RULE, check_organisation};
 
-/// What a token starts with, so that one is recognised where it should not be.
+/// Prefix of tokens, by which leaked ones can be recognised.
 const PREFIX: &str = "vpe_";
 
-/// How long tokens count after their file could not be read for the first time.
+/// How long the last known tokens are accepted after their file became unreadable.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// The pause between two attempts to read a file that cannot be read.
+/// Pause between attempts to read an unreadable file.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes that a token file may have: some 50,000 tokens.
+/// Maximum size of a token file, in bytes: some 50,000 tokens.
 const MAX_FILE: u64 = 4 << 20;
 
-/// How many invalid lines a message names.
+/// Maximum number of invalid lines that a message names.
 const MAX_NAMED: usize = 5;
 
 type Hash = [u8; 32];
@@ -64,7 +64,7 @@ type Hash = [u8; 32];
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
     #[error(
-        "the token file {0} is missing; `vpn-edge token add --file {0} --admin` makes it with a first token"
+        "the token file {0} is missing; `vpn-edge token add --file {0} --admin` creates it with a first token"
     )]
     Missing(PathBuf),
     #[error("cannot read or write the token file {0}: {1}")]
@@ -83,7 +83,7 @@ pub enum TokenFileError {
     Random(getrandom::Error),
 }
 
-/// The tokens of a file, which is read again when it has changed.
+/// The tokens of a file, which is read again when it changes.
 #[derive(Debug)]
 pub struct Tokens {
     path: PathBuf,
@@ -94,20 +94,20 @@ pub struct Tokens {
 
 #[derive(Debug)]
 struct Known {
-    /// Whose tokens count.
+    /// The holders of the accepted tokens.
     callers: HashMap<Hash, Caller>,
-    /// What the last file without an invalid line granted.
+    /// The holders in the last file without an invalid line.
     valid: HashMap<Hash, Caller>,
     file: FileState,
 }
 
-/// What came of the last look at the file.
+/// The result of the last check of the file.
 #[derive(Debug)]
 enum FileState {
     Read {
-        /// The file that `callers` are from.
+        /// The version of the file that `callers` are from.
         version: Version,
-        /// The invalid lines, in words.
+        /// The message about its invalid lines.
         invalid: Option<String>,
     },
     Missing,
@@ -117,13 +117,12 @@ enum FileState {
         since: Instant,
         /// When the last attempt failed.
         tried: Instant,
-        /// Whether the time for which `callers` count is over.
+        /// Whether the time for which `callers` are accepted is over.
         refused: bool,
     },
 }
 
-/// Differs between a file and what it was before an edit, a change of its mode,
-/// or a replacement.
+/// Changes with every edit, change of mode, or replacement of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -135,15 +134,14 @@ struct Version {
     changed: (i64, i64),
 }
 
-/// What is in a file.
+/// A file's contents.
 #[derive(Debug)]
 struct Contents {
     callers: HashMap<Hash, Caller>,
     invalid: Vec<InvalidLine>,
 }
 
-/// A line's number and what is wrong with it, never its text: that could be a
-/// token.
+/// A line's number and what is wrong with it; never its text, which could be a token.
 #[derive(Debug, PartialEq, Eq)]
 struct InvalidLine {
     number: usize,
@@ -153,7 +151,7 @@ struct InvalidLine {
 impl Tokens {
     /// # Errors
     ///
-    /// That the file is missing, cannot be read, or has an invalid line.
+    /// If the file is missing, cannot be read, or has an invalid line.
     pub fn load(path: &Path) -> Result<Tokens, TokenFileError> {
         let (contents, version) = read_valid(path)?;
         let file = FileState::Read {
@@ -163,11 +161,11 @@ impl Tokens {
         Ok(Tokens::of(path, false, contents.callers, file))
     }
 
-    /// As [`Tokens::load`], but the file may be missing, now and later.
+    /// Like [`Tokens::load`], but the file may be missing, now and later.
     ///
     /// # Errors
     ///
-    /// That the file cannot be read, or has an invalid line.
+    /// If the file cannot be read, or has an invalid line.
     pub fn load_if_any(path: &Path) -> Result<Tokens, TokenFileError> {
         match Tokens::load(path) {
             Err(TokenFileError::Missing(_)) => {
@@ -192,7 +190,7 @@ impl Tokens {
         }
     }
 
-    /// Who holds this token.
+    /// The holder of this token.
     pub fn caller(&self, token: &str) -> Option<Caller> {
         self.caller_at(token, Instant::now())
     }
@@ -202,8 +200,8 @@ impl Tokens {
         self.refresh(now).callers.get(&hash).cloned()
     }
 
-    /// What is wrong with the file, if anything is: it cannot be read, has
-    /// invalid lines, or is missing and may not be.
+    /// What is wrong with the file, if anything: it cannot be read, has invalid
+    /// lines, or is missing although it must exist.
     pub fn problem(&self) -> Option<String> {
         self.problem_at(Instant::now())
     }
@@ -229,8 +227,8 @@ impl Tokens {
         }
     }
 
-    /// Looks at the file, and reads it if it has changed or could not be read
-    /// before. Concurrent callers wait, and find what the first has read.
+    /// Checks the file, and reads it if it has changed or could not be read before.
+    /// Concurrent callers wait, and get the result of the first.
     fn refresh(&self, now: Instant) -> MutexGuard<'_, Known> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = std::fs::metadata(&self.path).map(|metadata| version(&metadata));
@@ -249,8 +247,8 @@ impl Tokens {
         known
     }
 
-    /// Makes a token for `role`, adds its hash to the file, which is created
-    /// when missing, and returns it: it is nowhere else.
+    /// Generates a token for `role`, adds its hash to the file, which is created if
+    /// missing, and returns it. The token is stored nowhere else.
     pub fn add(path: &Path, role: &Role) -> Result<Zeroizing<String>, TokenFileError> {
         let role = match role {
             Role::Admin => "admin".to_owned(),
@@ -318,7 +316,7 @@ impl Known {
             FileState::Unreadable { since, refused, .. } => (since, refused),
             FileState::Read { .. } | FileState::Missing => {
                 let seconds = GRACE.as_secs();
-                tracing::error!(%error, "its tokens are refused unless it can be read within {seconds} s");
+                tracing::error!(%error, "cannot read the token file; its tokens are refused after {seconds} s");
                 (now, false)
             }
         };
@@ -340,14 +338,14 @@ impl Known {
             && !*refused
             && now.saturating_duration_since(*since) >= GRACE
         {
-            tracing::error!(%error, "its tokens are refused until it can be read");
+            tracing::error!(%error, "cannot read the token file; its tokens are refused until it can be read");
             *refused = true;
             self.callers.clear();
         }
     }
 }
 
-/// Invalid lines in words.
+/// The message about invalid lines.
 fn describe(path: &Path, invalid: &[InvalidLine]) -> Option<String> {
     if invalid.is_empty() {
         return None;
@@ -403,7 +401,7 @@ fn version(metadata: &Metadata) -> Version {
     }
 }
 
-/// The file, if all of its lines are valid.
+/// The contents of the file, if all of its lines are valid.
 fn read_valid(path: &Path) -> Result<(Contents, Version), TokenFileError> {
     let (mut contents, version) = read(path)?;
     if contents.invalid.is_empty() {
@@ -422,7 +420,7 @@ fn read(path: &Path) -> Result<(Contents, Version), TokenFileError> {
         ErrorKind::NotFound => TokenFileError::Missing(path.to_owned()),
         _ => TokenFileError::Io(path.to_owned(), error),
     };
-    // Without the flag, opening a FIFO would wait for somebody to write to it.
+    // Without this flag, opening a FIFO would wait for a writer.
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
     let file = options.open(path).map_err(io)?;
@@ -477,13 +475,13 @@ fn parse(text: &str) -> Contents {
     Contents { callers, invalid }
 }
 
-/// The hash that the line is about, and whose it is.
+/// The hash in the line, and its holder.
 fn parse_line(line: &str) -> Result<(Hash, Result<Caller, String>), String> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let hash = parse_hash(words[0]).ok_or(
         "a line starts with a token's hash, 64 hexadecimal digits; `vpn-edge token add` writes such lines",
     )?;
-    // Enough of the hash to find the line by, and nothing of the token.
+    // Enough of the hash to find the line, and nothing of the token.
     let subject = format!("token:{}", &words[0][..8]);
     let caller = parse_role(&words[1..]).map(|role| Caller { role, subject });
     Ok((hash, caller))

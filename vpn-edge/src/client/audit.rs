@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Output, ServerArgs, print_json, render};
 use crate::api::{AuditList, AuditRecord};
 
-/// Records that the API gives at once.
+/// Maximum number of records per request.
 const PAGE: usize = 1000;
 
 /// `vpn-edge audit`.

@@ -29,7 +29,7 @@ use crate::wireguard::PublicKey;
 pub use audit::{AuditArgs, run as run_audit};
 use request::Client;
 
-/// How long `enable` and `regenerate` wait for the outcome.
+/// How long `enable` and `regenerate` wait for the result.
 const WAIT_DEADLINE: Duration = Duration::from_secs(60);
 const WAIT_STEP: Duration = Duration::from_millis(250);
 
@@ -347,7 +347,7 @@ fn token(token: Option<Token>, file: Option<&Path>) -> Result<Zeroizing<String>>
         }
         (None, None) => bail!(
             "no token: set VPN_EDGE_TOKEN or name a file with --token-file \
-             (`vpn-edge token add` makes a token)"
+             (`vpn-edge token add` creates one)"
         ),
     }
 }
@@ -360,7 +360,7 @@ fn vpn(id: Uuid) -> String {
     format!("/v1/tenants/{id}/vpn")
 }
 
-/// Asks for `action` and, if `wait`, stays until it came to something.
+/// Requests `action` and, if `wait`, waits for its result.
 async fn make_keys(
     client: &Client,
     id: Uuid,
@@ -378,7 +378,7 @@ async fn make_keys(
     {
         let reason = match body.failure {
             Some(reason) => format!("the VPN failed: {reason}"),
-            None => "the server may be older than this program, and have made keys".to_owned(),
+            None => "the server may be older than this program and have generated keys".to_owned(),
         };
         bail!("the VPN does not have the key {key}: {reason}; see `vpn-edge tenant status {id}`");
     }
@@ -396,7 +396,7 @@ async fn make_keys(
     Ok(body)
 }
 
-/// Prints the outcome; a VPN that failed is the command's failure too.
+/// Prints the result; a failed VPN makes the command fail.
 fn finish(body: VpnStatus, print: impl FnOnce(VpnStatus) -> Result<()>) -> Result<()> {
     let failure = body.failure.clone();
     print(body)?;
@@ -418,7 +418,7 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    // A file that was there keeps its mode otherwise.
+    // An existing file would keep its mode otherwise.
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())
 }

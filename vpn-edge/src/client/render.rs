@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Output as tables.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use comfy_table::Table;
 use crate::api::{AuditRecord, TenantBody, VpnStatus};
 use crate::sessions::{Session, Traffic};
 
-/// One line a tenant.
+/// One line per tenant.
 pub fn tenants(tenants: &[TenantBody]) -> String {
     let mut table = plain();
     table.set_header(["ID", "ORGANISATION", "PLAN", "READY", "NAMESPACE", "VPN"]);
@@ -24,7 +24,7 @@ pub fn tenants(tenants: &[TenantBody]) -> String {
     text(&table)
 }
 
-/// One line a property.
+/// One line per property.
 pub fn tenant(tenant: &TenantBody) -> String {
     let networks: Vec<String> = tenant.networks.iter().map(ToString::to_string).collect();
     let mut table = plain();
@@ -43,7 +43,7 @@ pub fn tenant(tenant: &TenantBody) -> String {
     text(&table)
 }
 
-/// One line a property.
+/// One line per property.
 pub fn status(status: &VpnStatus) -> String {
     let both = |v4: Option<String>, v6: Option<String>| match (v4, v6) {
         (Some(v4), Some(v6)) => Some(format!("{v4}, {v6}")),
@@ -79,7 +79,7 @@ pub fn status(status: &VpnStatus) -> String {
     text(&table)
 }
 
-/// One line a record.
+/// One line per record.
 pub fn audit(records: &[AuditRecord]) -> String {
     let mut table = plain();
     table.set_header([
@@ -112,7 +112,7 @@ pub fn audit(records: &[AuditRecord]) -> String {
     text(&table)
 }
 
-/// One line a property.
+/// One line per property.
 pub fn session(session: &Session) -> String {
     let traffic = |Traffic { packets, bytes }| format!("{packets} packets, {bytes} bytes");
     let mut table = plain();
@@ -135,7 +135,7 @@ fn plain() -> Table {
     table
 }
 
-/// Without the padding that the last column and the first would have.
+/// Without the padding of the first and the last column.
 fn text(table: &Table) -> String {
     table
         .lines()

@@ -1,4 +1,4 @@
-//! Requests to the API, and its errors with what to do about them.
+//! Requests to the API; errors say what to do about them.
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use reqwest::{Certificate, Method, Response, Url};
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::api::ErrorBody;
 use crate::domain::VpnError;
 
-/// Longer than the API's own deadline, so that its answer is seen.
+/// Longer than the API's own deadline, so that the API's answer arrives.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
 
 pub struct Client {
@@ -25,18 +25,18 @@ impl Client {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .with_context(|| {
-                format!("{server:?} is no server: write it like http://127.0.0.1:8080")
+                format!("{server:?} is not a server's URL: write it like http://127.0.0.1:8080")
             })?;
         let mut http = reqwest::Client::builder()
             .timeout(TIMEOUT)
-            // A redirect could take the token somewhere else.
+            // A redirect could send the token to another server.
             .redirect(reqwest::redirect::Policy::none());
         if let Some(ca) = ca {
-            let trusted = Certificate::from_pem_bundle(ca).context("--ca is no PEM")?;
+            let trusted = Certificate::from_pem_bundle(ca).context("--ca is not PEM")?;
             ensure!(!trusted.is_empty(), "--ca has no certificate in PEM in it");
             http = http.tls_certs_only(trusted);
         } else if server.scheme() == "http" {
-            // Else the system's certificates are loaded and must be there.
+            // Otherwise the system's certificates would be loaded and have to exist.
             http = http.tls_certs_only([]);
         }
         let http = http.build().context("cannot set up HTTP")?;
@@ -108,7 +108,7 @@ impl Client {
     }
 }
 
-/// The API's wording, and what to do where the wording does not say it.
+/// The API's message, with what to do about it.
 fn explain(error: &str) -> String {
     let advice = [
         (
@@ -134,7 +134,7 @@ fn explain(error: &str) -> String {
         (VpnError::BeingEnabled, "wait a few seconds and try again"),
         (
             VpnError::NoPortsAvailable,
-            "every port is allocated; try again later",
+            "all ports are in use; try again later",
         ),
     ];
     match advice.iter().find(|(known, _)| known.to_string() == error) {
@@ -156,7 +156,7 @@ mod tests {
         );
         assert_eq!(
             explain("no VPN ports available"),
-            "no VPN ports available: every port is allocated; try again later"
+            "no VPN ports available: all ports are in use; try again later"
         );
         assert_eq!(explain("something else"), "something else");
     }

@@ -283,7 +283,7 @@ async fn refusals_are_in_the_apis_words_with_what_to_do() {
     );
     assert_eq!(
         tenant(&server, "vpe_unknown", &line).await.unwrap_err(),
-        "the API refused (401): the token is not known; `vpn-edge token add` makes one"
+        "the API refused (401): the token is not known; `vpn-edge token add` creates one"
     );
     let line = format!("delete {ID}");
     assert_eq!(

@@ -1,8 +1,8 @@
-//! The log of a cluster: a ConfigMap a tenant, in the system's own namespace, so
-//! that it outlives the tenant and its namespace.
+//! The audit log of a cluster: one ConfigMap per tenant, in vpn-edge's own namespace,
+//! so that it outlives the tenant and its namespace.
 //!
-//! Guarantee, with any number of these at once: none loses what another wrote, as
-//! each replaces a ConfigMap only as it was read.
+//! Guarantee, with any number of writers: none overwrites another's records, because
+//! each replaces a ConfigMap only in the version that it read.
 
 mod page;
 
@@ -34,26 +34,27 @@ const LIMITS: Limits = Limits {
     gone: 1000,
 };
 
-/// How long writing may take: less than a request to the API may.
+/// Timeout of a write: shorter than that of a request to the API.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two writes of one ConfigMap, so that what comes at once is one.
+/// Pause between two writes of one ConfigMap, which combines records that arrive
+/// together.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Writes of one ConfigMap in a row, and how long it takes until there may be one
-/// more: the API server's store keeps each version for some minutes, and whoever
-/// calls the API again and again shall not fill it.
+/// Number of writes of one ConfigMap in a row, and the time until one more is
+/// allowed: the API server's store keeps each version for some minutes, and repeated
+/// API calls must not fill it.
 const BURST: u32 = 20;
 const REFILL: Duration = Duration::from_secs(2);
 
 /// Pause after a conflict, doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
-/// ConfigMaps that are read at once; and that are listed, without what is in them.
+/// ConfigMaps that are read at once; and that are listed, by metadata only.
 const AT_ONCE: usize = 16;
 const NAMES: u32 = 500;
 
-/// Looks for tenants that are gone with each so many new ConfigMaps.
+/// How many new ConfigMaps trigger a removal of deleted tenants' logs.
 const FORGET_EVERY: usize = 32;
 
 /// Records in ConfigMaps.
@@ -65,11 +66,11 @@ struct Inner {
     maps: Api<ConfigMap>,
     registry: Arc<dyn Registry>,
     limits: Limits,
-    /// What is to be written, by tenant, while somebody is at it.
+    /// Pending edits by tenant, while a task writes them.
     queues: Mutex<HashMap<Uuid, Vec<Waiting>>>,
-    /// When each would have all of its burst again, of those that have not.
+    /// By tenant, the time at which its full burst is available again.
     paces: Mutex<HashMap<Uuid, Instant>>,
-    /// ConfigMaps made.
+    /// ConfigMaps created.
     made: AtomicUsize,
 }
 
@@ -80,7 +81,7 @@ struct Waiting {
 
 impl KubeLog {
     /// A log in ConfigMaps of `namespace`. Tenants that `registry` does not have
-    /// are gone.
+    /// count as removed.
     pub fn new(client: Client, namespace: &str, registry: Arc<dyn Registry>) -> KubeLog {
         KubeLog::with_limits(client, namespace, registry, LIMITS)
     }
@@ -115,7 +116,7 @@ impl KubeLog {
                 tokio::spawn(Arc::clone(&self.inner).work(tenant));
             }
         }
-        let ended = |_| Err(LogError("vpn-edge ends".to_owned()));
+        let ended = |_| Err(LogError("vpn-edge is shutting down".to_owned()));
         outcome.await.unwrap_or_else(ended)
     }
 }
@@ -141,7 +142,7 @@ impl Log for KubeLog {
         let mut known = inner.known().await?;
         known.sort_by_key(|map| std::cmp::Reverse(last(map)));
         for some in known.chunks(AT_ONCE) {
-            // None has a newer record than those before it.
+            // Its newest record is older than those found so far.
             let newest = some.first().and_then(last);
             let oldest = found.last().map(|record: &Record| record.id.to_string());
             if found.len() == query.limit && newest < oldest {
@@ -158,12 +159,12 @@ impl Log for KubeLog {
     }
 }
 
-/// The id of a ConfigMap's newest record.
+/// The ID of a ConfigMap's newest record.
 fn last(map: &PartialObjectMeta<ConfigMap>) -> Option<String> {
     map.annotations().get(LAST).cloned()
 }
 
-/// Puts what is asked for in its place, newest first.
+/// Merges the records that match the query into `found`, newest first.
 fn take_in(found: &mut Vec<Record>, map: &ConfigMap, query: Query) {
     let records = Page::read(map).records.into_iter();
     found.extend(records.filter(|record| query.takes(record)));
@@ -176,7 +177,7 @@ impl Inner {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a tenant waits after a write.
+    /// How long to pause before the tenant's next write.
     fn pause(&self, tenant: Uuid) -> Duration {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -187,8 +188,8 @@ impl Inner {
         full.duration_since(now).saturating_sub(room).max(PAUSE)
     }
 
-    /// Writes what there is of a tenant, all that came meanwhile at once, until
-    /// there is no more.
+    /// Writes the tenant's pending edits, all that arrived meanwhile in one write,
+    /// until there are none.
     async fn work(self: Arc<Self>, tenant: Uuid) {
         loop {
             let waiting = match self.queues().entry(tenant) {
@@ -208,7 +209,7 @@ impl Inner {
             let outcome = outcome.unwrap_or_else(late);
             let new = matches!(outcome, Ok(true));
             for written in waiting {
-                // Who does not wait any more need not know.
+                // The caller may have given up.
                 let _ = written.send(outcome.clone().map(|_| ()));
             }
             if new
@@ -223,7 +224,7 @@ impl Inner {
         }
     }
 
-    /// Whether it took a new ConfigMap.
+    /// Returns whether a ConfigMap was created.
     async fn store(&self, tenant: Uuid, edits: &[Edit]) -> Result<bool, LogError> {
         let name = name(tenant);
         let params = PostParams {
@@ -239,7 +240,7 @@ impl Inner {
             }
             let new = map.is_none();
             if new && page.records.is_empty() {
-                // An outcome of what has been forgotten.
+                // The outcome of a record that is not kept any more.
                 return Ok(false);
             }
             let version = map.and_then(|map| map.resource_version());
@@ -253,7 +254,7 @@ impl Inner {
                 Err(Error::Api(status))
                     if status.is_conflict()
                         || status.is_already_exists()
-                        // But not where the namespace is missing.
+                        // But not if the namespace is missing.
                         || (!new && status.is_not_found()) =>
                 {
                     sleep(backoff.pause()).await;
@@ -263,14 +264,14 @@ impl Inner {
         }
     }
 
-    /// Forgets tenants that are gone, but for the last ones.
+    /// Removes the logs of removed tenants, except for the latest ones.
     async fn forget(self: Arc<Self>) {
         if let Err(error) = self.try_forget().await {
-            tracing::warn!("tenants that are gone stay in the audit log: {error}");
+            tracing::warn!("cannot remove deleted tenants from the audit log: {error}");
         }
     }
 
-    /// All ConfigMaps of the log, without what is in them.
+    /// The metadata of all ConfigMaps of the log.
     async fn known(&self) -> Result<Vec<PartialObjectMeta<ConfigMap>>, LogError> {
         let mut known = Vec::new();
         let mut params = ListParams::default().labels(SELECTOR).limit(NAMES);

@@ -1,10 +1,10 @@
 //! Objects of one kind as watched and as written, whichever is newer.
 //!
-//! A watch tells of a write some time after the write returned. So what was
-//! written is put here at once, and what a watch says later counts only if it is
-//! newer: resource versions are numbers of one sequence. A list is the truth, but
-//! for what was written or deleted since it began, and takes the place of the one
-//! before when it is complete: a relist is never taken for an end of everything.
+//! A watch reports a write some time after the write returned. So a written object is
+//! put here immediately, and later events of the watch count only if they are newer:
+//! resource versions are numbers of one sequence. A list is authoritative, except for
+//! objects written or deleted since it began, and replaces the previous state when it
+//! is complete: a relist is never taken for a deletion of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,28 +14,28 @@ use kube::runtime::watcher::Event;
 /// Namespace and name; the namespace is empty where objects have none.
 pub type Name = (String, String);
 
-/// As many deletions are remembered against late news of the deleted.
+/// How many deletions are remembered, to ignore late events of deleted objects.
 const REMEMBERED: usize = 4096;
 
-/// What is kept of objects of one kind, by their names.
+/// The cached values of one kind, by name.
 #[derive(Debug)]
 pub struct Cache<V> {
     kept: BTreeMap<Name, (u64, V)>,
-    /// Versions up to which a deleted object's news are old.
+    /// By deleted object, the version up to which events are outdated.
     gone: BTreeMap<Name, u64>,
     listing: Option<Listing<V>>,
     is_complete: bool,
 }
 
-/// A list that is being read.
+/// A list in progress.
 #[derive(Debug)]
 struct Listing<V> {
     found: Vec<(Name, u64, V)>,
-    /// Written since it began.
+    /// Written since the list began.
     written: BTreeSet<Name>,
 }
 
-/// An object that is another than before, or is no more.
+/// A changed or deleted object.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change<V> {
     pub name: Name,
@@ -54,8 +54,8 @@ impl<V> Default for Cache<V> {
 }
 
 impl<V> Cache<V> {
-    /// Takes in what a watch tells, of which `keep` is kept, and returns what
-    /// changed by it. What `keep` makes nothing of is as good as not there.
+    /// Applies an event of a watch and returns the changes. `keep` returns the part
+    /// of an object to cache; objects for which it returns none count as absent.
     pub fn take<K: ResourceExt>(
         &mut self,
         event: &Event<K>,
@@ -82,7 +82,7 @@ impl<V> Cache<V> {
         change.into_iter().collect()
     }
 
-    /// Takes in an object, if that is news.
+    /// Applies an object if it is newer.
     pub fn apply(&mut self, name: Name, version: u64, value: V) -> Option<Change<V>> {
         let known = self.kept.get(&name).map(|(known, _)| *known);
         if known.max(self.gone.get(&name).copied()) >= Some(version) {
@@ -97,8 +97,7 @@ impl<V> Cache<V> {
         Some(Change { name, before })
     }
 
-    /// Takes note that an object of this version was the last of its name, for
-    /// now.
+    /// Records that the object of this name was deleted at this version.
     pub fn delete(&mut self, name: &Name, version: u64) -> Option<Change<V>> {
         if self.version(name) > version {
             return None;
@@ -118,9 +117,9 @@ impl<V> Cache<V> {
         })
     }
 
-    /// A list begins.
+    /// Begins a list.
     fn begin(&mut self) {
-        // Nothing that comes from here on is older than the list.
+        // Everything that arrives from here on is at least as new as the list.
         self.gone.clear();
         self.listing = Some(Listing {
             found: Vec::new(),
@@ -128,14 +127,14 @@ impl<V> Cache<V> {
         });
     }
 
-    /// An object of the list that began.
+    /// Adds an object of the list in progress.
     fn found(&mut self, name: Name, version: u64, value: V) {
         if let Some(listing) = &mut self.listing {
             listing.found.push((name, version, value));
         }
     }
 
-    /// The list is complete.
+    /// Completes the list.
     fn reset(&mut self) -> Vec<Change<V>> {
         let Some(Listing { found, written }) = self.listing.take() else {
             return Vec::new();
@@ -144,7 +143,7 @@ impl<V> Cache<V> {
         let newest = found.iter().map(|(_, version, _)| *version).max();
         let listed: BTreeSet<&Name> = found.iter().map(|(name, ..)| name).collect();
         let missing = self.kept.iter().filter(|(name, (version, _))| {
-            // What was written after the list was taken cannot be on it.
+            // What was written after the list was taken cannot be in it.
             let is_later = written.contains(*name) && Some(*version) > newest;
             !listed.contains(*name) && !is_later
         });
@@ -168,8 +167,8 @@ impl<V> Cache<V> {
         changes
     }
 
-    /// Whether there has been a complete list. Nothing is to be concluded from
-    /// what is missing before.
+    /// Whether there has been a complete list. Before, nothing may be concluded from
+    /// missing objects.
     pub fn is_complete(&self) -> bool {
         self.is_complete
     }
@@ -178,7 +177,7 @@ impl<V> Cache<V> {
         self.kept.get(name).map(|(_, value)| value)
     }
 
-    /// The version of what is kept; zero of nothing.
+    /// The version of the cached object, zero if there is none.
     pub fn version(&self, name: &Name) -> u64 {
         self.kept.get(name).map_or(0, |(version, _)| *version)
     }
@@ -187,7 +186,7 @@ impl<V> Cache<V> {
         self.kept.iter().map(|(name, (_, value))| (name, value))
     }
 
-    /// Those in a namespace.
+    /// The objects in a namespace.
     pub fn within<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a V> {
         let from = (namespace.to_owned(), String::new());
         let from = self.kept.range(from..);
@@ -201,8 +200,7 @@ pub fn name(object: &impl ResourceExt) -> Name {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// The version of an object as the number that it is; none of what was never
-/// stored.
+/// The object's version as a number; zero for objects that were never stored.
 pub fn version(object: &impl ResourceExt) -> u64 {
     let version = object.resource_version();
     version.and_then(|text| text.parse().ok()).unwrap_or(0)

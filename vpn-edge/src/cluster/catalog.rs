@@ -1,4 +1,4 @@
-//! Tenants' databases, by the Services that they have.
+//! Tenants' databases, found by their Services.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use kube::{Api, Client, ResourceExt as _};
 use crate::catalog::{CLUSTER_DOMAIN, Databases};
 use crate::domain::Tenant;
 
-/// PostgreSQL's.
+/// PostgreSQL's port.
 pub const PORT: u16 = 5432;
 
-/// How long the API server may take.
+/// Timeout of the request to the API server.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// Names of a tenant that are told, at most.
+/// Maximum number of names per tenant.
 const MOST: usize = 20;
 
-/// The Services of the tenant's namespace at which PostgreSQL is to be had.
+/// The Services of the tenant's namespace that lead to PostgreSQL.
 pub struct Services {
     client: Client,
 }
@@ -53,8 +53,8 @@ impl Databases for Services {
     }
 }
 
-/// CloudNativePG has three Services for each database. Of those only the one that
-/// takes writes is meant for people.
+/// CloudNativePG creates three Services per database. Only the one for writes is
+/// listed.
 fn is_database(service: &Service) -> bool {
     let name = service.name_any();
     let ports = service.spec.iter().filter_map(|spec| spec.ports.as_ref());

@@ -1,4 +1,4 @@
-//! How the cluster is reached.
+//! The client of the Kubernetes API.
 
 use std::time::Duration;
 
@@ -6,37 +6,38 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, Config};
 
-/// Seconds after which a watch ends and is begun anew: a connection that died
-/// without a word is noticed by then.
+/// Seconds after which a watch ends and is started again, so that a connection that
+/// died silently is noticed by then.
 pub const WATCH: u32 = 60;
 
-/// How long the API server may take to answer a connection.
+/// Timeout for connecting to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long it may be silent, which is longer than a watch is.
+/// How long the API server may send nothing: longer than a watch lasts.
 const SILENCE: Duration = Duration::from_secs(WATCH as u64 + 10);
 
-/// A client of the cluster that KUBECONFIG names, or that this runs in as a pod.
-/// The API server is not asked yet.
+/// A client of the cluster that KUBECONFIG names, or in which this process runs as a
+/// pod. Does not connect yet.
 ///
 /// # Errors
 ///
-/// When there is neither, or it cannot be used.
+/// If there is neither, or it cannot be used.
 pub async fn client() -> Result<Client> {
     let mut config = Config::infer().await.context(
-        "no cluster to ask: name a kubeconfig with KUBECONFIG, \
+        "no cluster configured: set KUBECONFIG to a kubeconfig file, \
          or run in a pod with a service account's token",
     )?;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
-    Client::try_from(config).context("the settings of the cluster cannot be used")
+    Client::try_from(config).context("cannot use the configuration of the cluster's client")
 }
 
-/// The image that the pod of this name runs, in its first container.
+/// The image of the first container of the pod with this name.
 ///
 /// # Errors
 ///
+/// If there is no such pod.
 /// When there is no such pod.
 pub async fn own_image(client: Client, namespace: &str, name: &str) -> Result<String> {
     let pods: Api<Pod> = Api::namespaced(client, namespace);

@@ -1,7 +1,7 @@
 //! `VpnTenant`: a tenant as a resource.
 //!
-//! What a schema cannot promise to be readable is a string here: one resource
-//! that could not be read would hide all others of its list.
+//! Values that the schema cannot guarantee to be parseable are strings here: one
+//! resource that could not be parsed would hide all others of its list.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::tenant::InvalidTenant;
 use crate::domain::{Plan, State, Tenant};
 
-/// A tenant of the cluster, and the VPN that it wants. One a namespace, named
-/// `vpn`.
+/// A tenant of the cluster and its VPN. There is one per namespace, named `vpn`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "vpn-edge.dev",
@@ -67,18 +66,17 @@ use crate::domain::{Plan, State, Tenant};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VpnTenantSpec {
-    /// UUID of the tenant, which its tunnel's subnet is made from. It never
-    /// changes.
+    /// UUID of the tenant; the subnet of its tunnel is derived from it. Immutable.
     #[schemars(regex(pattern = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"))]
     #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("a tenant's id never changes: make another VpnTenant"))]
+        .message("id is immutable: create another VpnTenant"))]
     pub id: String,
-    /// The customer; its members see all of its tenants and no others.
+    /// The customer. Its members see all of its tenants and no others.
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"))]
     pub organisation: String,
-    /// What the customer pays for. business and enterprise_cloud have VPN.
+    /// The plan of the customer. business and enterprise_cloud include the VPN.
     pub plan: Plan,
-    /// The rest of the tenant is provisioned; enabling the VPN needs this.
+    /// Whether the tenant is provisioned; the VPN is enabled only if it is.
     #[serde(default)]
     pub ready: bool,
     /// Networks in CIDR notation that the tenant may reach through its gateway.
@@ -88,19 +86,19 @@ pub struct VpnTenantSpec {
         validation = Rule::new("self.all(n, isCIDR(n) && cidr(n) == cidr(n).masked())")
             .message("each network is in CIDR notation with no bits set after its prefix, such as 10.97.1.0/24"),
         validation = Rule::new("self.all(n, !isCIDR(n) || cidr(n).prefixLength() > 0)")
-            .message("a network of everything: name the ranges that the tenant may reach")
+            .message("a network must not cover all addresses: list the ranges that the tenant may reach")
     )]
     pub networks: Vec<String>,
-    /// The VPN that is wanted.
+    /// The desired VPN.
     #[serde(default)]
     pub vpn: WantedVpn,
-    /// How its gateway is to run.
+    /// How the gateway runs.
     #[serde(default)]
     pub gateway: GatewayPod,
 }
 
 impl VpnTenantSpec {
-    /// What the tenant has set.
+    /// The spec that asks for this tenant.
     #[must_use]
     pub fn of(tenant: &Tenant) -> Self {
         Self {
@@ -114,23 +112,23 @@ impl VpnTenantSpec {
         }
     }
 
-    /// The tenant of this spec in `namespace`, without what it has of a VPN.
+    /// The tenant of this spec in `namespace`, without its VPN's state.
     ///
     /// # Errors
     ///
-    /// What makes it none of a tenant, in words for its author.
+    /// Why the spec is not a tenant's, for its author.
     pub fn tenant(&self, namespace: &str, made: Timestamp) -> Result<Tenant, String> {
         let id = self.id.parse();
-        let id = id.map_err(|_| format!("spec.id {:?} is no UUID", self.id))?;
+        let id = id.map_err(|_| format!("spec.id {:?} is not a UUID", self.id))?;
         let words = |error: InvalidTenant| error.to_string();
         let organisation = self.organisation.clone();
         let mut tenant = Tenant::new(id, organisation, self.plan, made).map_err(words)?;
-        // A namespace that there is has a valid name.
+        // The name of an existing namespace is valid.
         namespace.clone_into(&mut tenant.namespace);
         tenant.set_ready(self.ready);
         let networks = self.networks.iter().map(|text| {
             text.parse::<IpNet>()
-                .map_err(|_| format!("spec.networks: {text:?} is no network in CIDR notation"))
+                .map_err(|_| format!("spec.networks: {text:?} is not a network in CIDR notation"))
         });
         let networks = networks.collect::<Result<_, _>>()?;
         tenant.set_networks(networks).map_err(words)?;
@@ -138,22 +136,22 @@ impl VpnTenantSpec {
     }
 }
 
-/// The VPN that a tenant wants.
+/// The desired VPN of a tenant.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WantedVpn {
     #[serde(default)]
     pub enabled: bool,
-    /// A larger number than before makes new keys and ends all sessions. Only
-    /// the keys change.
+    /// Increase it to replace the keys, which ends all sessions. Nothing else
+    /// changes.
     #[serde(default)]
     #[schemars(range(min = 0))]
     #[x_kube(validation = Rule::new("self >= oldSelf")
-        .message("keyGeneration only grows"))]
+        .message("keyGeneration must not decrease"))]
     pub key_generation: i64,
-    /// The client's own key, as `wg pubkey` prints it; its private key stays
-    /// with the client. Another one, or none where there was one, makes new
-    /// keys and ends all sessions.
+    /// The client's own public key, as `wg pubkey` prints it; its private key stays
+    /// with the client. Changing or removing it replaces the keys, which ends all
+    /// sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))]
     #[x_kube(validation = Rule::new("self != 'AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA='")
@@ -161,12 +159,12 @@ pub struct WantedVpn {
     pub client_public_key: Option<String>,
 }
 
-/// How a gateway's pod is to run.
+/// How a gateway's pod runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayPod {
     pub mode: GatewayMode,
-    /// Of its one container; the controller's defaults where nothing is said.
+    /// Resources of its container. Default: those of the controller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -175,19 +173,19 @@ pub struct GatewayPod {
     pub tolerations: Vec<Toleration>,
 }
 
-/// How a gateway leads into the cluster.
+/// How packets get from the tunnel into the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GatewayMode {
-    /// By address translation: what it sends has the pod's address.
+    /// By address translation: they get the pod's address as their source.
     #[default]
     Nat,
 }
 
-/// What is known of a tenant's VPN. Written by the controller and the API alone.
+/// The observed state of a tenant's VPN. Written only by the controller and the API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VpnTenantStatus {
-    /// The spec's generation that this is about.
+    /// The generation of the spec that this status is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,34 +193,33 @@ pub struct VpnTenantStatus {
     /// When the phase began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Why the phase is failed, or what keeps the VPN from being as it is asked
-    /// for.
+    /// Why the phase is failed, or why the VPN does not match the spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Grows with every enable and every rotation.
+    /// Increases with every enable and every rotation of the keys.
     #[schemars(range(min = 0))]
     pub generation: i64,
-    /// The spec's keyGeneration that the keys are of.
+    /// The spec's keyGeneration that the keys were made for.
     #[schemars(range(min = 0))]
     pub key_generation: i64,
     /// UDP port that the tenant holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 65535))]
     pub port: Option<u16>,
-    /// Host name and port that clients send to.
+    /// Host name and port that clients connect to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The tunnel's subnet, which it keeps until it is enabled anew.
+    /// The tunnel's subnet. It stays until the VPN is enabled anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<String>,
-    /// The client's in the tunnel.
+    /// The client's addresses in the tunnel.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_public_key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_public_key: Option<String>,
-    /// When the keys were made.
+    /// When the keys were generated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keys_created_at: Option<Time>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -230,7 +227,7 @@ pub struct VpnTenantStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// The definition, as YAML that `kubectl apply` takes.
+/// The definition, as YAML for `kubectl apply`.
 ///
 /// # Errors
 ///

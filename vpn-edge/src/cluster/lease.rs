@@ -1,10 +1,10 @@
-//! Which of several controllers acts.
+//! Leader election among controllers.
 //!
-//! All writes are safe with several of them at work: the API server refuses what
-//! is out of date. That one leads keeps them from doing everything twice. So one
-//! that cannot renew its lease is not made to stop: while the API server is away
-//! it can write nothing either, and answers the API from what it knows. Once that
-//! answers again, it hears within a moment whether another leads.
+//! All writes are safe with several controllers: the API server refuses what is out
+//! of date. Having a leader only avoids doing everything twice. So a leader that
+//! cannot renew its lease is not stopped: while the API server is unreachable it
+//! cannot write either, and it answers API requests from its cache. Once the API
+//! server answers again, it learns within a moment whether another controller leads.
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
@@ -15,20 +15,20 @@ use tokio::task::JoinHandle;
 /// Name of the Lease.
 pub const LEASE: &str = "vpn-edge-controller";
 
-/// Seconds after which a leader that is not heard of is followed by another,
-/// and seconds before that at which it says again that it is there.
+/// Seconds after which the lease of a silent leader expires, and seconds before that
+/// at which it is renewed.
 const DURATION: u64 = 15;
 const GRACE: u64 = 10;
 
-/// A place in the line of those who may lead.
+/// A candidate for leadership.
 pub struct Candidate {
     leads: watch::Receiver<bool>,
     manager: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
 }
 
 impl Candidate {
-    /// Stands for the lead among the controllers of `namespace`, as `identity`,
-    /// which is this controller's alone.
+    /// Joins the election among the controllers of `namespace`, as `identity`, which
+    /// must be unique.
     ///
     /// # Errors
     ///
@@ -42,12 +42,14 @@ impl Candidate {
             .with_grace(GRACE)
             .build()
             .await
-            .with_context(|| format!("cannot stand for the lease {namespace}/{LEASE}"))?;
+            .with_context(|| {
+                format!("cannot take part in the leader election by the lease {namespace}/{LEASE}")
+            })?;
         let (leads, manager) = manager.watch().await;
         Ok(Self { leads, manager })
     }
 
-    /// Whether it leads, as that changes.
+    /// Whether it leads, with changes.
     #[must_use]
     pub fn leads(&self) -> watch::Receiver<bool> {
         self.leads.clone()
@@ -57,30 +59,30 @@ impl Candidate {
     ///
     /// # Errors
     ///
-    /// When it can no longer stand.
+    /// If the election ended.
     pub async fn won(&mut self) -> Result<()> {
         match self.leads.wait_for(|leads| *leads).await {
             Ok(_) => Ok(()),
-            Err(_) => bail!("the lease is no longer looked after"),
+            Err(_) => bail!("the lease is no longer renewed"),
         }
     }
 
-    /// Returns once it does not lead, with the reason.
+    /// Returns once it does not lead any more, with the reason.
     pub async fn lost(&mut self) -> anyhow::Error {
         match self.leads.wait_for(|leads| !*leads).await {
             Ok(_) => anyhow::anyhow!("another controller took the lead"),
-            Err(_) => anyhow::anyhow!("the lease is no longer looked after"),
+            Err(_) => anyhow::anyhow!("the lease is no longer renewed"),
         }
     }
 
-    /// Leaves the lead to another at once.
+    /// Releases the lease.
     pub async fn step_down(self) {
         let Self { leads, manager } = self;
         drop(leads);
         match manager.await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!("cannot give the lease back: {error}"),
-            Err(panic) => tracing::warn!("cannot give the lease back: {panic}"),
+            Ok(Err(error)) => tracing::warn!("cannot release the lease: {error}"),
+            Err(panic) => tracing::warn!("cannot release the lease: {panic}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The cluster as store and as runtime: its resources, and what they are called.
+//! The cluster as store and runtime: resources and their names.
 
 use std::time::Duration;
 
@@ -29,15 +29,15 @@ use self::gateways::KubeGateways;
 use self::tenants::KubeRegistry;
 use self::watch::Watches;
 
-/// Pause of a controller after a watch that failed, at the longest.
+/// The longest pause of a controller after a failed watch.
 const CONTROLLERS_PAUSE: Duration = Duration::from_secs(5);
 
-/// Tenants and gateways of the cluster, by one watch of each kind. Returns once all
-/// are known, and waits for an API server that does not answer yet.
+/// Tenants and gateways of the cluster, with one watch per kind. Returns once all are
+/// listed; retries while the API server does not answer.
 ///
 /// # Errors
 ///
-/// When the API server refuses: a definition or a permission is missing.
+/// If the API server refuses: a definition or a permission is missing.
 pub async fn start(
     client: Client,
     tenants: tenants::Settings,

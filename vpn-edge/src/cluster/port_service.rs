@@ -1,12 +1,13 @@
 //! The Service that holds a tenant's port on every node.
 //!
-//! There is one a tenant, which the API server gives the port to, and which has
-//! the gateway's name. The registry makes it before it stores keys: it is marked
-//! as [`CLAIMED`] then, and lacks the label [`label::NAME`] and the annotation
-//! [`GATEWAY_PORT`]. With both it is the gateway's, once that is applied, and is
-//! deleted with the gateway. Where a tenant takes another port, the registry takes
-//! both away, so that whoever removes the old gateway leaves the Service be. One
-//! that was claimed, and then never used, the registry deletes.
+//! Each tenant has one such Service, with the gateway's name; the API server
+//! allocates the node port to it. The registry creates it before it stores keys: at
+//! that point it has the annotation [`CLAIMED`], but neither the label
+//! [`label::NAME`] nor the annotation [`GATEWAY_PORT`]. Applying the gateway sets
+//! both; the Service then belongs to the gateway and is deleted with it. When a
+//! tenant takes another port, the registry removes both, so that removing the old
+//! gateway leaves the Service alone. The registry deletes a Service that was claimed
+//! but never used.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -15,10 +16,12 @@ use kube::ResourceExt as _;
 
 use crate::cluster::{GATEWAY, label};
 
-/// On a gateway's Service until it has a gateway: when a tenant took the port.
+/// When a tenant reserved the port; on a gateway's Service until the gateway is
+/// applied.
 pub const CLAIMED: &str = "vpn-edge.dev/claimed";
 
-/// For the port of a tenant's keys. It leads to pods of their generation alone.
+/// The spec for the port of a tenant's keys. It selects only pods of their
+/// generation.
 #[must_use]
 pub fn spec(tenant: &str, generation: u64, port: u16) -> ServiceSpec {
     let selector = [
@@ -44,20 +47,20 @@ pub fn spec(tenant: &str, generation: u64, port: u16) -> ServiceSpec {
     }
 }
 
-/// A Service as far as it holds ports.
+/// The ports that a Service holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     pub uid: String,
     pub version: String,
     pub ports: Vec<u16>,
-    /// It belongs to a gateway.
+    /// Whether it belongs to a gateway.
     pub gateway: bool,
     /// See [`CLAIMED`].
     pub claimed: Option<Timestamp>,
     pub deleting: bool,
 }
 
-/// None for a Service that holds no port of a node.
+/// None for a Service without node ports.
 pub fn held(service: &Service) -> Option<Held> {
     let spec = service.spec.as_ref()?;
     let ports = spec

@@ -1,7 +1,7 @@
-//! The session as a cluster's agents tell it.
+//! Sessions of a cluster, as reported by its agents.
 //!
-//! All are asked when somebody asks, and nothing is kept: a client may have come
-//! by any edge, and by another since.
+//! Each query asks all agents, and nothing is cached: a client may have connected
+//! through any edge, and through another one since.
 
 mod served;
 
@@ -33,13 +33,13 @@ use crate::sessions::{Asked, Seen, Session, SessionError, Sessions, asked};
 /// How long an edge may take to answer, and the API server before that.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// How long a token holds: the shortest that the API server gives.
+/// Lifetime of a token: the shortest that the API server issues.
 const TOKEN_LIFE: Duration = Duration::from_secs(600);
 
-/// The agents' pods name the port at which they tell of sessions so.
+/// Name of the port at which the agents' pods serve sessions.
 const PORT: &str = "sessions";
 
-/// The sessions of a cluster, told by its agents.
+/// The sessions of a cluster, queried from its agents.
 pub struct ClusterSessions {
     agents: Store<Pod>,
     accounts: Api<ServiceAccount>,
@@ -48,19 +48,19 @@ pub struct ClusterSessions {
     _watch: JoinSet<()>,
 }
 
-/// A token of the controllers' own for the agents.
+/// A token of the controllers' service account, for the agents.
 struct Token {
     text: Arc<Zeroizing<String>>,
     since: Instant,
 }
 
 impl ClusterSessions {
-    /// Begins to follow the agents' pods, in the namespace that they share with
-    /// the controllers. Must be called within a runtime.
+    /// Begins to watch the agents' pods, in the namespace that they share with the
+    /// controllers. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// When there can be no HTTP client.
+    /// If no HTTP client can be made.
     pub fn start(client: Client, namespace: &str) -> Result<Self, reqwest::Error> {
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let config = watcher::Config::default()
@@ -71,7 +71,7 @@ impl ClusterSessions {
         let mut watch = JoinSet::new();
         watch.spawn(events.for_each(async |event| {
             if let Err(error) = event {
-                tracing::warn!("cannot watch the agents' pods, trying again: {error}");
+                tracing::warn!("cannot watch the agents' pods; retrying: {error}");
             }
         }));
         Ok(Self {
@@ -87,7 +87,7 @@ impl ClusterSessions {
         })
     }
 
-    /// A token that holds for a while yet.
+    /// A token that is valid for some time yet.
     async fn token(&self) -> Result<Arc<Zeroizing<String>>, SessionError> {
         let mut held = self.token.lock().await;
         if let Some(token) = &*held
@@ -106,7 +106,7 @@ impl ClusterSessions {
                 return Ok(text);
             }
             Ok(Err(why)) => why,
-            Err(_) => "the API server gives no token in time".to_owned(),
+            Err(_) => "the API server issued no token in time".to_owned(),
         };
         match &*held {
             Some(token) if token.since.elapsed() < TOKEN_LIFE => Ok(token.text.clone()),
@@ -132,7 +132,7 @@ impl ClusterSessions {
         let token = answer.status.and_then(|status| status.token);
         token
             .map(Zeroizing::new)
-            .ok_or_else(|| "the API server gives a token without text".to_owned())
+            .ok_or_else(|| "the API server issued an empty token".to_owned())
     }
 }
 
@@ -144,7 +144,7 @@ impl Sessions for ClusterSessions {
         };
         let listed = timeout(PATIENCE, self.agents.wait_until_ready()).await;
         if !matches!(listed, Ok(Ok(()))) {
-            let why = "the agents' pods are not known yet".to_owned();
+            let why = "the agents' pods are not listed yet".to_owned();
             return Err(SessionError::Edges(why));
         }
         let token = self.token().await?;
@@ -162,7 +162,7 @@ impl Sessions for ClusterSessions {
     }
 }
 
-/// What an agent says: nothing within, if the tenant is not steered there.
+/// The agent's answer; none inside if it does not steer the tenant.
 async fn ask(
     http: &reqwest::Client,
     agent: SocketAddr,
@@ -181,11 +181,13 @@ async fn ask(
     };
     let answer: reqwest::Result<Option<Seen>> = answer.await;
     answer
-        .inspect_err(|error| tracing::warn!(%agent, "an edge tells no session: {error}"))
+        .inspect_err(
+            |error| tracing::warn!(%agent, "cannot get the session from an agent: {error}"),
+        )
         .ok()
 }
 
-/// Whether a pod is an edge's agent, or is to be one.
+/// Whether a pod is an edge's agent, or is about to be one.
 fn counts(pod: &Pod) -> bool {
     let phase = pod
         .status
@@ -194,7 +196,7 @@ fn counts(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
 }
 
-/// Where an agent tells of sessions, if it does.
+/// Where an agent serves sessions, if it does.
 fn address(pod: &Pod) -> Option<SocketAddr> {
     let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
     let containers = &pod.spec.as_ref()?.containers;

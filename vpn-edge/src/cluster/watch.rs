@@ -1,6 +1,6 @@
-//! Watches of the cluster's objects: one a kind and selection for all who follow
-//! it. One that fails starts anew for as long as it is wanted; what was known
-//! stays until then.
+//! Watches of the cluster's objects: one per kind and selection for all followers. A
+//! failed watch is restarted as long as it is needed; its last known objects stay
+//! until then.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -20,11 +20,11 @@ use tokio::task::JoinSet;
 use super::client::WATCH;
 use crate::backoff::Backoff;
 
-/// Pause after a watch that failed; doubled up to the longest, and varied.
+/// First pause after a failed watch; doubled up to the longest, and randomised.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Which objects of a kind are watched, in all namespaces. By name or label, so
-/// that roles and what the API server sends can be held to these.
+/// Which objects of a kind are watched, in all namespaces. By name or label, which
+/// limits the required roles and the traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
     All,
@@ -32,7 +32,7 @@ pub enum Selection {
     Labelled(&'static str, &'static str),
 }
 
-/// What is to be watched, and by whom it is followed.
+/// The watches to start, and their followers.
 pub struct Watches {
     client: Client,
     longest_pause: Duration,
@@ -41,10 +41,10 @@ pub struct Watches {
     tasks: Tasks,
 }
 
-/// What runs for as long as somebody holds this.
+/// Tasks that run as long as somebody holds this.
 pub type Tasks = Arc<Mutex<JoinSet<()>>>;
 
-/// Answers once all objects are known, or when the API server refuses.
+/// Resolves once all objects are listed, or with the API server's refusal.
 type Known = oneshot::Receiver<Result<(), String>>;
 
 type Follower<K> = Box<dyn FnMut(&Event<K>) + Send>;
@@ -55,8 +55,7 @@ struct Watch<K> {
 }
 
 impl Watches {
-    /// Nothing yet. Of many processes in a cluster, each pauses for longer after
-    /// failures.
+    /// No watches yet. Where many processes watch, each pauses longer after failures.
     #[must_use]
     pub fn new(client: Client, longest_pause: Duration) -> Self {
         Self {
@@ -73,19 +72,19 @@ impl Watches {
         self.client.clone()
     }
 
-    /// To be held for as long as the watches are to go on.
+    /// The watches run as long as this is held.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
         Arc::clone(&self.tasks)
     }
 
-    /// How the API server answers them.
+    /// The state of the connection to the API server.
     #[must_use]
     pub fn contact(&self) -> Arc<Contact> {
         Arc::clone(&self.contact)
     }
 
-    /// Has `follower` told of the selected objects.
+    /// Passes events of the selected objects to `follower`.
     pub fn follow<K>(
         &mut self,
         selection: Selection,
@@ -108,13 +107,13 @@ impl Watches {
         }
     }
 
-    /// Begins, and returns once all objects are known. Waits for an API server that
-    /// does not answer yet.
+    /// Starts the watches, and returns once all objects are listed. Retries while the
+    /// API server does not answer.
     ///
     /// # Errors
     ///
-    /// When the API server refuses, with its words: a definition or a permission
-    /// is missing.
+    /// If the API server refuses, with its message: a definition or a permission is
+    /// missing.
     pub async fn start(self) -> Result<(), String> {
         for known in self.begin() {
             known.await.map_err(|_| "a watch ended")??;
@@ -122,7 +121,7 @@ impl Watches {
         Ok(())
     }
 
-    /// Begins. Must be called within a runtime.
+    /// Starts the watches. Must be called within a runtime.
     pub fn begin(self) -> Vec<Known> {
         let client = self.contact.observe(self.client);
         let pauses = Pauses(Backoff::new(FIRST_PAUSE, self.longest_pause));
@@ -197,9 +196,9 @@ where
                     }
                     is_complete.then_some(Ok(()))
                 }
-                // A watch that is too old begins with a new list, at once.
+                // An expired watch starts again with a new list, immediately.
                 Err(watcher::Error::WatchError(status)) if status.code == 410 => {
-                    tracing::info!(%kind, "the watch expired: listing anew");
+                    tracing::info!(%kind, "watch expired; listing again");
                     None
                 }
                 Err(error) => {
@@ -217,7 +216,7 @@ where
     }
 }
 
-/// The API server's words, when it will not say otherwise by itself.
+/// The API server's message, if retrying will not help.
 fn refusal(error: &watcher::Error) -> Option<String> {
     let watcher::Error::InitialListFailed(Error::Api(status)) = error else {
         return None;
@@ -256,8 +255,8 @@ struct Trouble {
 }
 
 impl Contact {
-    /// The same client, but every good answer is noted: a watch that goes on
-    /// where it was says nothing else.
+    /// The same client, recording every successful answer: a resumed watch has no
+    /// other sign of success.
     fn observe(self: &Arc<Self>, client: Client) -> Client {
         let namespace = client.default_namespace().to_owned();
         let contact = Arc::clone(self);
@@ -285,20 +284,22 @@ impl Contact {
 
     fn failed(&self, kind: &str, error: watcher::Error) {
         let reason = format!("{:#}", anyhow::Error::from(error));
-        tracing::warn!(kind, "cannot watch: {reason}");
+        tracing::warn!(kind, "watch failed; retrying: {reason}");
         let mut troubles = self.troubles();
         let since = troubles.get(kind).map(|before| before.since);
         let since = since.unwrap_or_else(Instant::now);
         troubles.insert(kind.to_owned(), Trouble { since, reason });
     }
 
-    /// The longest trouble of all.
+    /// The problem that has lasted longest.
     pub fn trouble(&self) -> Option<String> {
         let troubles = self.troubles();
         let longest = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
         let (kind, Trouble { since, reason }) = longest?;
         let seconds = since.elapsed().as_secs();
-        Some(format!("cannot watch {kind} since {seconds} s: {reason}"))
+        Some(format!(
+            "watch of {kind} has been failing for {seconds} s: {reason}"
+        ))
     }
 
     fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
@@ -383,7 +384,7 @@ mod tests {
         assert_eq!(refused, "cannot list services: services is forbidden");
         let trouble = contact.trouble().unwrap();
         assert!(
-            trouble.starts_with("cannot watch services since 0 s: "),
+            trouble.starts_with("watch of services has been failing for 0 s: "),
             "{trouble}"
         );
     }

@@ -1,4 +1,4 @@
-//! `vpn-edge agent`: an edge by what a file or a cluster says.
+//! `vpn-edge agent`: an edge configured by a file or a cluster.
 
 use std::collections::BTreeSet;
 use std::future::{Future, pending, ready};
@@ -30,10 +30,10 @@ use crate::metrics;
 use crate::network::{self, Network};
 use crate::preflight;
 
-/// How long --check waits for the cluster.
+/// How long `--check` waits for the cluster.
 const FIRST_LIST: Duration = Duration::from_secs(10);
 
-/// How long the start does, which traffic does not wait for.
+/// How long the start waits for it; traffic does not wait.
 const PREFLIGHT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -115,45 +115,45 @@ pub struct EdgeArgs {
 }
 
 impl EdgeArgs {
-    /// The ports that packets to other nodes leave from.
+    /// The hop ports.
     ///
     /// # Errors
     ///
-    /// When there are not as many from the first on.
+    /// If the range does not fit.
     pub fn hop_range(&self) -> Result<RangeInclusive<u16>> {
         let last = usize::from(self.hop_ports) + FLOWS - 1;
         match u16::try_from(last) {
             Ok(last) if self.hop_ports >= 1024 => Ok(self.hop_ports..=last),
             _ => bail!(
-                "--hop-ports {} leaves no {FLOWS} ports: name one between 1024 and {}",
+                "--hop-ports {} leaves fewer than {FLOWS} ports: use a port from 1024 to {}",
                 self.hop_ports,
                 usize::from(u16::MAX) + 1 - FLOWS
             ),
         }
     }
 
-    /// Checks that no tenant's port is one that packets to other nodes leave from.
+    /// Checks that no tenant's port is a hop port.
     ///
     /// # Errors
     ///
-    /// When one is, and as [`EdgeArgs::hop_range`].
+    /// If one is, and like [`EdgeArgs::hop_range`].
     pub fn check_ports(&self, ranges: &[PortRange]) -> Result<()> {
         let hops = self.hop_range()?;
         for range in ranges {
             ensure!(
                 *hops.end() < range.first() || *hops.start() > range.last(),
-                "--hop-ports {} overlaps --ports {range}: name ports that no tenant gets",
+                "--hop-ports {} overlaps --ports {range}: use ports outside of it",
                 self.hop_ports
             );
         }
         Ok(())
     }
 
-    /// What the preflight is to look at.
+    /// The settings of the preflight.
     ///
     /// # Errors
     ///
-    /// As [`EdgeArgs::hop_range`].
+    /// Like [`EdgeArgs::hop_range`].
     fn preflight(
         &self,
         pool: Option<PortRange>,
@@ -169,18 +169,17 @@ impl EdgeArgs {
         })
     }
 
-    /// Keeps the ports between nodes from the node's own connections, and logs
-    /// what the preflight finds.
+    /// Reserves the hop ports, and logs the findings of the preflight.
     ///
     /// # Errors
     ///
-    /// As [`EdgeArgs::hop_range`].
+    /// Like [`EdgeArgs::hop_range`].
     pub async fn prepare(&self, pool: Option<PortRange>, nodes: BTreeSet<IpAddr>) -> Result<()> {
         let settings = self.preflight(pool, nodes)?;
         if let Err(error) = preflight::reserve(settings.hop_ports.clone()) {
-            // They are nobody else's unless the node's settings were changed,
-            // which the preflight tells.
-            tracing::warn!("cannot reserve the ports between nodes: {error}");
+            // Not fatal: unless the node's settings were changed, nothing else gets
+            // them, and the preflight reports it.
+            tracing::warn!("cannot reserve the hop ports: {error}");
         }
         for finding in preflight::check(&settings).await {
             let preflight::Finding {
@@ -205,7 +204,7 @@ impl EdgeArgs {
     pub async fn network(&self) -> Result<Network> {
         ensure!(
             self.uplinks.len() <= UPLINKS,
-            "{} uplinks are named, but an edge takes {UPLINKS}",
+            "{} uplinks are given, but an edge supports {UPLINKS}",
             self.uplinks.len()
         );
         Network::follow(network::Settings {
@@ -218,13 +217,13 @@ impl EdgeArgs {
 
 /// The ports of an edge.
 pub(crate) struct EdgePorts {
-    /// That may be taken from the node's kernel.
+    /// Ports that may be taken from the node's kernel.
     pub steered: Vec<PortRange>,
-    /// That are given to tenants.
+    /// Ports that are assigned to tenants.
     pub pool: Vec<PortRange>,
 }
 
-/// An edge about to run: its agent, and what tells of it.
+/// An edge that is about to run: its agent, and its observers.
 pub(crate) struct Edge {
     pub agent: Agent,
     health: TcpListener,
@@ -235,12 +234,11 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    /// Attaches the programs. `identity` is of the API, where this process serves
-    /// it.
+    /// Attaches the programs. `identity` is the API's, if this process serves it.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the edge from starting, with what to do about it.
+    /// If the edge cannot start, with what to do about it.
     pub async fn start(
         args: &EdgeArgs,
         network: Network,
@@ -287,12 +285,12 @@ impl Edge {
         })
     }
 
-    /// Runs until SIGTERM or SIGINT, or until `work` ends, which it is not to
-    /// do; `finish` then ends what depends on the agent. The kernel side goes on.
+    /// Runs until SIGTERM or SIGINT, or until `work` ends, which is an error;
+    /// `finish` then ends what depends on the agent. The kernel side keeps working.
     ///
     /// # Errors
     ///
-    /// When something ends that should not.
+    /// If something ends that should not.
     pub async fn run(
         self,
         source: Arc<dyn Source>,
@@ -324,9 +322,9 @@ impl Edge {
             ended = work => ended?,
             () = asked_to_end => {}
         }
-        tracing::info!("ending; gateways and traffic go on");
+        tracing::info!("shutting down; gateways and traffic continue");
         finish.await;
-        // What it is in the middle of ends before the runtime does.
+        // Wait until it has ended, before the runtime does.
         agent.abort();
         let _ = agent.await;
         Ok(())
@@ -337,7 +335,7 @@ impl Edge {
 ///
 /// # Errors
 ///
-/// Whatever keeps the edge from starting, with what to do about it.
+/// If the edge cannot start, with what to do about it.
 pub async fn run(args: AgentArgs) -> Result<()> {
     let AgentArgs {
         allocations,
@@ -351,7 +349,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
     } = args;
     if prepare {
         return preflight::reserve(edge.hop_range()?).context(
-            "cannot reserve the ports between nodes: run this with a writable /proc/sys, \
+            "cannot reserve the hop ports: run this with a writable /proc/sys, \
              as a privileged container has it",
         );
     }
@@ -374,7 +372,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
             let nodes = source.world().await?.nodes();
             (source, Ok(nodes))
         }
-        (None, None) => bail!("name --allocations or --node"),
+        (None, None) => bail!("give --allocations or --node"),
     };
     if check {
         let mut findings = Vec::new();
@@ -394,7 +392,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "`vpn-edge agent` loads eBPF programs: run it as root"
     );
-    // The agent goes on asking, and says why it must.
+    // The agent keeps trying, and logs why.
     edge.prepare(None, nodes.unwrap_or_default()).await?;
     let network = edge.network().await?;
     let sessions = sessions.map(|address| {
@@ -426,7 +424,7 @@ fn ports(text: &str) -> Result<PortRange, PortRangeError> {
     range.trim().parse()
 }
 
-/// The nodes of the first world, if it is told soon.
+/// The nodes of the first state, if it arrives soon.
 async fn first_nodes(source: &dyn Source, patience: Duration) -> Result<BTreeSet<IpAddr>> {
     let mut changes = source.changes();
     let deadline = Instant::now() + patience;
@@ -447,8 +445,8 @@ fn no_cluster(error: &anyhow::Error) -> preflight::Finding {
     preflight::Finding {
         severity: preflight::Severity::Error,
         check: "cluster",
-        found: format!("the cluster does not tell of tenants and gateways: {error:#}"),
-        remedy: "see that this node reaches the API server, that --node is its name there, \
+        found: format!("cannot read tenants and gateways from the cluster: {error:#}"),
+        remedy: "check that this node reaches the API server, that --node is its name there, \
                  and that the service account may list and watch vpntenants, endpointslices \
                  and nodes"
             .into(),

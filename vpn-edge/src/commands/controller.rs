@@ -1,4 +1,4 @@
-//! `vpn-edge controller`: lifecycle and API of a cluster.
+//! `vpn-edge controller`: lifecycle and API in a cluster.
 
 mod health;
 
@@ -26,7 +26,7 @@ use crate::domain::{Pool, Pools, Steered, TunnelSettings};
 use crate::http::{HttpServer, TlsArgs, listen};
 use crate::{api, app};
 
-/// How long a controller that ends takes to leave the lead to another.
+/// Timeout for releasing the lease at the end.
 const STEP_DOWN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
@@ -99,12 +99,12 @@ pub struct ControllerArgs {
     identity: Option<String>,
 }
 
-/// Runs until SIGTERM or SIGINT, or until another controller leads. Gateways
-/// and edges go on.
+/// Runs until SIGTERM or SIGINT, or until another controller leads. Gateways and
+/// edges keep working.
 ///
 /// # Errors
 ///
-/// Whatever keeps it from running, with what to do about it.
+/// If it cannot run, with what to do about it.
 pub async fn run(args: ControllerArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -122,7 +122,7 @@ pub async fn run(args: ControllerArgs) -> Result<()> {
     running.run(asked_to_end).await
 }
 
-/// A controller about to run.
+/// A controller that is about to run.
 struct Running {
     settings: TunnelSettings,
     registry: Arc<KubeRegistry>,
@@ -130,7 +130,7 @@ struct Running {
     steered: watch::Receiver<Steered>,
     candidate: Candidate,
     api: HttpServer,
-    /// At work for as long as this is here.
+    /// Serves as long as this value lives.
     health: HttpServer,
 }
 
@@ -152,9 +152,9 @@ impl Running {
             let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
             tokio::select! {
                 () = controller.run() => bail!("the controller ended"),
-                () = registry.follow_wishes() => bail!("the resources are no longer followed"),
-                () = gateways.keep_up() => bail!("the gateways are no longer kept up to date"),
-                // Whatever it was in the middle of, the next leader does over.
+                () = registry.follow_wishes() => bail!("the VpnTenants are no longer reconciled"),
+                () = gateways.keep_up() => bail!("the gateways are no longer synced"),
+                // The next leader redoes interrupted work.
                 reason = candidate.lost() => Err(reason),
             }
         };
@@ -165,7 +165,7 @@ impl Running {
         let (stepped_down, ()) =
             tokio::join!(timeout(STEP_DOWN, candidate.step_down()), api.finish());
         if stepped_down.is_err() {
-            tracing::warn!("the lease was not given back in time: another leads once it ends");
+            tracing::warn!("lease not released in time; another controller leads once it expires");
         }
         outcome
     }
@@ -176,10 +176,10 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     let ports = pools.ports().count();
     ensure!(
         ports <= usize::from(NODE_SLOT),
-        "--pool names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
+        "--pool has {ports} ports, but an edge serves {NODE_SLOT}: use fewer"
     );
     if let Some(network) = args.ipv6_in_vain() {
-        bail!("{network} is IPv6, but tunnels carry none: add --tunnel-ipv6");
+        bail!("{network} is IPv6, but tunnels are IPv4 only: add --tunnel-ipv6");
     }
     let tls = args.tls.load()?;
     let callers = args.callers.load(tls.is_some())?;
@@ -254,7 +254,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
 }
 
 impl ControllerArgs {
-    /// An IPv6 address or network that is given although tunnels carry none.
+    /// An IPv6 address or network in the options although tunnels are IPv4 only.
     fn ipv6_in_vain(&self) -> Option<String> {
         if self.tunnel_ipv6 {
             return None;

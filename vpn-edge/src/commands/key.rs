@@ -1,4 +1,4 @@
-//! `vpn-edge key`: what private keys in the database are encrypted under.
+//! `vpn-edge key`: the key that encrypts private keys in the database.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! `vpn-edge standalone`: the whole system on one machine, in one process.
 //!
-//! Controller, agent and API over a SQLite file, with gateways in network
-//! namespaces. It only puts parts together; each knows no more than its seam.
+//! Controller, agent and API over a SQLite file, with gateways in network namespaces.
+//! This module only connects the parts; each knows only its interfaces.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -81,17 +81,17 @@ pub struct StandaloneArgs {
 ///
 /// # Errors
 ///
-/// Whatever keeps the system from starting, with what to do about it.
+/// If the system cannot start, with what to do about it.
 pub async fn run(args: StandaloneArgs) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "`vpn-edge standalone` sets up interfaces and eBPF programs: run it as root"
     );
-    // Switching it on is the node's business: firewalls may count on it.
+    // The operator has to enable it: firewalls may rely on it being off.
     let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
     ensure!(
         forwarding.trim() == "1",
-        "this node does not forward, so gateways would reach nothing: \
+        "IP forwarding is off, so gateways would reach nothing: \
          run `sysctl -w net.ipv4.ip_forward=1`"
     );
     args.check_ipv6()?;
@@ -99,7 +99,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let ports = u32::from(args.ports.last() - args.ports.first()) + 1;
     ensure!(
         ports <= u32::from(NODE_SLOT),
-        "--ports names {ports} ports, but an edge serves {NODE_SLOT}: name fewer"
+        "--ports has {ports} ports, but an edge serves {NODE_SLOT}: use fewer"
     );
     args.edge.check_ports(&[args.ports])?;
     let tls = args.tls.load()?;
@@ -107,13 +107,13 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     args.edge.prepare(Some(args.ports), BTreeSet::new()).await?;
     let network = args.edge.network().await?;
     let snapshot = network.snapshot().await?;
-    // What goes into a gateway is to fit out of every uplink.
+    // Packets to gateways must fit into every uplink.
     let uplinks = snapshot.uplinks.iter().map(|uplink| uplink.mtu);
     let mtu = uplinks.min().unwrap_or(1500);
     ensure!(
         !args.tunnel_ipv6 || mtu >= OVERHEAD + LEAST_IPV6_MTU,
-        "IPv6 in the tunnels takes an uplink with an MTU of {} or more, and this one has {mtu}: \
-         raise it, or go without --tunnel-ipv6",
+        "IPv6 in the tunnels needs an uplink MTU of {} or more, but it is {mtu}: \
+         raise it, or omit --tunnel-ipv6",
         OVERHEAD + LEAST_IPV6_MTU
     );
     let tunnels = TunnelSettings {
@@ -143,8 +143,8 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     .await?;
     let gateways = Arc::new(gateways);
     let ports = EdgePorts {
-        // Tenants keep their ports when --ports is changed, and the registry is
-        // this machine's own.
+        // Tenants keep their ports when --ports changes, and this machine's own
+        // registry can be trusted.
         steered: vec![PortRange::new(1024, u16::MAX)?],
         pool: vec![args.ports],
     };
@@ -178,35 +178,35 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let edges = args.edge_nodes.into_iter().collect();
     let source = Arc::new(Local::new(registry, gateways, edges));
     let outcome = edge.run(source, work, server.finish()).await;
-    // What it is in the middle of ends before the runtime does.
+    // Wait until it has ended, before the runtime does.
     controller.abort();
     let _ = controller.await;
     outcome
 }
 
 impl StandaloneArgs {
-    /// Whether what is asked of IPv6 in the tunnels can be had.
+    /// Checks the IPv6 options against the node.
     fn check_ipv6(&self) -> Result<()> {
         if self.tunnel_ipv6 {
             let forwarding = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding");
             let forwarding = forwarding
-                .context("this kernel has no IPv6: switch it on, or go without --tunnel-ipv6")?;
+                .context("this kernel has no IPv6: switch it on, or omit --tunnel-ipv6")?;
             ensure!(
                 forwarding.trim() == "1",
-                "this node does not forward IPv6, so tunnels would carry it nowhere: \
+                "IPv6 forwarding is off, so tunnels could not carry IPv6: \
                  run `sysctl -w net.ipv6.conf.all.forwarding=1` (an uplink that takes its \
                  address from router advertisements then needs accept_ra=2), \
-                 or go without --tunnel-ipv6"
+                 or omit --tunnel-ipv6"
             );
             return Ok(());
         }
         let network = self.allowed_ips.iter().find(|net| net.addr().is_ipv6());
         if let Some(network) = network {
-            bail!("--allowed-ips has {network}, but tunnels carry no IPv6: add --tunnel-ipv6");
+            bail!("--allowed-ips has {network}, but tunnels are IPv4 only: add --tunnel-ipv6");
         }
         ensure!(
             self.dns.is_ipv4(),
-            "--dns is {}, but tunnels carry no IPv6: add --tunnel-ipv6",
+            "--dns is {}, but tunnels are IPv4 only: add --tunnel-ipv6",
             self.dns
         );
         Ok(())

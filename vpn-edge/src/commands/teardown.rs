@@ -1,7 +1,7 @@
-//! `vpn-edge teardown`: takes off the machine what `standalone` and `agent`
-//! leave there.
+//! `vpn-edge teardown`: removes from the machine what `standalone` and `agent` leave
+//! there.
 //!
-//! Tenants and keys stay in the database: the next start brings all back.
+//! Tenants and keys stay in the database: the next start restores everything.
 
 use std::path::PathBuf;
 
@@ -27,19 +27,19 @@ pub struct TeardownArgs {
 ///
 /// # Errors
 ///
-/// When the daemon still runs, or something cannot be removed.
+/// If the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
-    // An agent has none: no gateway is its own.
+    // An agent has no gateways of its own.
     let gateways = match args.runtime.exists() {
         true => Some(NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?),
         false => None,
     };
-    // The maps know which ports are between nodes.
+    // The hop ports are stored in the maps.
     if let Ok(reader) = Reader::open(&args.bpffs)
         && let first @ 1.. = reader.edge()?.hop_ports
     {
         let last = first.saturating_add(FLOWS as u16 - 1);
-        preflight::release(first..=last).context("cannot release the ports between nodes")?;
+        preflight::release(first..=last).context("cannot release the hop ports")?;
     }
     datapath::remove(&args.bpffs)?;
     if let Some(gateways) = gateways {

@@ -1,5 +1,5 @@
-//! The tenants' lifecycle, carried out: gateways made and removed until they
-//! are what the registry asks for, and what came of it written back.
+//! Runs the tenants' lifecycle: creates and removes gateways until they match the
+//! registry, and writes the observed state back.
 
 pub mod plan;
 pub(crate) mod steered;
@@ -24,35 +24,34 @@ use crate::domain::{GatewayState, Observed, State, Steered, Tenant, TunnelSettin
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Change, Registry, UpdateError};
 
-/// Deadlines are looked at this often.
+/// How often deadlines are checked.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Pauses between attempts at a gateway.
+/// Backoff between attempts at a gateway.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
-/// Gateways that are made at a time, that are removed, and tenants that are
-/// written back.
+/// Maximum number of concurrent creations, removals, and writes of tenants.
 const AT_ONCE: usize = 32;
 
-/// So many times as long as a look at everything took is everything left alone:
-/// with thousands of tenants, changes that come together are seen together.
+/// After a pass the controller sleeps for this many times the pass's duration: with
+/// thousands of tenants, changes are then handled in batches.
 const REST: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_millis(250);
 
-/// See the module.
+/// See the module documentation.
 pub struct Controller {
     settings: TunnelSettings,
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
     steered: watch::Receiver<Steered>,
-    /// What tenants asked for at the last look: keys and digests take time to work
-    /// out.
+    /// The desired gateways of the last pass. Cached, because keys and digests take
+    /// time to compute.
     wanted: HashMap<Uuid, Wanted>,
-    /// Actions under way, and the ports they are for.
+    /// Running operations, and the ports they are for.
     under_way: JoinSet<anyhow::Result<()>>,
     busy: BTreeMap<task::Id, (u16, Option<Uuid>)>,
     attempts: BTreeMap<Uuid, Attempts>,
-    /// Of gateways that are still there, by port.
+    /// Attempts to remove gateways that still exist, by port.
     removals: BTreeMap<u16, Removal>,
 }
 
@@ -72,8 +71,7 @@ struct Attempts {
 }
 
 impl Controller {
-    /// A controller over `registry` and `gateways`, told by `steered` what the
-    /// edge does.
+    /// `steered` has the ports that the edge steers.
     pub fn new(
         settings: TunnelSettings,
         registry: Arc<dyn Registry>,
@@ -93,7 +91,7 @@ impl Controller {
         }
     }
 
-    /// Runs for good.
+    /// Runs forever.
     pub async fn run(mut self) {
         let mut tenants_changed = self.registry.changes();
         let mut gateways_changed = self.gateways.changes();
@@ -106,7 +104,7 @@ impl Controller {
             let took = start.elapsed();
             match looked {
                 Ok(noticed) => self.write_all(noticed).await,
-                Err(error) => tracing::error!("cannot reconcile, trying again: {error:#}"),
+                Err(error) => tracing::error!("cannot reconcile; retrying: {error:#}"),
             }
             rest(took).await;
             tokio::select! {
@@ -119,7 +117,7 @@ impl Controller {
         }
     }
 
-    /// Begins what is to be done, and returns what is to be written back.
+    /// Starts the operations that are due, and returns the states to write back.
     async fn look(&mut self) -> anyhow::Result<Vec<Noticed>> {
         let tenants = self.registry.list().await?;
         let gateways = self.gateways.list().await?;
@@ -129,7 +127,7 @@ impl Controller {
             .iter()
             .map(|gateway| ((gateway.tenant, gateway.generation), gateway))
             .collect();
-        // Attempts count until what was attempted is there.
+        // Attempts count until the gateway matches its spec.
         let mut before = std::mem::take(&mut self.attempts);
         for tenant in tenants.clone() {
             let (id, generation) = (tenant.id, tenant.vpn.generation);
@@ -154,8 +152,8 @@ impl Controller {
         }
         self.wanted = wanted;
         self.removals.retain(|port, _| removed.contains(port));
-        // Those that were not tried yet come first, so that others that hang do
-        // not take all turns.
+        // Ports that were not tried yet come first, so that hanging removals do not
+        // use up all slots.
         removed.sort_by_key(|port| self.removals.get(port).map(|removal| removal.next));
         for port in removed {
             self.remove(port);
@@ -165,7 +163,7 @@ impl Controller {
         Ok(noticed.collect())
     }
 
-    /// Lets whoever asked for a gateway know what keeps them from it.
+    /// Reports to the registry why gateways do not match what tenants ask for.
     fn hinder<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>, gateways: &[Gateway]) {
         let attempted = |id| {
             let attempts = self.attempts.get(&id)?;
@@ -176,7 +174,7 @@ impl Controller {
         for gateway in gateways {
             let removal = self.removals.get(&gateway.port);
             if let Some(failure) = removal.and_then(|removal| removal.failure.as_ref()) {
-                let words = || format!("its gateway does not go: {failure}");
+                let words = || format!("cannot remove the gateway: {failure}");
                 troubles.entry(gateway.tenant).or_insert_with(words);
             }
         }
@@ -198,7 +196,7 @@ impl Controller {
         self.busy.insert(task.id(), (port, None));
     }
 
-    /// What these tenants ask for, as far as it changed worked out anew.
+    /// The desired gateways of these tenants. Computed only for tenants that changed.
     fn wanted<'a>(
         &mut self,
         tenants: impl IntoIterator<Item = &'a Tenant>,
@@ -232,12 +230,12 @@ impl Controller {
         }
         attempts.next = now + attempts.backoff.pause();
         if let Err(error) = check_versions(&spec.tunnel.live.networks, self.settings.ipv6) {
-            // A gateway that there is goes on.
-            tracing::error!(tenant = %id, "its networks stay as they were: {error}");
+            // An existing gateway keeps running.
+            tracing::error!(tenant = %id, "cannot apply the tenant's networks; the gateway keeps the previous ones: {error}");
             attempts.failure = Some(error.to_string());
             return;
         }
-        tracing::info!(tenant = %id, port, generation, "making gateway");
+        tracing::info!(tenant = %id, port, generation, "creating gateway");
         let gateways = Arc::clone(&self.gateways);
         let spec = spec.clone();
         let task = self
@@ -260,7 +258,7 @@ impl Controller {
         };
         let failure = outcome.err().map(|error| format!("{error:#}"));
         if let Some(failure) = &failure {
-            tracing::error!(port, "gateway: {failure}");
+            tracing::error!(port, "gateway operation failed; retrying: {failure}");
         }
         match tenant {
             Some(id) => {
@@ -282,14 +280,14 @@ impl Controller {
         }
     }
 
-    /// What came of the tenant's wishes, if that is news.
+    /// The update of the tenant's state, if there is one.
     fn notice(&self, tenant: &Tenant, gateways: &Served) -> Option<Noticed> {
         let allocation = tenant.vpn.allocation.as_ref()?;
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.get(&tenant.id);
         let failure = attempts.and_then(|attempts| attempts.failure.clone());
         let gateway = match (gateways.get(&(tenant.id, generation)), failure) {
-            // Parts of it may be there.
+            // Parts of the gateway may exist.
             (None, Some(failure)) => GatewayState::Failed(failure),
             (None, None) => GatewayState::Absent,
             (Some(gateway), Some(failure)) if gateway.state == GatewayState::Absent => {
@@ -297,7 +295,7 @@ impl Controller {
             }
             (Some(gateway), _) => gateway.state.clone(),
         };
-        // Before the agent has looked, what an earlier one made of it holds.
+        // Until the agent has reported, the state that an earlier agent led to stays.
         let steerable = self
             .steered
             .borrow()
@@ -320,7 +318,7 @@ impl Controller {
         let written = stream::iter(noticed).for_each_concurrent(AT_ONCE, async |noticed| {
             let id = noticed.id;
             if let Err(error) = self.write(noticed).await {
-                tracing::error!(tenant = %id, "its state is late: {error:#}");
+                tracing::error!(tenant = %id, "cannot write tenant state; retrying: {error:#}");
             }
         });
         written.await;
@@ -342,7 +340,7 @@ impl Controller {
         });
         match self.registry.update(id, change).await {
             Ok(after) => {
-                tracing::info!(tenant = %id, ?from, to = ?after.vpn.state);
+                tracing::info!(tenant = %id, ?from, to = ?after.vpn.state, "tenant state changed");
                 Ok(())
             }
             // Deleted since it was listed.
@@ -359,7 +357,7 @@ async fn rest(took: Duration) {
 /// Gateways by tenant and generation.
 type Served<'a> = HashMap<(Uuid, u64), &'a Gateway>;
 
-/// What is to be written back of a tenant's gateway.
+/// An observation to write back to a tenant.
 struct Noticed {
     id: Uuid,
     from: State,

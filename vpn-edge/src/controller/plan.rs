@@ -1,4 +1,4 @@
-//! Which gateways to remove and which to make.
+//! Which gateways to create and which to remove.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use crate::gateways::{Gateway, GatewaySpec};
 #[derive(Debug)]
 pub struct Wanted {
     pub spec: GatewaySpec,
-    /// Of the spec's tunnel.
+    /// The digest of the spec's tunnel.
     pub digest: TunnelDigest,
-    /// The tenant's, of which this was made.
+    /// The version of the tenant that this was computed from.
     pub version: u64,
 }
 
@@ -31,32 +31,33 @@ impl Wanted {
         })
     }
 
-    /// Whether this was made of the tenant as it is. A tenant that was deleted and
-    /// made again may have the version once more, but not the generation.
+    /// Whether this was computed from the tenant in its current version. A tenant
+    /// that was deleted and created again may have the same version, but never the
+    /// same generation.
     #[must_use]
     pub fn is_of(&self, tenant: &Tenant) -> bool {
         self.version == tenant.version && self.spec.tunnel.fixed.generation == tenant.vpn.generation
     }
 
-    /// Whether this is the gateway.
+    /// Whether the gateway matches this spec.
     #[must_use]
     pub fn is(&self, gateway: &Gateway) -> bool {
         gateway.matches(&self.spec, &self.digest)
     }
 }
 
-/// A step towards the gateways that are asked for.
+/// A step from the existing gateways to the desired ones.
 #[derive(Debug)]
 pub enum Action<'a> {
-    /// End whatever is on this port.
+    /// Remove the gateway on this port.
     Remove(u16),
-    /// Make this gateway, in place of any other on its port, or update the one that
-    /// is there in place.
+    /// Create this gateway, replacing any other on its port, or update the existing
+    /// one in place.
     Ensure(&'a GatewaySpec),
 }
 
-/// The steps from `gateways` to what is `wanted`, over the union of both: a gateway
-/// that no tenant asks for is removed.
+/// The steps from `gateways` to `wanted`. Gateways that no tenant asks for are
+/// removed.
 #[must_use]
 pub fn plan<'a>(
     wanted: impl IntoIterator<Item = &'a Wanted>,

@@ -1,8 +1,8 @@
-//! What the edges of a cluster steer by, told from what they are told.
+//! Which ports the edges of a cluster steer, computed from the resources that the
+//! agents watch.
 //!
-//! Agents follow the same resources within milliseconds, and say nothing back:
-//! with thousands of tenants on many nodes that would be most of what the API
-//! server does.
+//! Agents apply these within milliseconds and do not report back: with thousands of
+//! tenants on many nodes, reports would be most of the API server's load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::registry::Registry;
 
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Follows both, until nobody listens.
+/// Follows registry and gateways until the receiver is dropped.
 pub fn follow(
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
@@ -42,7 +42,9 @@ pub fn follow(
                         changed
                     });
                 }
-                Err(error) => tracing::warn!("cannot tell what the edges do: {error:#}"),
+                Err(error) => {
+                    tracing::warn!("cannot list tenants and gateways; retrying: {error:#}")
+                }
             }
             rest(start.elapsed()).await;
             tokio::select! {
@@ -56,7 +58,7 @@ pub fn follow(
     receiver
 }
 
-/// The ports whose gateways are ready and have the keys that they are to have.
+/// The ports whose gateways are ready and have their tenant's current keys.
 fn steered<'a>(
     tenants: impl IntoIterator<Item = &'a Tenant>,
     gateways: &[Gateway],

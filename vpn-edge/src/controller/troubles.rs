@@ -1,4 +1,4 @@
-//! What keeps gateways from being as they are asked for.
+//! Why gateways do not match what their tenants ask for.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use uuid::Uuid;
 use crate::domain::{GatewayState, State, Tenant};
 use crate::gateways::Gateway;
 
-/// By tenant, for those that have keys and have not failed for good. `attempted`
-/// is why the last attempt at a gateway of a generation failed; `late` tells of
-/// gateways that run, and otherwise than they are to.
+/// Problems by tenant, for tenants that have keys and have not failed. `attempted`
+/// returns why the last attempt at a gateway of a generation failed; `late` has the
+/// gateways that run with an outdated spec.
 pub fn troubles<'a>(
     tenants: impl IntoIterator<Item = &'a Tenant>,
     gateways: &[Gateway],

@@ -1,4 +1,4 @@
-//! The pinned maps, typed.
+//! Typed access to the pinned maps.
 
 mod nodes;
 mod session;
@@ -53,60 +53,61 @@ pub enum MapError {
 
 const PORTS: u32 = 1 << 16;
 const WORDS: usize = size_of::<Allocation>() / 8;
-/// Word of [`Allocation`] that is published.
+/// The word of [`Allocation`] that publishes it.
 const HEAD: usize = 0;
-/// Word of [`Allocation`] that may change while the port is open.
+/// The word of [`Allocation`] that may change while the port is open.
 const RATES: usize = std::mem::offset_of!(Allocation, rates) / 8;
 
 type Cell = [Word; WORDS];
 
-/// What becomes of a slot's memory when its allocation changes.
+/// What happens to a slot's memory when its allocation changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// It stays.
+    /// It is kept.
     Keep,
-    /// Sessions are forgotten: the gateway has other keys.
+    /// Sessions are removed: the gateway has other keys.
     Forget,
-    /// All starts from zero, counters too: the slot is another tenant's.
+    /// Everything is zeroed, counters too: the slot gets another tenant.
     Reset,
 }
 
-/// One change of the port map. See [`Maps::publish`].
+/// A change of the port map. See [`Maps::publish`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub port: u16,
-    /// The new value; of mode [`mode::NONE`] to take the allocation away.
+    /// The new value; with mode [`mode::NONE`] the allocation is removed.
     pub allocation: Allocation,
     pub memory: Memory,
-    /// Unknown sessions pass for one session's life: the gateway may have
-    /// announced some that these maps never saw.
+    /// Whether packets of unknown sessions are let in for the life of a session: the
+    /// gateway may have announced sessions that these maps did not see.
     pub grace: bool,
 }
 
-/// A client, and how its packets go.
+/// A client's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientFlow {
     pub client: SocketAddr,
-    /// Whether that is another edge node, which sends for a client of its own.
+    /// Whether the client is another edge node, which forwards for a client of its
+    /// own.
     pub edge_node: bool,
     /// The node's address that it sends to.
     pub own: Option<IpAddr>,
-    /// The port that its packets leave from if the gateway is on another node.
+    /// The hop port assigned to it, if the gateway is on another node.
     pub hop_port: u16,
-    /// Since its last packet; where no flow has to be kept for replies, since
-    /// its last handshake.
+    /// Time since its last packet; if no flow is kept for replies, since its last
+    /// handshake.
     pub seen: Duration,
-    /// Since the last reply that was noted, if there was one.
+    /// Time since the last recorded reply, if there was one.
     pub proven: Option<Duration>,
 }
 
-/// The address as the standard library has it.
+/// The address as a standard library type.
 #[must_use]
 pub fn ip(address: Address) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
 }
 
-/// The address as maps have it.
+/// The address in the form of the maps.
 pub(super) fn to_address(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(v4) => mapped(v4.octets()),
@@ -114,7 +115,7 @@ pub(super) fn to_address(ip: IpAddr) -> Address {
     }
 }
 
-/// The maps, to be read: what the running programs see.
+/// The maps as the running programs see them, read-only.
 pub struct Reader {
     allocations: Mapped<Cell>,
     sessions: Mapped<Sessions>,
@@ -125,16 +126,16 @@ pub struct Reader {
     clock: Mapped<Clock>,
     edge: Array<MapData, Edge>,
     counters: PerCpuArray<MapData, Counters>,
-    /// Builds before this map was added pinned none.
+    /// None if the maps are from a version without this map.
     nodes: Option<HashMap<MapData, Address, u8>>,
 }
 
 impl Reader {
-    /// Opens the maps pinned under `root` by whichever agent runs there.
+    /// Opens the maps that an agent pinned under `root`.
     ///
     /// # Errors
     ///
-    /// [`MapError::NotPinned`] when there are none.
+    /// [`MapError::NotPinned`] if there are none.
     pub fn open(root: &Path) -> Result<Self, MapError> {
         Self::in_folder(&super::folder(root).join("maps"), false)
     }
@@ -174,7 +175,7 @@ impl Reader {
         })
     }
 
-    /// Every allocated port.
+    /// All allocated ports.
     #[must_use]
     pub fn allocations(&self) -> BTreeMap<u16, Allocation> {
         (0..=u16::MAX)
@@ -182,10 +183,10 @@ impl Reader {
             .collect()
     }
 
-    /// The allocation of one port, if it has one.
+    /// The allocation of a port, if it has one.
     ///
-    /// Another process may be changing it: what is published together is read
-    /// together only by [`Maps`], which is the one that writes.
+    /// It may be changed during the read: only [`Maps`], the one writer, reads its
+    /// parts consistently.
     #[must_use]
     pub fn allocation(&self, port: u16) -> Option<Allocation> {
         let cell = &self.allocations[usize::from(port)];
@@ -193,11 +194,11 @@ impl Reader {
         (allocation.mode != mode::NONE).then_some(allocation)
     }
 
-    /// The node as the programs see it; all zero before an agent set it.
+    /// The node's data for the programs; all zeros before an agent has set it.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the lookup.
+    /// If the kernel refuses the lookup.
     pub fn edge(&self) -> Result<Edge, MapError> {
         self.edge
             .get(&0, 0)
@@ -220,7 +221,7 @@ impl Reader {
         }))
     }
 
-    /// Session indexes of a slot under which its gateway takes packets now.
+    /// Number of session indexes of a slot under which its gateway accepts packets.
     #[must_use]
     pub fn sessions(&self, slot: u16) -> usize {
         let now = self.tick();
@@ -228,8 +229,8 @@ impl Reader {
         ways(sessions).filter(|way| way.load() as u32 > now).count()
     }
 
-    /// What time the programs have. Where all gateways are on other nodes they
-    /// do not tell; it is then known to some seconds.
+    /// The current tick of the programs. If all gateways are on other nodes, the
+    /// programs do not record it; it is then accurate to some seconds.
     #[must_use]
     pub fn tick(&self) -> u32 {
         let clock = &self.clock[0];
@@ -241,11 +242,11 @@ impl Reader {
         tick(told + since / jiffy())
     }
 
-    /// The clients that a slot's packets came from lately, in no order.
+    /// The clients whose packets recently arrived for a slot, unordered.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the lookup.
+    /// If the kernel refuses the lookup.
     pub fn flows(&self, slot: u16) -> Result<Vec<ClientFlow>, MapError> {
         let edge = self.edge()?;
         let now = self.tick();
@@ -273,8 +274,7 @@ impl Reader {
             .collect()
     }
 
-    /// Until when a slot's unknown sessions pass, from now; nothing if they do
-    /// not.
+    /// The remaining grace period of a slot; none if there is none.
     #[must_use]
     pub fn grace(&self, slot: u16) -> Option<Duration> {
         let until = self.limits[usize::from(slot)].grace.load();
@@ -282,12 +282,12 @@ impl Reader {
         Some(Duration::from_nanos(left))
     }
 
-    /// The maps as they are now, for the host's build of the programs. Deciding
-    /// over it changes nothing in the kernel.
+    /// A copy of the maps for the host's build of the programs. Decisions on it
+    /// change nothing in the kernel.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a lookup.
+    /// If the kernel refuses a lookup.
     pub fn snapshot(&self) -> Result<Tables, MapError> {
         let mut tables = Tables::default();
         tables.edge = self.edge()?;
@@ -346,7 +346,7 @@ fn copy<'a>(from: impl Iterator<Item = &'a Word>, to: impl Iterator<Item = &'a W
     }
 }
 
-/// Sampled drops, as they come. One reader at a time: two would share them.
+/// Sampled drops. One reader at a time: two would each get only a part.
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
@@ -354,7 +354,7 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// [`MapError::NotPinned`] when there is none.
+    /// [`MapError::NotPinned`] if there is none.
     pub fn open(root: &Path) -> Result<Self, MapError> {
         let map = pinned(&super::folder(root).join("maps"), map::EVENTS)?;
         let events = RingBuf::try_from(Map::RingBuf(map))
@@ -362,11 +362,11 @@ impl Events {
         Ok(Self(events))
     }
 
-    /// Takes the next one, if there is one.
+    /// Takes the next event, if there is one.
     pub fn take(&mut self) -> Option<vpn_edge_common::Event> {
         let item = self.0.next()?;
         let bytes: &[u8; size_of::<vpn_edge_common::Event>()] = item.as_ref().try_into().ok()?;
-        // SAFETY: plain integers, of this length, and copied out unaligned.
+        // SAFETY: plain integers of this length, copied out unaligned.
         Some(unsafe {
             bytes
                 .as_ptr()
@@ -382,7 +382,7 @@ impl std::os::fd::AsRawFd for Events {
     }
 }
 
-/// The maps, to be read and written. There is one writer: the agent.
+/// The maps with write access. There is one writer: the agent.
 pub struct Maps(Reader);
 
 impl std::ops::Deref for Maps {
@@ -405,17 +405,17 @@ impl Maps {
             .map_err(|source| unwritable(map::EDGE, source))
     }
 
-    /// Makes the changes, so that a program on any CPU sees each allocation as
-    /// it was or as it is to be, and never a part of both.
+    /// Applies the changes so that programs on all CPUs see each allocation either
+    /// completely as before or completely as after.
     ///
-    /// A port that another gateway gets is closed by one store; when no program
-    /// that saw it open runs any more, the rest is written; when none runs that
-    /// may have read the rest before, one store opens it. What is to be closed
-    /// is closed first of all, within microseconds.
+    /// A port that gets another gateway is closed by one store; after all programs
+    /// that may have seen it open have ended, the rest is written; after all programs
+    /// that may have read the rest before have ended, one store opens it. All ports
+    /// to close are closed first, within microseconds.
     ///
     /// # Errors
     ///
-    /// When counters cannot be reset; their ports stay closed.
+    /// If counters cannot be reset; their ports stay closed.
     pub fn publish(&mut self, changes: &[Change]) -> Result<(), MapError> {
         let mut rewritten = Vec::new();
         for change in changes {
@@ -455,7 +455,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Closes a port at once, and leaves the rest of its allocation.
+    /// Closes a port immediately, leaving the rest of its allocation unchanged.
     pub fn close(&mut self, port: u16) {
         if let Some(allocation) = self.0.allocation(port) {
             let closed = Allocation {
@@ -468,7 +468,7 @@ impl Maps {
 
     fn remember(&mut self, change: &Change) -> Result<(), MapError> {
         if change.allocation.mode == mode::NONE {
-            // It names no slot.
+            // It has no slot.
             return Ok(());
         }
         let slot = change.allocation.slot;
@@ -504,14 +504,14 @@ impl Maps {
     }
 }
 
-/// Returns when every program that runs now has ended.
+/// Returns when every program that is running now has ended.
 fn await_programs() {
-    // Programs run inside RCU's readers, and this command waits for those.
+    // Programs run in RCU read-side critical sections, which this command waits for.
     const GLOBAL: libc::c_long = 1;
     // SAFETY: a system call without pointers.
     let waited = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
     if waited != 0 {
-        // Kernels with nohz_full refuse it. No program runs for as long.
+        // Kernels with nohz_full refuse it. No program runs that long.
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -526,8 +526,8 @@ fn from_words(words: [u64; WORDS]) -> Allocation {
     unsafe { std::mem::transmute(words) }
 }
 
-/// Nanoseconds of the clock that programs read, which they see a jiffy late at
-/// most.
+/// Nanoseconds of the clock that programs read, which may lag by up to a jiffy for
+/// them.
 #[must_use]
 pub fn monotonic() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
@@ -535,34 +535,34 @@ pub fn monotonic() -> u64 {
     Duration::from(now).as_nanos() as u64
 }
 
-/// How long a jiffy is, in nanoseconds.
+/// The length of a jiffy in nanoseconds.
 fn jiffy() -> u64 {
-    // The coarse clocks advance with each.
+    // The coarse clocks advance once per jiffy.
     let length = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .expect("every Linux has this clock");
     (Duration::from(length).as_nanos() as u64).max(1)
 }
 
-/// What jiffies begin with at boot: five minutes before their lower half wraps
+/// The initial value of jiffies at boot: five minutes before the lower half wraps
 /// (`INITIAL_JIFFIES`).
 fn first_jiffies() -> u64 {
     const BEFORE: u64 = 300 * 1_000_000_000;
     (1 << 32) - BEFORE / jiffy()
 }
 
-/// How long a [`tick`] is.
+/// The length of a [`tick`].
 #[must_use]
 pub fn tick_length() -> Duration {
     let jiffies = (1..).find(|&jiffies| tick(jiffies) == 1).unwrap_or(1);
     Duration::from_nanos(jiffies * jiffy())
 }
 
-/// [`LIFE`] as a count of ticks, and one more as both ends fall in between.
+/// [`LIFE`] in ticks, plus one, because both ends fall within a tick.
 pub(super) fn session_life() -> u32 {
     tick(LIFE / jiffy()) + 1
 }
 
-/// The kernel's number for a map pinned under `root`.
+/// The kernel's ID of a map pinned under `root`.
 pub(super) fn id(root: &Path, name: &'static str) -> Result<u32, MapError> {
     let map = pinned(&super::folder(root).join("maps"), name)?;
     let info = map.info().map_err(|source| unreadable(name, source))?;

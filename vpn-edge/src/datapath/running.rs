@@ -1,4 +1,4 @@
-//! The programs that run, to be asked what they do with a frame.
+//! Test runs of the running programs.
 
 use std::path::Path;
 
@@ -13,11 +13,11 @@ use vpn_edge_common::{map, program};
 use super::attach::{self, Hook};
 use super::{DatapathError, maps};
 
-/// A program in the kernel, of whichever process attached it.
+/// A program in the kernel, attached by any process.
 pub struct Running {
     program: Program,
     id: u32,
-    /// Whether it hangs on its hook for certain, by a pinned link.
+    /// Whether a pinned link proves that it is attached to its hook.
     pub linked: bool,
 }
 
@@ -26,19 +26,19 @@ enum Program {
     Tc(SchedClassifier),
 }
 
-/// What a program said of a frame.
+/// A program's verdict on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Pass,
     Drop,
     Redirect,
-    /// Back out by the interface it came in by.
+    /// Sent out of the interface on which it arrived.
     Transmit,
-    /// A number that none of our programs returns.
+    /// A value that none of our programs returns.
     Other(u32),
 }
 
-/// What a program made of a frame.
+/// The result of a test run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     pub answer: Answer,
@@ -46,16 +46,15 @@ pub struct Ran {
 }
 
 impl Running {
-    /// The program on `hook`, by the link pinned under `root`; nothing if none
-    /// is there.
+    /// The program on `hook`, by the link pinned under `root`; none if there is none.
     ///
-    /// Before Linux 6.6 tc has no links. Then it is the newest program of its
-    /// name that works on the pinned maps, which may be one that another
-    /// process has loaded and not yet attached.
+    /// Before Linux 6.6 tc has no links. Then it is the newest program with its name
+    /// that uses the pinned maps, which may be one that another process has loaded
+    /// but not attached yet.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses to tell.
+    /// If the kernel refuses the query.
     pub fn find(root: &Path, hook: &Hook) -> Result<Option<Self>, DatapathError> {
         let links = super::folder(root).join("links");
         let link = attach::pinned(&links.join(hook.pin()))?;
@@ -91,17 +90,17 @@ impl Running {
         }))
     }
 
-    /// The kernel's number for the program.
+    /// The kernel's ID of the program.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Whether the kernel runs the program over a frame of so many bytes.
+    /// Whether the kernel can run the program on a frame of this length.
     ///
-    /// XDP wants an Ethernet header, and tc an IPv4 header behind it. Both take
-    /// in one piece what a page holds besides XDP's headroom and the
-    /// `skb_shared_info` behind a frame; what is longer came in merged.
+    /// XDP requires an Ethernet header, and tc an IPv4 header after it. The maximum
+    /// is what fits into a page besides XDP's headroom and the `skb_shared_info`
+    /// after a frame; longer frames arrived merged.
     #[must_use]
     pub fn takes(&self, length: usize) -> bool {
         const ETHERNET: usize = 14;
@@ -114,13 +113,13 @@ impl Running {
         (shortest..=PIECE).contains(&length)
     }
 
-    /// Runs the program over `frame`, as if it came in by the interface
-    /// `ingress` where that is here and the kernel lets us say so: routes depend
-    /// on it. What it writes into maps is real; the frame goes nowhere.
+    /// Runs the program on `frame`, as if it arrived on the interface `ingress`, if
+    /// that exists and the kernel allows it: routes depend on it. Writes to maps are
+    /// real; the frame is discarded.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the frame.
+    /// If the kernel refuses the frame.
     pub fn run(&self, frame: &[u8], ingress: u32) -> Result<Ran, DatapathError> {
         const TC_NEXT: u32 = u32::MAX;
         let context = self.context(frame, ingress);
@@ -138,12 +137,12 @@ impl Running {
         Ok(Ran { answer, frame })
     }
 
-    /// The beginning of the kernel's `struct xdp_md`, or of `__sk_buff`, with
-    /// the interface in it.
+    /// The beginning of the kernel's `struct xdp_md` or `__sk_buff`, with the
+    /// interface.
     fn context(&self, frame: &[u8], ingress: u32) -> Vec<u8> {
         const SKB_IFINDEX: usize = 10;
         let words = match self.program {
-            // All of the frame lies in one piece.
+            // The frame is linear.
             Program::Xdp(_) => vec![0, frame.len() as u32, 0, ingress],
             Program::Tc(_) => {
                 let mut words = vec![0; SKB_IFINDEX];
@@ -172,8 +171,8 @@ impl Running {
                 ..TestRunOptions::default()
             })
         };
-        // Interfaces without native XDP cannot be named, nor can any to kernels
-        // before 5.15. Refused, it has not run.
+        // Interfaces without native XDP cannot be given, nor any interface before
+        // Linux 5.15. If refused, the program has not run.
         let result = test(Some(context))
             .or_else(|_| test(None))
             .map_err(|source| DatapathError::Running {
@@ -185,7 +184,7 @@ impl Running {
     }
 }
 
-/// The link's program; none if its interface is gone.
+/// The link's program; none if its interface was removed.
 fn linked_to(link: &FdLink) -> Result<Option<ProgramInfo>, DatapathError> {
     let id = link
         .info()
@@ -194,7 +193,7 @@ fn linked_to(link: &FdLink) -> Result<Option<ProgramInfo>, DatapathError> {
     Ok(loaded(|program| program.id() == id))
 }
 
-/// The newest program called `name` that works on the maps under `root`.
+/// The newest program called `name` that uses the maps under `root`.
 fn named(root: &Path, name: &str) -> Result<Option<ProgramInfo>, DatapathError> {
     let own = maps::id(root, map::ALLOCATIONS)?;
     Ok(loaded(|program| {
@@ -205,7 +204,7 @@ fn named(root: &Path, name: &str) -> Result<Option<ProgramInfo>, DatapathError> 
 
 fn loaded(wanted: impl Fn(&ProgramInfo) -> bool) -> Option<ProgramInfo> {
     loaded_programs()
-        // One may be gone before it is looked at.
+        // A program may be unloaded meanwhile.
         .flatten()
         .filter(|program| wanted(program))
         .max_by_key(ProgramInfo::id)

@@ -1,4 +1,4 @@
-//! What a look at a node asks of the kernel. Nothing of it stays.
+//! Queries of a node's kernel that leave nothing behind.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use vpn_edge_common::program as names;
 use super::attach::{self, Hook};
 use super::{DatapathError, PASS_OBJECT, load_xdp, on_bpffs};
 
-/// An XDP or tc program of whomever.
+/// An XDP or tc program of any owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Foreign {
     pub name: Option<String>,
-    /// The `bpf_link` that holds it, if one does.
+    /// The ID of the `bpf_link` that attaches it, if there is one.
     pub link: Option<u32>,
 }
 
@@ -25,26 +25,26 @@ pub fn has_bpffs(root: &Path) -> bool {
         .is_some_and(on_bpffs)
 }
 
-/// Whether the driver takes a program in native mode, found by attaching one
-/// for a moment that passes all packets. Some cards reset their queues over
-/// that: never ask while traffic is served.
+/// Tests whether the driver supports native XDP, by attaching a program for a moment
+/// that passes all packets. Some cards reset their queues for this: never call it
+/// while traffic is served.
 ///
 /// # Errors
 ///
-/// [`DatapathError::Attach`] when the driver refuses, [`DatapathError::Occupied`]
-/// when another program is there, and others when the kernel refuses to load.
+/// [`DatapathError::Attach`] if the driver refuses, [`DatapathError::Occupied`] if
+/// another program is attached, and others if the kernel refuses to load.
 pub fn native_xdp(interface: &str) -> Result<(), DatapathError> {
     let mut ebpf = Ebpf::load(PASS_OBJECT)?;
     let name = load_xdp(&mut ebpf, names::PASS_FRAGS, names::PASS)?;
     attach::xdp(&mut ebpf, name, interface).map(drop)
 }
 
-/// The programs that hang on `hook` by links pinned under `root`, by whichever
-/// build.
+/// The IDs of programs attached to `hook` by links pinned under `root`, of any
+/// version.
 ///
 /// # Errors
 ///
-/// When the kernel tells nothing of a pinned link.
+/// If the kernel does not report a pinned link.
 pub fn pinned(root: &Path, hook: &Hook) -> Result<Vec<u32>, DatapathError> {
     let folders = attach::others(root)
         .into_iter()
@@ -61,10 +61,10 @@ pub fn pinned(root: &Path, hook: &Hook) -> Result<Vec<u32>, DatapathError> {
     Ok(programs)
 }
 
-/// What the kernel tells of the program with this number.
+/// The kernel's information on the program with this ID.
 #[must_use]
 pub fn program(id: u32) -> Foreign {
-    // Others come and go meanwhile: errors are about those.
+    // Programs may be unloaded meanwhile: errors are about those.
     let info = loaded_programs().flatten().find(|info| info.id() == id);
     let link = loaded_links()
         .flatten()

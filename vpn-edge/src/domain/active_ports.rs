@@ -1,9 +1,9 @@
-//! The ports that the edge steers, as whoever waits for it is told.
+//! The ports that the edge steers, for those who wait for it.
 
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-/// What the edge steers by now: tenant and generation by port. Nothing before
-/// the agent has looked.
+/// Tenant and generation by port, as steered by the edge. None until the agent has
+/// read its maps.
 pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;

@@ -1,5 +1,5 @@
-//! The VPN's lifecycle: a state machine over the plan, the tenant's readiness,
-//! what is asked for and what is observed of the gateway.
+//! The VPN's lifecycle: a state machine over the plan, the tenant's readiness, the
+//! requested and the observed gateway.
 //!
 //! Guarantees: a refused transition changes nothing; keys and a port exist only
 //! in `enabling`, `enabled` and `failed`; the generation never goes back.
@@ -15,23 +15,23 @@ use super::tenant::Tenant;
 use super::vpn::{Allocation, State, Vpn};
 use crate::wireguard::keys::{KeyError, Keys};
 
-/// How long a gateway may take to answer before the VPN counts as failed.
+/// How long a gateway may take to answer before the VPN has failed.
 pub const ENABLING_DEADLINE: SignedDuration = SignedDuration::from_secs(30);
 
-/// What is seen of a tenant's gateway *of the current generation*.
+/// The observed state of a tenant's gateway *of the current generation*.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GatewayState {
     Absent,
     Starting,
     Ready,
-    /// With the gateway's own words.
+    /// With the gateway's own message.
     Failed(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
     pub gateway: GatewayState,
-    /// The edge can steer the tenant's port to the gateway.
+    /// Whether the edge can steer the tenant's port to the gateway.
     pub steerable: bool,
 }
 
@@ -55,12 +55,12 @@ impl Vpn {
 }
 
 impl Tenant {
-    /// Asks for a gateway: a port of `pool`, a subnet clear of `cluster_ranges` and
-    /// the new `keys`.
+    /// Requests a gateway with a port of `pool`, a subnet that does not overlap
+    /// `cluster_ranges`, and the new `keys`.
     ///
-    /// From `failed` this is a fresh attempt that keeps its port while it holds
-    /// it and the pool has it. Keys that could not be made lead to `failed`, and
-    /// so do ranges that leave no subnet.
+    /// In `failed` this is a new attempt, which keeps its port if the tenant still
+    /// holds it and it is still in the pool. If the keys could not be generated, or
+    /// no subnet is left, the state becomes `failed`.
     pub fn enable(
         &mut self,
         pool: &mut dyn Ports,
@@ -107,7 +107,7 @@ impl Tenant {
         Ok(())
     }
 
-    /// Gives up gateway, port and keys.
+    /// Releases gateway, port and keys.
     pub fn disable(&mut self, pool: &mut dyn Ports, now: Timestamp) -> Result<(), VpnError> {
         match self.vpn.state {
             State::Unavailable => Err(VpnError::NotAvailable),
@@ -121,7 +121,7 @@ impl Tenant {
         }
     }
 
-    /// Replaces the keys; the port, and with it the endpoint, and the subnet stay.
+    /// Replaces the keys. Port, endpoint and subnet stay.
     pub fn regenerate(&mut self, keys: Keys, now: Timestamp) -> Result<(), VpnError> {
         let allocation = self.configuration()?;
         let (port, subnet) = (allocation.port, allocation.subnet);
@@ -129,8 +129,8 @@ impl Tenant {
         Ok(())
     }
 
-    /// Takes another port of `pool`, and `keys`, in place of a port that somebody
-    /// else has come by.
+    /// Takes another port of `pool`, with new `keys`, because the current one belongs
+    /// to somebody else.
     pub fn reallocate(
         &mut self,
         pool: &mut dyn Ports,
@@ -144,7 +144,7 @@ impl Tenant {
         Ok(())
     }
 
-    /// Asks for a gateway of a new generation.
+    /// Requests a gateway of a new generation.
     fn begin(&mut self, port: u16, subnet: Ipv4Net, keys: Keys, now: Timestamp) {
         self.vpn.allocation = Some(Allocation {
             port,
@@ -156,7 +156,7 @@ impl Tenant {
         self.vpn.enter(State::Enabling, now);
     }
 
-    /// What a client's configuration is made from, while `enabled`.
+    /// The allocation that a client's configuration is made from, in `enabled` only.
     pub fn configuration(&self) -> Result<&Allocation, VpnError> {
         match self.vpn.state {
             State::Unavailable => Err(VpnError::NotAvailable),
@@ -166,7 +166,7 @@ impl Tenant {
         }
     }
 
-    /// Changes the plan. A plan without VPN ends the VPN from any state.
+    /// Changes the plan. A plan without VPN disables the VPN in any state.
     pub fn set_plan(&mut self, plan: Plan, pool: &mut dyn Ports, now: Timestamp) {
         self.plan = plan;
         let available = self.vpn.state != State::Unavailable;
@@ -178,12 +178,12 @@ impl Tenant {
         }
     }
 
-    /// Readiness matters to enabling alone: an enabled VPN stays enabled.
+    /// Readiness matters only for enabling: an enabled VPN stays enabled.
     pub fn set_ready(&mut self, ready: bool) {
         self.ready = ready;
     }
 
-    /// Takes in what is seen of the gateway of the current generation.
+    /// Applies an observation of the current generation's gateway.
     pub fn observe(&mut self, observed: &Observed, now: Timestamp) {
         let Observed { gateway, steerable } = observed;
         let serving = *gateway == GatewayState::Ready && *steerable;

@@ -1,8 +1,8 @@
-//! What a tenant is and what may happen to it: plans, the VPN's lifecycle, the
-//! port pool and the tunnel.
+//! Tenants and the rules for them: plans, the VPN's lifecycle, the port pool and the
+//! tunnel.
 //!
-//! Nothing here does I/O, knows a runtime, Kubernetes or eBPF. Time and keys
-//! come in as arguments.
+//! Pure code: no I/O, no runtime, no Kubernetes, no eBPF. Time and keys are
+//! arguments.
 
 mod active_ports;
 pub mod error;

@@ -1,4 +1,4 @@
-//! What an organisation pays for.
+//! Tenants' plans.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,7 +42,7 @@ impl Plan {
         matches!(self, Plan::Business | Plan::EnterpriseCloud)
     }
 
-    /// The name on the wire, in the database and on the command line.
+    /// The name in the API, the database and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Plan::Developer => "developer",
@@ -74,14 +74,14 @@ impl FromStr for Plan {
     }
 }
 
-/// What a tenant may send, and receive, in a second. None is no limit.
+/// What a tenant may send, and receive, per second. None is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     pub packets: Option<u32>,
     pub bytes: Option<u64>,
 }
 
-/// The limits of each plan that has some.
+/// The limits by plan.
 #[derive(Clone, Debug, Default)]
 pub struct PlanLimits(BTreeMap<Plan, Limits>);
 
@@ -97,8 +97,8 @@ impl PlanLimits {
     }
 }
 
-/// One plan's limits, in text `business=packets:50000,bytes:12500000`, where
-/// either may be missing.
+/// One plan's limits, written `business=packets:50000,bytes:12500000`; either part
+/// may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanLimit {
     plan: Plan,
@@ -109,11 +109,11 @@ pub struct PlanLimit {
 pub enum InvalidLimit {
     #[error(transparent)]
     Plan(#[from] UnknownPlan),
-    #[error("{0:?} is no limit; write PLAN=packets:N,bytes:N, each a second, or one of the two")]
+    #[error("{0:?} is not a limit; write PLAN=packets:N,bytes:N (per second), or one of the two")]
     Form(String),
-    #[error("{0} packets a second cannot be held to: name 1 to 100000000")]
+    #[error("{0} packets per second is out of range: use 1 to 100000000")]
     Packets(u64),
-    #[error("{0} bytes a second cannot be held to: name 1000 to 100000000000")]
+    #[error("{0} bytes per second is out of range: use 1000 to 100000000000")]
     Bytes(u64),
 }
 

@@ -1,7 +1,7 @@
-//! Ports for tenants, and the host names that they are reached by.
+//! Pools of ports for tenants, with the host names of their endpoints.
 //!
-//! A load balancer has few listeners (an AWS NLB 50), so that tenants are spread
-//! over several: each has a pool of its own.
+//! A load balancer has few listeners (an AWS NLB 50), so tenants may be spread over
+//! several, each with its own pool.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -9,30 +9,30 @@ use std::str::FromStr;
 
 use super::port_pool::{PortRange, PortRangeError};
 
-/// The ports behind one host name, in text `vpn.example.com=30000-30049`.
+/// The ports behind one host name, written `vpn.example.com=30000-30049`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     hostname: String,
     range: PortRange,
 }
 
-/// One or more pools that share no port.
+/// One or more pools with disjoint ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pools(Vec<Pool>);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
     #[error(
-        "{0:?} is no pool; write it as HOSTNAME=FIRST-LAST, for example vpn.example.com=30000-30049"
+        "{0:?} is not a pool; write it as HOSTNAME=FIRST-LAST, for example vpn.example.com=30000-30049"
     )]
     Syntax(String),
     #[error(
-        "{0:?} is no host name; use letters, digits, '.' and '-', at most 253 of them, or an address (IPv6 in brackets)"
+        "{0:?} is not a host name; use letters, digits, '.' and '-', at most 253 of them, or an address (IPv6 in brackets)"
     )]
     Hostname(String),
     #[error(transparent)]
     Range(#[from] PortRangeError),
-    #[error("there is no pool: name one as HOSTNAME=FIRST-LAST")]
+    #[error("no pool is given: add one as HOSTNAME=FIRST-LAST")]
     None,
     #[error("the pools {0} and {1} share ports: a port belongs to one host name")]
     Overlap(Pool, Pool),
@@ -41,7 +41,7 @@ pub enum PoolError {
 impl Pool {
     /// # Errors
     ///
-    /// When `hostname` is none.
+    /// If `hostname` is not a host name.
     pub fn new(hostname: &str, range: PortRange) -> Result<Self, PoolError> {
         let label = |label: &str| {
             let bytes = label.as_bytes();
@@ -93,7 +93,7 @@ impl FromStr for Pool {
 impl Pools {
     /// # Errors
     ///
-    /// When there is none, or two share a port.
+    /// If there is no pool, or two share a port.
     pub fn new(pools: Vec<Pool>) -> Result<Self, PoolError> {
         if pools.is_empty() {
             return Err(PoolError::None);
@@ -113,16 +113,15 @@ impl Pools {
         self.hostname(port).is_some()
     }
 
-    /// What clients send to, host name and port. A port that has left its pool is
-    /// reached as it was when there was one pool.
+    /// The endpoint, `host:port`. A port that is in no pool any more has the host
+    /// name of the first pool.
     #[must_use]
     pub fn endpoint(&self, port: u16) -> String {
         let hostname = self.hostname(port).unwrap_or(&self.0[0].hostname);
         format!("{hostname}:{port}")
     }
 
-    /// The host name that clients reach this port by. None for a port of no
-    /// pool.
+    /// The host name of this port's pool; none if it is in no pool.
     #[must_use]
     pub fn hostname(&self, port: u16) -> Option<&str> {
         let pool = self.0.iter().find(|pool| pool.range.contains(port))?;

@@ -1,9 +1,8 @@
 //! Which tenant holds which port.
 //!
-//! Guarantees: a port is held by at most one tenant, a tenant is given ports of
-//! the configured range only, and a port that was released is given out again
-//! as late as possible, so that a client with an old configuration does not
-//! soon reach somebody else's gateway.
+//! Guarantees: a port is held by at most one tenant; tenants only get ports of the
+//! configured range; a released port is reused as late as possible, so that a client
+//! with an old configuration does not soon reach another tenant's gateway.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -76,23 +75,24 @@ impl FromStr for PortRange {
     }
 }
 
-/// Ports to give out. What it takes to know which are free may be gathered when
-/// one is asked for.
+/// A source of free ports. An implementation may look up which ports are free on the
+/// first call.
 pub trait Ports {
-    /// Gives `holder` a port. `None` when every port is held.
+    /// Allocates a port to `holder`. `None` if all ports are in use.
     fn allocate(&mut self, holder: Uuid) -> Option<u16>;
 
-    /// Takes the port back. Says whether it was held.
+    /// Releases the port. Returns whether it was held.
     fn release(&mut self, port: u16) -> bool;
 
-    /// Says whether `holder` may go on with this port: it holds it, and the
-    /// port is still one to give out.
+    /// Whether `holder` may keep this port: it holds it, and the port is still in a
+    /// pool.
     fn keeps(&mut self, port: u16, holder: Uuid) -> bool;
 }
 
-/// The ports of some ranges and who holds them.
+/// The ports of some ranges and their holders.
 ///
-/// Ports held or released outside the ranges (they were configured differently
+/// Ports outside the ranges, held or released under an earlier configuration, are
+/// remembered but never allocated.
 /// once) are remembered but never given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPool {
@@ -112,8 +112,8 @@ pub struct HeldTwice {
 }
 
 impl PortPool {
-    /// `held` are the ports that tenants hold now; `released` those that were
-    /// held once, longest released first.
+    /// `held` are the ports that tenants hold; `released` are ports that were held
+    /// before, longest released first.
     pub fn new(
         range: PortRange,
         held: impl IntoIterator<Item = (u16, Uuid)>,
@@ -122,11 +122,11 @@ impl PortPool {
         PortPool::over(vec![range], held, released)
     }
 
-    /// As [`PortPool::new`], over several ranges.
+    /// Like [`PortPool::new`], over several ranges.
     ///
     /// # Errors
     ///
-    /// As [`PortPool::new`].
+    /// Like [`PortPool::new`].
     pub fn over(
         ranges: Vec<PortRange>,
         held: impl IntoIterator<Item = (u16, Uuid)>,
@@ -168,7 +168,7 @@ impl PortPool {
         self.held.get(&port).copied()
     }
 
-    /// How many ports [`Ports::allocate`] can still give out.
+    /// How many ports [`Ports::allocate`] can still allocate.
     pub fn available(&self) -> usize {
         let released = self.released.iter().filter(|p| self.has(**p));
         self.never_used.len() + released.count()
@@ -181,7 +181,8 @@ impl PortPool {
 }
 
 impl Ports for PortPool {
-    /// The lowest that was never used, else the one released longest ago.
+    /// The lowest port that was never used, otherwise the one that was released
+    /// longest ago.
     fn allocate(&mut self, holder: Uuid) -> Option<u16> {
         let port = self.never_used.pop_first().or_else(|| {
             let at = self.released.iter().position(|p| self.has(*p))?;

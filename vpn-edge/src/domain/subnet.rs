@@ -1,6 +1,5 @@
-//! The tunnel's addresses: `10.X.Y.0/24`, a pure function of the tenant's UUID
-//! and of the ranges it must keep clear of; and a unique local /64, of the
-//! UUID alone.
+//! The tunnel's addresses: `10.X.Y.0/24`, a pure function of the tenant's UUID and of
+//! the ranges to avoid; and a unique local /64, a function of the UUID only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,13 +14,13 @@ pub struct NoSubnetLeft;
 /// Sets the IPv6 subnet's hash apart from the IPv4 one's.
 const IPV6: &[u8] = b"vpn-edge tunnel IPv6";
 
-/// The tenant's tunnel subnet, always a /24 of 10.0.0.0/8. IPv6 ranges reserve
-/// nothing of it.
+/// The tenant's tunnel subnet, always a /24 of 10.0.0.0/8. IPv6 ranges in `reserved`
+/// have no effect.
 ///
-/// X and Y are the first two bytes of BLAKE2s-256 over the UUID's 16 bytes.
-/// Where that /24 overlaps a reserved range, the next candidates follow at an
-/// odd stride taken from the hash: it visits all 65,536, spreads the tenants
-/// that have to move, and moves no others.
+/// X and Y are the first two bytes of BLAKE2s-256 over the UUID's 16 bytes. If that
+/// /24 overlaps a reserved range, the next candidates follow at an odd stride taken
+/// from the hash: it visits all 65,536, spreads the tenants that have to move, and
+/// moves no others.
 pub fn tunnel_subnet(id: Uuid, reserved: &[IpNet]) -> Result<Ipv4Net, NoSubnetLeft> {
     let hash = Blake2s256::digest(id.as_bytes());
     let start = u16::from_be_bytes([hash[0], hash[1]]);
@@ -32,17 +31,17 @@ pub fn tunnel_subnet(id: Uuid, reserved: &[IpNet]) -> Result<Ipv4Net, NoSubnetLe
         .ok_or(NoSubnetLeft)
 }
 
-/// Whether it can be a tunnel's: a /24 of 10.0.0.0/8.
+/// Whether it can be a tunnel's subnet: a /24 of 10.0.0.0/8.
 pub fn is_tunnel_subnet(subnet: Ipv4Net) -> bool {
     subnet.prefix_len() == 24
         && subnet.addr() == subnet.network()
         && subnet.addr().octets()[0] == 10
 }
 
-/// The tenant's tunnel subnet for IPv6: subnet 0 of a unique local prefix (RFC
-/// 4193) whose 40 random bits are the first of BLAKE2s-256 over a text of our
-/// own and the UUID's 16 bytes. So random a prefix keeps clear of the cluster's
-/// ranges by itself.
+/// The tenant's IPv6 tunnel subnet: subnet 0 of a unique local prefix (RFC 4193)
+/// whose 40 random bits are the first of BLAKE2s-256 over a constant text and the
+/// UUID's 16 bytes. Such a random prefix practically never overlaps the cluster's
+/// ranges.
 pub fn tunnel_subnet6(id: Uuid) -> Ipv6Net {
     let hash = Blake2s256::new()
         .chain_update(IPV6)

@@ -1,4 +1,4 @@
-//! A tenant: one customer organisation's slice of the cluster.
+//! A tenant: one customer organisation's slice of the platform.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::vpn::Vpn;
 
 const MAX_ORGANISATION: usize = 64;
-/// What an organisation's name must be, in words.
+/// The rule for organisations' names, for messages.
 pub const ORGANISATION_RULE: &str =
     "use 1 to 64 letters, digits, '.', '_' and '-', and start with a letter or digit";
 /// RFC 1123, section 2.1.
@@ -21,17 +21,17 @@ const MAX_NETWORKS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
     pub id: Uuid,
-    /// The customer; its members see all of its tenants and no others.
+    /// The customer. Its members see all of its tenants and no others.
     pub organisation: String,
     pub plan: Plan,
-    /// The rest of the tenant is provisioned; enabling the VPN needs this.
+    /// Whether the tenant is provisioned; enabling the VPN requires it.
     pub ready: bool,
-    /// A DNS label, the tenant's own.
+    /// The tenant's own namespace, a DNS label.
     pub namespace: String,
-    /// What the tenant may reach through its gateway.
+    /// Networks that the tenant may reach through its gateway.
     pub networks: Vec<IpNet>,
     pub vpn: Vpn,
-    /// Grows by one with every stored change; the registry's.
+    /// Incremented by the registry with every stored change.
     pub version: u64,
 }
 
@@ -43,23 +43,23 @@ pub enum InvalidTenant {
         "namespace {0:?} is not valid: use 1 to 63 lower-case letters, digits and '-', and start and end with a letter or digit"
     )]
     Namespace(String),
-    #[error("{0} networks are too many: at most 64; join adjacent ones")]
+    #[error("{0} networks are too many: at most 64 are allowed; join adjacent ones")]
     TooManyNetworks(usize),
-    #[error("network {0} is everything: name the ranges that the tenant may reach")]
+    #[error("network {0} covers all addresses: list the ranges that the tenant may reach")]
     Everything(IpNet),
     #[error("network {0} has bits set after its prefix: write {1}")]
     HostBits(IpNet, IpNet),
-    #[error("network {0} is named twice")]
+    #[error("network {0} is listed twice")]
     NetworkTwice(IpNet),
     #[error(
-        "network {0} is IPv6, which no tunnel here carries: leave it out, or have the operator start vpn-edge with --tunnel-ipv6"
+        "network {0} is IPv6, but tunnels are IPv4 only: remove it, or have the operator start vpn-edge with --tunnel-ipv6"
     )]
     NoIpv6(IpNet),
 }
 
 impl Tenant {
-    /// A tenant that is not ready, reaches no network, and has the namespace
-    /// `tenant-` and the first eight hexadecimal digits of its id.
+    /// A tenant that is not ready, may reach no network, and has the namespace
+    /// `tenant-` plus the first eight hexadecimal digits of its ID.
     pub fn new(
         id: Uuid,
         organisation: String,
@@ -101,7 +101,7 @@ impl Tenant {
     }
 }
 
-/// Says whether `organisation` is a valid name of an organisation.
+/// Checks that `organisation` is a valid name.
 pub fn check_organisation(organisation: &str) -> Result<(), InvalidTenant> {
     let bytes = organisation.as_bytes();
     let valid = bytes.len() <= MAX_ORGANISATION
@@ -116,7 +116,7 @@ pub fn check_organisation(organisation: &str) -> Result<(), InvalidTenant> {
     }
 }
 
-/// Says whether `networks` can be a tenant's.
+/// Checks that `networks` are valid for a tenant.
 pub fn check_networks(networks: &[IpNet]) -> Result<(), InvalidTenant> {
     if networks.len() > MAX_NETWORKS {
         return Err(InvalidTenant::TooManyNetworks(networks.len()));
@@ -136,8 +136,7 @@ pub fn check_networks(networks: &[IpNet]) -> Result<(), InvalidTenant> {
     Ok(())
 }
 
-/// Says whether tunnels can lead to `networks`: to IPv6 ones only those with
-/// `ipv6`.
+/// Checks that tunnels can carry `networks`: IPv6 ones only with `ipv6`.
 pub fn check_versions(networks: &[IpNet], ipv6: bool) -> Result<(), InvalidTenant> {
     match networks.iter().find(|network| network.addr().is_ipv6()) {
         Some(network) if !ipv6 => Err(InvalidTenant::NoIpv6(*network)),

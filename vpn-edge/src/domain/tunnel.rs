@@ -1,9 +1,10 @@
-//! A tenant's tunnel: all that its gateway is made from and its client's
-//! configuration says.
+//! A tenant's tunnel: all values that its gateway and its client's configuration are
+//! made from.
 //!
-//! [`TunnelSpec::of`] is the only place that works it out. The controller carries
-//! the value whole to whatever runs gateways; what runs is compared with it by its
-//! [`TunnelDigest`]. A setting is in one of two parts, by what a change of it takes.
+//! [`TunnelSpec::of`] is the only place that computes them. The controller passes the
+//! value whole to what runs gateways, and compares it with running ones by its
+//! [`TunnelDigest`]. Each setting is in one of two parts, depending on whether it can
+//! be changed in place.
 
 use std::net::IpAddr;
 
@@ -17,15 +18,15 @@ use super::subnet::{
 use super::tenant::Tenant;
 use crate::wireguard::{PrivateKey, PublicKey};
 
-/// What is set for all tunnels of an installation.
+/// Settings of all tunnels of an installation.
 #[derive(Clone, Debug)]
 pub struct TunnelSettings {
-    /// Networks that no new tunnel's subnet may overlap.
+    /// Networks that new tunnels' subnets must not overlap.
     pub cluster_ranges: Vec<IpNet>,
     pub dns: IpAddr,
-    /// Tunnels carry IPv6.
+    /// Whether tunnels carry IPv6.
     pub ipv6: bool,
-    /// MTU of the tunnels; what the gateway's link leaves where nothing is said.
+    /// MTU of the tunnels. Default: what the MTU of the gateway's link leaves.
     pub mtu: Option<u32>,
 }
 
@@ -36,29 +37,29 @@ pub struct TunnelSpec {
     pub live: Live,
 }
 
-/// What a gateway keeps for life: another value is another gateway, and ends the
-/// sessions.
+/// Constant for a gateway's life: a change means a new gateway and ends the sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fixed {
-    /// UDP port that WireGuard listens on: the tenant's own.
+    /// UDP port that WireGuard listens on: the tenant's port.
     pub port: u16,
-    /// Of the keys.
+    /// Generation of the keys.
     pub generation: u64,
     pub server_key: PrivateKey,
     /// The gateway's addresses in the tunnel, at most one of each IP version,
     /// with the tunnel's prefix lengths.
     pub addresses: Vec<IpNet>,
-    /// The tenant's own client. Its key is made, or given, with the server's.
+    /// The tenant's client. Its key is generated or provided together with the
+    /// server's.
     pub client: Peer,
     pub mtu: Option<u32>,
 }
 
-/// What changes while the gateway runs; sessions go on.
+/// Can be changed while the gateway runs; sessions continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Live {
-    /// What the tenant may reach.
+    /// Networks that the tenant may reach.
     pub networks: Vec<IpNet>,
-    /// The tenant's DNS server, reachable besides `networks`.
+    /// The tenant's DNS server, reachable in addition to `networks`.
     pub dns: IpAddr,
 }
 
@@ -70,8 +71,8 @@ pub struct Peer {
     pub allowed_ips: Vec<IpNet>,
 }
 
-/// Short hashes of both parts. They can be kept where no key may be, such as in an
-/// annotation. The default is that of no tunnel.
+/// Short hashes of both parts, for places where no key may be stored, such as
+/// annotations. The default is the digest of no tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TunnelDigest {
     pub fixed: String,
@@ -144,10 +145,10 @@ impl Fixed {
         self.addresses.iter().any(|a| a.addr().is_ipv6())
     }
 
-    /// Port and generation are compared by themselves, and so are in no digest.
+    /// Port and generation are compared separately and are not part of the digest.
     ///
-    /// Running gateways are known by this value. It has to stay the same for what
-    /// they have: a setting that is new here is digested only where it is set.
+    /// Running gateways are identified by this value, so it must not change for their
+    /// settings: a setting added here may change it only where it is set.
     fn digest(&self) -> String {
         let Self {
             port: _,
@@ -162,15 +163,15 @@ impl Fixed {
 }
 
 impl Live {
-    /// As of [`Fixed`], a field that is new here has to be left out of what is
-    /// serialized where it is not set.
+    /// As for [`Fixed`], a field added here must be left out of the serialization
+    /// where it is not set.
     #[must_use]
     pub fn digest(&self) -> String {
         digest(self)
     }
 }
 
-/// A short digest of the value, to see changes by.
+/// A short digest of the value, to detect changes.
 #[must_use]
 pub fn digest(value: &impl Serialize) -> String {
     let text = serde_json::to_vec(value).expect("all that is digested is JSON");

@@ -1,4 +1,4 @@
-//! A tenant's VPN as it is stored.
+//! A tenant's VPN as stored.
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -23,11 +23,11 @@ pub enum State {
     /// The plan does not include the VPN.
     Unavailable,
     Disabled,
-    /// A gateway is wanted and is not there yet, or is being repaired.
+    /// A gateway is requested and not ready yet, or is being repaired.
     Enabling,
-    /// The gateway answers and the edge steers to it.
+    /// The gateway answers and the edge steers packets to it.
     Enabled,
-    /// The last attempt came to nothing; enable and disable lead out of it.
+    /// The last attempt failed. Enable and disable leave this state.
     Failed,
 }
 
@@ -40,7 +40,7 @@ impl State {
         State::Failed,
     ];
 
-    /// The name on the wire, in the database and on the command line.
+    /// The name in the API, the database and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             State::Unavailable => "unavailable",
@@ -56,28 +56,29 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vpn {
     pub state: State,
-    /// Grows by one at every enable and regenerate and never goes back, also
-    /// across disable: a gateway of an old generation is never taken for a new.
+    /// Incremented by every enable and regenerate, and kept across disable, so that a
+    /// gateway of an old generation is never taken for a new one.
     pub generation: u64,
     /// When the state was entered.
     pub since: Timestamp,
-    /// Why the VPN failed, in `failed` alone.
+    /// Why the VPN failed; only in `failed`.
     pub failure: Option<String>,
-    /// Always there in `enabling` and `enabled`; in `failed` unless no keys
-    /// could be made; never in `unavailable` and `disabled`.
+    /// Always present in `enabling` and `enabled`; in `failed` unless keys could not
+    /// be generated; never in `unavailable` and `disabled`.
     pub allocation: Option<Allocation>,
 }
 
-/// What a gateway is made from.
+/// The values that a gateway is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
     /// The UDP port of the endpoint.
     pub port: u16,
-    /// The tunnel's. It stays until the VPN is enabled anew, whatever ranges are
-    /// reserved meanwhile: the client and the gateway are set up with it.
+    /// The tunnel's subnet. It stays until the VPN is enabled anew, whatever ranges
+    /// are reserved meanwhile, because the client and the gateway are configured with
+    /// it.
     pub subnet: Ipv4Net,
     pub keys: Keys,
-    /// When the keys were made.
+    /// When the keys were generated.
     pub created_at: Timestamp,
 }
 

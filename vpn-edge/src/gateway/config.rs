@@ -1,4 +1,4 @@
-//! What a gateway is made from.
+//! A gateway's configuration.
 
 use std::fs;
 use std::io::Write;
@@ -16,27 +16,27 @@ use crate::domain::TunnelSpec;
 use crate::domain::tunnel::{Fixed, Live, Peer};
 use crate::wireguard::PrivateKey;
 
-/// What a gateway is made from: its tunnel, and where it runs.
+/// A gateway's configuration: its tunnel, and where it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
 pub struct GatewayConfig {
     pub tenant: Uuid,
     pub tunnel: TunnelSpec,
-    /// WireGuard interface to make.
+    /// Name of the WireGuard interface to create.
     pub interface: String,
     /// Interface that leads out of the namespace.
     pub link: String,
-    /// Unix socket that tells the gateway's status.
+    /// Unix socket on which the gateway reports its status.
     pub status: PathBuf,
-    /// WireGuard takes packets from the edge alone. Without it, from anyone:
-    /// for gateways that something else may lead to, such as a Service.
+    /// Whether WireGuard accepts packets only from the edge. False for gateways that
+    /// are also reachable in other ways, such as by a Service.
     pub only_edge: bool,
 }
 
-/// The configuration file: JSON, readable by root alone, as it holds a key.
+/// The configuration file: JSON, readable by root only, because it contains a key.
 ///
-/// Gateways outlive the build that made them, and may be of another one than who
-/// writes to them: what is new here is left out where it is not set.
+/// Gateways outlive the version that created them, and the writer of the file may
+/// have another version: new fields must be left out where they are not set.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -135,7 +135,7 @@ impl From<File> for GatewayConfig {
     }
 }
 
-/// What WireGuard takes of a link's MTU over IPv6, the larger of the two.
+/// WireGuard's overhead over IPv6, the larger one.
 pub const OVERHEAD: u32 = 80;
 
 /// RFC 8200, section 5.
@@ -152,14 +152,14 @@ impl GatewayConfig {
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
         );
         serde_json::from_str(&text)
-            .with_context(|| format!("{} is no gateway configuration", path.display()))
+            .with_context(|| format!("{} is not a gateway configuration", path.display()))
     }
 
-    /// Writes the file at `path`, mode 0600, whole or not at all.
+    /// Writes the file at `path` with mode 0600, completely or not at all.
     ///
     /// # Errors
     ///
-    /// When the folder does not take it.
+    /// If the folder is not writable.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let text = Zeroizing::new(serde_json::to_string(self)?);
         let unfinished = path.with_extension("new");
@@ -178,8 +178,7 @@ fn yes() -> bool {
     true
 }
 
-/// Earlier builds wrote the one address that there was, and gateways outlive
-/// them.
+/// Earlier versions wrote a single address, and gateways outlive them.
 fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

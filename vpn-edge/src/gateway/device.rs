@@ -1,7 +1,6 @@
 //! The WireGuard device: the kernel's, or a userspace one in this process.
 //!
-//! Both are configured through wireguard-control, so there is one code path
-//! from keys to device.
+//! Both are configured through wireguard-control, by the same code.
 
 use std::fs;
 use std::time::Duration;
@@ -16,18 +15,18 @@ use wireguard_control::{Backend, DeviceUpdate, InterfaceName, Key, PeerConfigBui
 use super::{GatewayConfig, LEAST_IPV6_MTU, OVERHEAD};
 use crate::netlink;
 
-/// The longest packets that the userspace device carries: it has 4096 bytes for
-/// one, with all that WireGuard puts around it.
+/// Maximum packet size of the userspace device: its buffers have 4096 bytes,
+/// including WireGuard's overhead.
 const USERSPACE_MTU: u32 = 4000;
 
-/// A configured device that answers.
+/// A configured and answering device.
 pub enum Device {
     Kernel,
     Userspace(Box<gotatun::device::Device<DefaultDeviceTransports>>),
 }
 
 impl Device {
-    /// Makes and configures the device, brings it up, and reads it back.
+    /// Creates and configures the device, brings it up, and reads it back.
     pub async fn create(config: &GatewayConfig) -> Result<Self> {
         let handle = netlink::connect()?;
         remove_link(&handle, &config.interface).await?;
@@ -35,7 +34,7 @@ impl Device {
         let device = match handle.link().add(link).execute().await {
             Ok(()) => Self::Kernel,
             Err(error) => {
-                tracing::info!("no kernel WireGuard ({error}): using the userspace one");
+                tracing::info!("no kernel WireGuard; using the userspace implementation: {error}");
                 let uapi = UapiServer::default_unix_socket(&config.interface, None, None)
                     .map_err(|error| anyhow::anyhow!("{error:#}"))?;
                 let device = DeviceBuilder::new()
@@ -80,7 +79,7 @@ impl Device {
         }
     }
 
-    /// Resolves when the device has failed for good; the kernel's does not.
+    /// Resolves when the device has failed permanently; the kernel's does not.
     pub async fn failed(&mut self) {
         match self {
             Self::Kernel => std::future::pending().await,
@@ -88,7 +87,8 @@ impl Device {
         }
     }
 
-    /// Takes the device down. Errors are logged: the namespace goes next.
+    /// Removes the device. Errors are logged only, because the namespace is removed
+    /// next.
     pub async fn remove(self, config: &GatewayConfig) {
         if let Self::Userspace(device) = self {
             device.stop().await;
@@ -116,9 +116,9 @@ impl Device {
         let fixed = &config.tunnel.fixed;
         let key = Key(*fixed.server_key.as_bytes());
         let port = fixed.port;
-        // Key and port go first and alone: the userspace device takes a peer
-        // only once it has a key, and may still hold the port for a moment
-        // when it is told the same one again.
+        // Key and port are set first and separately: the userspace device accepts
+        // peers only once it has a key, and may still hold the port for a moment when
+        // the same one is set again.
         let identity = move || {
             let update = || {
                 DeviceUpdate::new()
@@ -148,7 +148,7 @@ impl Device {
             .context("cannot set peers")
     }
 
-    /// Whether the device says of itself what it was told.
+    /// Checks that the device has the expected configuration.
     async fn check(&self, config: &GatewayConfig) -> Result<()> {
         let name: InterfaceName = config.interface.parse()?;
         let backend = self.backend();
@@ -168,7 +168,7 @@ impl Device {
     }
 }
 
-/// The tunnel's MTU on the link as it is.
+/// The tunnel's MTU, derived from the link's.
 async fn within(handle: &Handle, config: &GatewayConfig) -> Result<u32> {
     let link = netlink::find(handle, &config.link).await?;
     let link = link.with_context(|| format!("no interface `{}`", config.link))?;
@@ -179,11 +179,11 @@ async fn within(handle: &Handle, config: &GatewayConfig) -> Result<u32> {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,
         });
-    let outer = mtu.with_context(|| format!("{} tells no MTU", config.link))?;
+    let outer = mtu.with_context(|| format!("{} has no MTU", config.link))?;
     let mtu = outer.saturating_sub(OVERHEAD);
     ensure!(
         !config.tunnel.fixed.has_ipv6() || mtu >= LEAST_IPV6_MTU,
-        "IPv6 in the tunnel takes a link with an MTU of {} or more, and {} has {outer}",
+        "IPv6 in the tunnel needs a link MTU of {} or more, but that of {} is {outer}",
         OVERHEAD + LEAST_IPV6_MTU,
         config.link
     );

@@ -1,4 +1,4 @@
-//! A mounted configuration that changes.
+//! Follows changes of the mounted configuration.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
@@ -12,23 +12,26 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{GatewayConfig, nat};
 
-/// How often the file is read though nothing was told. A node has only so many
-/// watches for all of its pods, and rules that were refused are tried again.
+/// How often the file is read without a notification. A node has a limited number of
+/// inotify watches for all of its pods, and refused rules are retried.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Keeps the live part of the tunnel as in the file at `path`, beginning with that
-/// of `config`, made from an earlier state of it, which is in place. Never ends. The
-/// fixed part keeps its value for the gateway's life.
+/// Applies the live part of the tunnel whenever the file at `path` changes. `config`,
+/// read from an earlier version of it, is already applied. Never returns. The fixed
+/// part stays the same for the gateway's life.
 pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallible {
     let events = watch(path)
-        .inspect_err(|error| tracing::info!("not told of changes, looking for them: {error}"))
+        .inspect_err(|error| {
+            tracing::info!("cannot watch the configuration file; polling it instead: {error}")
+        })
         .ok();
     let mut look = interval(LOOK_AGAIN);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut current = config.clone();
     let mut complained = false;
     loop {
-        // At once at first: the file may have changed before it was watched.
+        // The first tick is immediate: the file may have changed before it was
+        // watched.
         tokio::select! {
             _ = look.tick() => {}
             () = told(events.as_ref()) => {}
@@ -38,9 +41,13 @@ pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallib
             outcome => {
                 if !std::mem::replace(&mut complained, true) {
                     match outcome {
-                        Ok(_) => tracing::info!("the configuration is another gateway's by now"),
+                        Ok(_) => {
+                            tracing::info!("the configuration is for another gateway; ignored")
+                        }
                         Err(error) => {
-                            tracing::warn!("the tunnel's settings stay as they are: {error:#}")
+                            tracing::warn!(
+                                "cannot read new tunnel settings; the previous ones stay: {error:#}"
+                            )
                         }
                     }
                 }
@@ -56,19 +63,21 @@ pub async fn live(path: &Path, config: &GatewayConfig) -> std::convert::Infallib
         match nat::apply(&current).await {
             Ok(()) => {
                 let live = &current.tunnel.live;
-                tracing::info!(?live, "the tunnel's settings changed");
+                tracing::info!(?live, "tunnel settings changed");
             }
             Err(error) => {
                 current.tunnel.live = before;
-                tracing::error!("the tunnel's settings stay as they are: {error:#}");
+                tracing::error!(
+                    "cannot apply new tunnel settings; the previous ones stay: {error:#}"
+                );
             }
         }
     }
 }
 
-/// Whether both are of the same keys. Where anything else of the fixed part differs,
-/// another gateway is about to take over, and until then this one's tenant is to
-/// reach no more than it may.
+/// Whether both have the same keys. If anything else in the fixed part differs,
+/// another gateway is about to take over; until then this one must not allow more
+/// than the new configuration does.
 fn has_same_keys(found: &GatewayConfig, config: &GatewayConfig) -> bool {
     let (found_fixed, fixed) = (&found.tunnel.fixed, &config.tunnel.fixed);
     found.tenant == config.tenant
@@ -84,7 +93,7 @@ impl AsRawFd for Events {
     }
 }
 
-/// Watches the folder: a mounted Secret changes by a link beside the file.
+/// Watches the folder: a mounted Secret changes by a symbolic link beside the file.
 fn watch(path: &Path) -> io::Result<AsyncFd<Events>> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -93,7 +102,7 @@ fn watch(path: &Path) -> io::Result<AsyncFd<Events>> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let changes = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(folder, changes)?;
-    // SAFETY: the descriptor is open for as long as what holds it.
+    // SAFETY: the descriptor is open as long as its owner.
     let events = unsafe { AsyncFd::register_with_interest(Events(inotify), Interest::READABLE) };
     events.map_err(|error| error.into_parts().1)
 }

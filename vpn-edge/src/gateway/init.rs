@@ -1,7 +1,7 @@
-//! What a gateway in a pod needs before it runs with fewer rights.
+//! Prepares a pod for a gateway that runs with fewer privileges.
 //!
-//! All of it stays when this process ends: settings of the pod's network and of
-//! its link, and a device node in a folder that the pod keeps.
+//! All of it outlives this process: settings of the pod's network and link, and a
+//! device node in a volume of the pod.
 
 use std::fs;
 use std::io;
@@ -15,28 +15,30 @@ use rtnetlink::LinkWireguard;
 use super::{GatewayConfig, nat};
 use crate::{ethtool, netlink};
 
-/// IPv6 on interfaces that are still to be made. Runtimes switch it off in pods
+/// IPv6 on interfaces that are created later. Container runtimes disable it in pods
 /// without an IPv6 address, whatever their tunnels carry.
 const WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 
-/// Readies the pod's network, and makes the node of the TUN device in `devices`
-/// where the kernel has no WireGuard.
+/// Prepares the pod's network, and creates the TUN device node in `devices` if the
+/// kernel has no WireGuard.
 ///
 /// # Errors
 ///
-/// When the gateway could not run after it.
+/// If the gateway could not run afterwards.
 pub async fn ready(config: &GatewayConfig, devices: Option<&Path>) -> Result<()> {
     nat::forward(config).context("cannot switch on forwarding")?;
     if config.tunnel.fixed.has_ipv6() {
         nat::set(WITHOUT_IPV6, "0").context("cannot switch on IPv6 for the tunnel")?;
     }
-    // Without it frames that the edge redirects here are lost without a word.
-    // Agents redirect to veths alone, which have it to switch on.
+    // Otherwise frames that the edge redirects here are silently dropped. Agents
+    // redirect only to veths, where this can be enabled.
     match ethtool::merge(&config.link) {
         Err(error) if is_veth(&config.link).await? => {
-            return Err(error).context("the pod's link takes no redirected frames");
+            return Err(error).context("cannot enable XDP redirects to the pod's link");
         }
-        Err(error) => tracing::warn!("redirected frames are not taken in: {error}"),
+        Err(error) => tracing::warn!(
+            "the link cannot receive XDP redirects; the edge uses tc for this gateway: {error}"
+        ),
         Ok(()) => {}
     }
     if let Some(devices) = devices
@@ -65,7 +67,7 @@ async fn is_veth(name: &str) -> Result<bool> {
     }))
 }
 
-/// Whether the kernel makes WireGuard devices.
+/// Whether the kernel can create WireGuard devices.
 async fn has_wireguard(config: &GatewayConfig) -> Result<bool> {
     let handle = netlink::connect()?;
     if netlink::find(&handle, &config.interface).await?.is_none() {
@@ -79,12 +81,12 @@ async fn has_wireguard(config: &GatewayConfig) -> Result<bool> {
     Ok(true)
 }
 
-/// The node of the TUN device, as in the kernel's `devices.txt`.
+/// Creates the TUN device node, as in the kernel's `devices.txt`.
 fn make_tun(path: &Path) -> io::Result<()> {
     let device = makedev(10, 200);
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     match mknod(path, SFlag::S_IFCHR, mode, device) {
-        // An earlier init of the same pod.
+        // Created by an earlier init container of the same pod.
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -1,15 +1,14 @@
 //! `vpn-edge gateway`: the process inside a tenant's network namespace or pod.
 //!
-//! A gateway is made once and keeps the fixed part of its tunnel for life, such as
-//! its keys: another one means a new gateway. The live part, such as what its tenant
-//! may reach, changes meanwhile. It sets up
-//! WireGuard (the kernel's, or else its own userspace implementation) and NAT,
-//! answers on its status socket, and takes its device with it when it is told to
-//! end.
+//! A gateway is created once and keeps the fixed part of its tunnel, such as its
+//! keys, for life: a change of it means a new gateway. The live part, such as the
+//! networks that its tenant may reach, can change. The process sets up WireGuard (the
+//! kernel's, or its own userspace implementation) and NAT, serves its status socket,
+//! and removes its device when it is asked to terminate.
 //!
-//! In a pod it runs three times: as init (`--init`), which may do all; as itself,
-//! with `CAP_NET_ADMIN` alone and nothing to write to; and to be asked whether it
-//! is ready (`--probe`).
+//! In a pod it runs three times: as init container (`--init`) with all privileges; as
+//! the gateway, with `CAP_NET_ADMIN` only and a read-only file system; and as
+//! readiness probe (`--probe`).
 
 mod config;
 pub mod device;
@@ -34,7 +33,7 @@ use crate::{datapath, ethtool};
 /// The gateway's end of its link, inside its namespace.
 pub const GATEWAY_END: &str = "eth0";
 
-/// How long a gateway may take to say how it is.
+/// How long a gateway may take to report its status.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -64,16 +63,16 @@ pub struct GatewayArgs {
 ///
 /// # Errors
 ///
-/// When the configuration is unreadable or of other keys, or the device or NAT
-/// cannot be set up. The status socket says the same before the process ends.
+/// If the configuration is unreadable or has other keys, or the device or NAT cannot
+/// be set up. The status socket reports the same before the process exits.
 pub async fn run(args: GatewayArgs) -> Result<()> {
     let config = GatewayConfig::read(&args.config)?;
     if let Some(generation) = args.generation {
-        // A node may mount an earlier state of a Secret.
+        // A node may mount an outdated version of a Secret.
         let found = config.tunnel.fixed.generation;
         ensure!(
             found == generation,
-            "{} has keys of generation {found}, and {generation} are wanted",
+            "{} has keys of generation {found} instead of {generation}",
             args.config.display()
         );
     }
@@ -89,7 +88,7 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
         reporter.fail(format!("{error:#}"));
-        // Whoever watches has to read it before the socket goes.
+        // Watchers must be able to read it before the socket closes.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     outcome
@@ -103,13 +102,14 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    // Without it the edge falls back to tc for this gateway, so it is no
-    // reason to refuse service.
+    // Without it the edge falls back to tc for this gateway, so this is not fatal.
     let _ready = match datapath::ready_gateway_end(&config.link) {
         Ok(ready) => Some(ready),
         Err(_) if ethtool::merges(&config.link).unwrap_or(false) => None,
         Err(error) => {
-            tracing::warn!("redirected frames are not taken in: {error}");
+            tracing::warn!(
+                "the link cannot receive XDP redirects; the edge uses tc for this gateway: {error}"
+            );
             None
         }
     };
@@ -147,7 +147,7 @@ async fn follow(args: &GatewayArgs, config: &GatewayConfig) -> Infallible {
     }
 }
 
-/// Whether the gateway's WireGuard answers, as it says itself.
+/// Whether the gateway reports that its WireGuard answers.
 async fn probe(config: &GatewayConfig) -> Result<()> {
     let ask = async {
         let mut subscription = subscribe(&config.status).await?;

@@ -1,8 +1,8 @@
-//! What peers may reach, and under which address.
+//! The gateway's nftables rules: what peers may reach, and under which address.
 //!
-//! One nftables table of our own in the gateway's namespace, replaced in one
-//! transaction. Text to `nft` rather than a typed mirror of it: the rule set is
-//! fixed but for addresses and ports, which are typed here.
+//! One nftables table in the gateway's namespace, replaced in one transaction. It is
+//! passed to `nft` as text: the rule set is fixed except for addresses and ports,
+//! which are typed here.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use super::GatewayConfig;
 use crate::datapath::EDGE_MAC;
 use crate::domain::tunnel::{Fixed, Live};
 
-/// Lets the namespace forward between tunnel and link.
+/// Enables forwarding between tunnel and link in the namespace.
 pub fn forward(config: &GatewayConfig) -> io::Result<()> {
     set("/proc/sys/net/ipv4/ip_forward", "1")?;
     if config.tunnel.fixed.has_ipv6() {
@@ -26,8 +26,8 @@ pub fn forward(config: &GatewayConfig) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a setting of the kernel's, unless it is so already: in a pod, only
-/// its init may write.
+/// Writes a kernel setting, unless it has the value already: in a pod, only the init
+/// container may write.
 pub fn set(path: &str, value: &str) -> io::Result<()> {
     if fs::read_to_string(path)?.trim() == value {
         return Ok(());
@@ -35,7 +35,7 @@ pub fn set(path: &str, value: &str) -> io::Result<()> {
     fs::write(path, value)
 }
 
-/// Puts the rules in place.
+/// Applies the rules.
 pub async fn apply(config: &GatewayConfig) -> Result<()> {
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
@@ -56,16 +56,17 @@ pub async fn apply(config: &GatewayConfig) -> Result<()> {
 
 /// The rule set.
 ///
-/// What comes out of the tunnel is held to the networks packet by packet, not
-/// once a connection: a network that is taken away is out of reach at once.
+/// Packets from the tunnel are checked against the networks one by one, not once per
+/// connection: a removed network becomes unreachable immediately.
 ///
-/// WireGuard takes packets from the edge alone, unless told otherwise: what the
-/// node's kernel routed here has passed no guard. What was sent about its own
-/// packets, such as that one was too big, comes in as related. Our own links ask
-/// for no neighbour, but those of a pod do, and nothing tracks that.
+/// Unless configured otherwise, WireGuard accepts packets only from the edge: packets
+/// that the node's kernel routed here have not passed the guard. ICMP errors about
+/// its own packets, such as "too big", are accepted as related. Our own links send no
+/// neighbour solicitations, but those of pods do, and connection tracking does not
+/// cover them.
 ///
-/// NAT keeps clear of the gateway's own port: a client's packet that left with
-/// it as its source would be taken for WireGuard traffic by the edge.
+/// NAT does not use the gateway's own port: the edge would take a client's packet
+/// with that source port for WireGuard traffic.
 fn rules(config: &GatewayConfig) -> String {
     let GatewayConfig {
         interface,
@@ -147,7 +148,7 @@ table inet vpn-edge {{
     )
 }
 
-/// What nft calls IP and ICMP of the address's version.
+/// The names that nft uses for IP and ICMP of the address's version.
 fn names(address: IpAddr) -> (&'static str, &'static str) {
     match address {
         IpAddr::V4(_) => ("ip", "icmp"),

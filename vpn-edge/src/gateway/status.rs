@@ -1,8 +1,8 @@
-//! How a gateway says that it is there.
+//! How a gateway reports its status.
 //!
-//! A Unix socket. Whoever connects reads one JSON line at once and another with
-//! every change; the end of the stream is the end of the gateway, so no one has
-//! to poll.
+//! A client of the Unix socket gets the status as one JSON line, and another line
+//! with every change; the end of the stream is the end of the gateway, so that nobody
+//! has to poll.
 
 use std::fs;
 use std::io;
@@ -46,7 +46,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Listens where `config` says and says `starting`.
+    /// Listens on the configured socket with status `starting`.
     pub fn bind(config: &GatewayConfig) -> io::Result<Self> {
         let _ = fs::remove_file(&config.status);
         let listener = UnixListener::bind(&config.status)?;
@@ -87,11 +87,11 @@ async fn tell(mut stream: UnixStream, mut status: watch::Receiver<Status>) -> io
     }
 }
 
-/// Connects to the gateway behind `socket`.
+/// Connects to the gateway's status socket.
 ///
 /// # Errors
 ///
-/// When no gateway listens there.
+/// If no gateway listens there.
 pub async fn subscribe(socket: &Path) -> io::Result<Subscription> {
     let stream = UnixStream::connect(socket).await?;
     Ok(Subscription {
@@ -99,13 +99,13 @@ pub async fn subscribe(socket: &Path) -> io::Result<Subscription> {
     })
 }
 
-/// The reader's side.
+/// The client's side.
 pub struct Subscription {
     lines: Lines<BufReader<UnixStream>>,
 }
 
 impl Subscription {
-    /// The next status; nothing when the gateway has ended.
+    /// The next status; none when the gateway has ended.
     pub async fn next(&mut self) -> Option<Status> {
         let line = self.lines.next_line().await.ok()??;
         serde_json::from_str(&line).ok()

@@ -7,15 +7,15 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
 
-/// How many connections may wait to be accepted.
+/// Length of the queue of connections to accept.
 const BACKLOG: u32 = 1024;
 
-/// Listens. `[::]` is every address of the node, of both IP versions whatever
-/// `net.ipv6.bindv6only` says, and of IPv4 alone where the kernel has no IPv6.
+/// Listens. `[::]` means all addresses of the node, of both IP versions whatever
+/// `net.ipv6.bindv6only` is, and IPv4 only if the kernel has no IPv6.
 ///
 /// # Errors
 ///
-/// When the address is not the node's, or somebody listens there.
+/// If the address is not the node's, or the port is in use.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if !(address.is_ipv6() && address.ip().is_unspecified()) {
         return bound(new(address)?, address);

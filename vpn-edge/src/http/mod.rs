@@ -1,4 +1,4 @@
-//! Serving HTTP/1.1, plain or over TLS, with bounds on what clients may take.
+//! An HTTP/1.1 server, plain or over TLS, with limits on clients.
 
 mod listen;
 mod tls;
@@ -31,33 +31,35 @@ use tower::ServiceExt as _;
 pub use listen::listen;
 pub use tls::{Tls, TlsArgs};
 
-/// Bytes that a request's head may have; a 431 says that it has more.
+/// Maximum size of a request's head, in bytes; larger ones get a 431.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Milliseconds after which a client that takes nothing of an answer is given up.
+/// Milliseconds after which a connection is closed if the client does not read the
+/// answer.
 const UNTAKEN: u32 = 30_000;
 
-/// How long to wait after no connection could be accepted, as when files ran out.
+/// Pause after a failed accept, for example because there are no file descriptors
+/// left.
 const EXHAUSTED: Duration = Duration::from_secs(1);
 
-/// What clients may take of a server.
+/// Limits on clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait in the kernel.
+    /// Maximum number of connections; more wait in the kernel.
     pub connections: usize,
-    /// Those of them from one address, or one IPv6 /64; more are closed at once.
+    /// Maximum per address, or IPv6 /64; more are closed immediately.
     pub of_one: usize,
-    /// How long a TLS handshake, a request's head, or the silence before one may
-    /// take.
+    /// Timeout of a TLS handshake, of a request's head, and of an idle connection.
     pub head: Duration,
-    /// How long requests that are under way at the end may take.
+    /// How long running requests may take after the server is asked to finish.
     pub grace: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            // All listeners' together well below 1024, the usual limit on files.
+            // For all listeners together well below 1024, the usual limit of file
+            // descriptors.
             connections: 256,
             of_one: 128,
             head: Duration::from_secs(10),
@@ -66,19 +68,19 @@ impl Default for Limits {
     }
 }
 
-/// A server at work. Dropped, it ends at once.
+/// A running server. It is aborted when dropped.
 pub struct HttpServer {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
 impl HttpServer {
-    /// Serves `app`, which finds its peers' addresses as `ConnectInfo<SocketAddr>`.
+    /// Serves `app`, with the peers' addresses as `ConnectInfo<SocketAddr>`.
     pub fn start(listener: TcpListener, tls: Option<Tls>, app: Router) -> HttpServer {
         HttpServer::with(listener, tls, app, Limits::default())
     }
 
-    /// The same for clients that come by proxies, which have few addresses.
+    /// The same, for clients behind proxies, which have few addresses.
     pub fn behind_proxies(listener: TcpListener, tls: Option<Tls>, app: Router) -> HttpServer {
         let limits = Limits::default();
         let limits = Limits {
@@ -88,7 +90,7 @@ impl HttpServer {
         HttpServer::with(listener, tls, app, limits)
     }
 
-    /// The same for health and metrics, which nobody is long about asking for.
+    /// The same, for health and metrics, with short timeouts.
     pub fn observed(listener: TcpListener, app: Router) -> HttpServer {
         let limits = Limits {
             head: Duration::from_secs(2),
@@ -97,7 +99,7 @@ impl HttpServer {
         HttpServer::with(listener, None, app, limits)
     }
 
-    /// The same within other limits.
+    /// The same, with other limits.
     pub fn with(
         listener: TcpListener,
         tls: Option<Tls>,
@@ -127,7 +129,7 @@ impl HttpServer {
         }
     }
 
-    /// Takes no more connections, and ends once the requests under way are
+    /// Stops accepting connections, and returns once the running requests are
     /// answered.
     pub async fn finish(mut self) {
         if let Some(stop) = self.stop.take() {
@@ -147,7 +149,7 @@ impl Drop for HttpServer {
 struct Connections {
     app: Router,
     limits: Limits,
-    /// How many there are of each address.
+    /// Number of connections by address.
     held: Arc<Mutex<HashMap<IpAddr, usize>>>,
     tls: Option<watch::Receiver<Arc<ServerConfig>>>,
 }
@@ -156,7 +158,7 @@ impl Connections {
     async fn serve(self, listener: TcpListener, mut stopped: oneshot::Receiver<()>) {
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         let graceful = GracefulShutdown::new();
-        // Ends them all when it is dropped.
+        // Aborts all connections when it is dropped.
         let mut tasks = JoinSet::new();
         loop {
             let (stream, peer, slot) = tokio::select! {
@@ -165,7 +167,7 @@ impl Connections {
             };
             while tasks.try_join_next().is_some() {}
             let Some(place) = self.place(peer) else {
-                tracing::debug!(%peer, "it has too many connections");
+                tracing::debug!(%peer, "too many connections from this address");
                 continue;
             };
             let (connections, watcher) = (self.clone(), graceful.watcher());
@@ -179,11 +181,11 @@ impl Connections {
             .await
             .is_err()
         {
-            tracing::warn!("requests that took too long were broken off");
+            tracing::warn!("aborted requests that exceeded the grace period");
         }
     }
 
-    /// Room for one more connection of this address, if it has any left.
+    /// Reserves a connection for this address, if it may have one more.
     fn place(&self, peer: SocketAddr) -> Option<Place> {
         let address = network(peer.ip());
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,7 +201,7 @@ impl Connections {
     }
 
     async fn hold(self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
-        // A socket that is gone already fails when it is read.
+        // An error means that the socket is closed, which reading reports as well.
         let _ = stream.set_nodelay(true);
         let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNTAKEN);
         let Some(tls) = &self.tls else {
@@ -208,7 +210,7 @@ impl Connections {
         let acceptor = TlsAcceptor::from(tls.borrow().clone());
         match timeout(self.limits.head, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => self.answer(stream, peer, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
         }
     }
@@ -231,12 +233,12 @@ impl Connections {
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%peer, %error, "a connection broke off");
+            tracing::debug!(%peer, %error, "connection failed");
         }
     }
 }
 
-/// A connection's place among those of its address.
+/// A reserved connection of an address.
 struct Place {
     held: Arc<Mutex<HashMap<IpAddr, usize>>>,
     address: IpAddr,
@@ -254,7 +256,7 @@ impl Drop for Place {
     }
 }
 
-/// Whoever has one IPv6 address has its whole /64.
+/// One client may have a whole IPv6 /64.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
@@ -262,7 +264,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The next connection, once there is room for it.
+/// The next connection, once one is allowed.
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
@@ -272,7 +274,7 @@ async fn accept(
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, peer, slot),
-            // Those that ended while they waited are no trouble of this server's.
+            // The client closed the connection while it waited.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::error!(%error, "cannot accept connections");

@@ -1,4 +1,4 @@
-//! TLS by files that may be replaced while they are in use.
+//! TLS with files that may be replaced while they are in use.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// The API's certificate.
@@ -39,11 +39,11 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// `None` where there is to be no TLS.
+    /// `None` if TLS is not configured.
     ///
     /// # Errors
     ///
-    /// When the files cannot be read or do not belong together.
+    /// If the files cannot be read or do not belong together.
     pub fn load(&self) -> Result<Option<Tls>> {
         let Some((certificate, key)) = self.tls_certificate.clone().zip(self.tls_key.clone())
         else {
@@ -89,13 +89,13 @@ impl Tls {
         })
     }
 
-    /// What to serve with, as it changes.
+    /// The current configuration, with changes.
     pub(super) fn config(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.config.subscribe()
     }
 
-    /// Looks after the files for ever. What cannot be used is logged once, and
-    /// the last that could stays.
+    /// Checks the files forever. If they cannot be used, that is logged once, and the
+    /// last usable ones stay.
     pub(super) async fn follow(mut self) {
         let mut trouble = None;
         loop {
@@ -113,13 +113,13 @@ impl Tls {
         }
     }
 
-    /// Takes what is in the files now.
+    /// Reads the files again.
     ///
     /// # Errors
     ///
-    /// When it cannot be used: nothing has changed then.
+    /// If they cannot be used: nothing has changed then.
     pub(super) fn look(&mut self) -> Result<()> {
-        // Small files, and rarely: no thread of their own.
+        // They are small and rarely read, so no blocking thread is used.
         let pair = self.files.read()?;
         if pair != self.read {
             self.config.send_replace(self.files.config(&pair)?);

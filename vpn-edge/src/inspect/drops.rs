@@ -1,5 +1,5 @@
-//! `vpn-edge drops`: what was dropped, for whom and why; and what is, as it
-//! happens.
+//! `vpn-edge drops`: dropped packets by tenant and reason, in total or as they
+//! happen.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -41,7 +41,7 @@ pub struct DropsArgs {
 /// One tenant's drops for one reason. The JSON form is this, field by field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
-    /// None, as the next, for packets that may have been for any tenant.
+    /// None, like the tenant, for packets that may have been for any tenant.
     port: Option<u16>,
     tenant: Option<Uuid>,
     reason: &'static str,
@@ -53,26 +53,26 @@ struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Sampled {
     time: Timestamp,
-    /// None if the port was no tenant's when the packet was dropped.
+    /// None if the port was not allocated when the packet was dropped.
     tenant: Option<Uuid>,
-    /// The tenant's.
+    /// The tenant's port.
     port: u16,
     reason: &'static str,
     source: SocketAddr,
-    /// What its first byte says it is; none where it could not be read.
+    /// The message type by its first byte; none if it could not be read.
     message: Option<String>,
-    /// Bytes of the frame.
+    /// Length of the frame in bytes.
     length: u16,
-    /// Drops for the same tenant and reason on the same CPU, with this one.
+    /// Drops for the same tenant and reason on the same CPU, including this one.
     count: u64,
 }
 
-/// Prints what was asked for.
+/// Prints the selected drops.
 ///
 /// # Errors
 ///
-/// When nothing is pinned, the tenant or port asked for is not there, or
-/// another process follows.
+/// If nothing is pinned, the selected tenant or port does not exist, or another
+/// process follows the drops.
 pub async fn run(args: &DropsArgs) -> Result<()> {
     let reader = Reader::open(&args.bpffs)?;
     let allocations = args.selection.of(reader.allocations())?;
@@ -95,7 +95,7 @@ pub async fn run(args: &DropsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Drops of a tenant, or those that nobody knows the tenant of.
+/// The drops of a tenant, or those without a known tenant.
 fn describe(of: Option<(u16, Uuid)>, counters: &Counters) -> impl Iterator<Item = Row> {
     let counted = |&reason: &DropReason| Row {
         port: of.map(|(port, _)| port),
@@ -136,8 +136,7 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
     let _sole = sole(&args.bpffs)?;
     let start = monotonic();
     let events = Events::open(&args.bpffs)?;
-    // SAFETY: the ring buffer keeps its descriptor, always the same, open for
-    // as long as it lives.
+    // SAFETY: the ring buffer keeps the same descriptor open as long as it lives.
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
         .map_err(std::io::Error::from)?;
     let mut left = args.count.unwrap_or(u64::MAX);
@@ -150,7 +149,7 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
             _ = &mut interrupt => return Ok(()),
         };
         while let Some(event) = ready.get_inner_mut().take() {
-            // Those of before lay in the buffer while nobody read it.
+            // Older events stayed in the buffer while nobody read it.
             if is_before(&event, start) {
                 continue;
             }
@@ -170,7 +169,7 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
                 Output::Table => line(&sampled),
             };
             match writeln!(io::stdout(), "{line}") {
-                // Whoever read has seen enough.
+                // The reader of the pipe has closed it.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written?,
             }
@@ -183,14 +182,14 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
     }
 }
 
-/// The right to read the ring buffer, for as long as it is held.
+/// The exclusive lock for reading the ring buffer.
 fn sole(root: &Path) -> Result<File> {
     let folder = datapath::folder(root).join("maps");
     let file = File::open(&folder).map_err(|_| MapError::NotPinned(folder.clone()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
-            "another process follows the drops, and two would share them: end it, \
+            "another process follows the drops, and each would get only a part: end it, \
              or see the counters with `vpn-edge drops`"
         ),
         Err(TryLockError::Error(error)) => {
@@ -199,14 +198,13 @@ fn sole(root: &Path) -> Result<File> {
     }
 }
 
-/// Whether the event is older than `start`, on a clock that is up to a jiffy
-/// late.
+/// Whether the event is older than `start`, by a clock that may lag by a jiffy.
 fn is_before(event: &Event, start: u64) -> bool {
     const JIFFY: u64 = 10_000_000;
     event.time + JIFFY < start
 }
 
-/// The tenant's port: one of the two, by which way the packet went.
+/// The tenant's port: the source's or the destination's, depending on the direction.
 fn port(event: &Event, tenant: impl Fn(u16) -> Option<[u8; 16]>) -> u16 {
     let (to, from) = (event.destination_port, event.source_port);
     if tenant(to) != Some(event.tenant) && tenant(from) == Some(event.tenant) {
@@ -223,7 +221,7 @@ fn sampled(event: &Event, port: u16, time: Timestamp) -> Sampled {
         time,
         tenant: (!tenant.is_nil()).then_some(tenant),
         port,
-        // Programs of a newer build may know more reasons.
+        // Programs of a newer version may have more reasons.
         reason: reason.map_or("unknown", |reason| reason.name()),
         source: SocketAddr::new(ip(event.source), event.source_port),
         message: message_name(event.message),

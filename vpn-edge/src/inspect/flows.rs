@@ -1,4 +1,4 @@
-//! `vpn-edge flows`: the clients that tenants were reached from lately.
+//! `vpn-edge flows`: the clients from which tenants were recently reached.
 
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -44,11 +44,12 @@ pub struct FlowsArgs {
 /// One flow, as shown. The JSON form is this, field by field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
-    /// The tenant's.
+    /// The tenant's port.
     port: u16,
     tenant: Uuid,
     client: SocketAddr,
-    /// Whether that is another edge node, which sends for a client of its own.
+    /// Whether the client is another edge node, which forwards for a client of its
+    /// own.
     edge_node: bool,
     /// The node's address that it sends to.
     own: Option<IpAddr>,
@@ -56,19 +57,19 @@ struct Row {
     gateways: Gateways,
     /// The host-side veth of a gateway on this node.
     interface: Option<String>,
-    /// The port that its packets leave from to a gateway on another node.
+    /// The hop port for a gateway on another node.
     hop_port: Option<u16>,
-    /// Since its last packet.
+    /// Seconds since its last packet.
     seconds_ago: u64,
-    /// Since the last answer; none if there was none.
+    /// Seconds since the last reply; none if there was none.
     answered_seconds_ago: Option<u64>,
 }
 
-/// Prints what was asked for.
+/// Prints the selected flows.
 ///
 /// # Errors
 ///
-/// When nothing is pinned, or the port asked for is not allocated.
+/// If nothing is pinned, or the selected port is not allocated.
 pub fn run(args: &FlowsArgs) -> Result<()> {
     let reader = Reader::open(&args.bpffs)?;
     let pause = args.watch.map(interval).transpose()?;
@@ -76,7 +77,8 @@ pub fn run(args: &FlowsArgs) -> Result<()> {
         let rows = rows(&reader, args.port)?;
         let mut stdout = std::io::stdout().lock();
         if pause.is_some() && stdout.is_terminal() {
-            // Home and clear to the end: no flicker, unlike a cleared screen.
+            // Cursor home and clear to the end: unlike clearing the screen, without
+            // flicker.
             write!(stdout, "\x1b[H\x1b[J")?;
         }
         match args.output {
@@ -132,7 +134,7 @@ fn describe(edge: &Edge, port: u16, allocation: &Allocation, flows: Vec<ClientFl
 
 fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
-        return "no client was here lately".into();
+        return "no client sent packets recently".into();
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -232,6 +234,6 @@ mod tests {
 
     #[test]
     fn nobody_is_said_to_have_been_nobody() {
-        assert_eq!(table(&[]), "no client was here lately");
+        assert_eq!(table(&[]), "no client sent packets recently");
     }
 }

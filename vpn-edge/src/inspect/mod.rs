@@ -1,4 +1,5 @@
-//! What the operator's shell reads off the kernel, with or without a daemon.
+//! Commands that read the kernel's maps for an operator, with or without a running
+//! daemon.
 
 pub mod drops;
 pub mod flows;
@@ -48,11 +49,11 @@ impl Selection {
             && self.tenant.is_none_or(|wanted| wanted == tenant)
     }
 
-    /// Those that are selected.
+    /// The selected allocations.
     ///
     /// # Errors
     ///
-    /// When the one that is named has no port.
+    /// If the selected tenant has no port.
     fn of(self, allocations: BTreeMap<u16, Allocation>) -> Result<BTreeMap<u16, Allocation>> {
         let selected: BTreeMap<_, _> = allocations
             .into_iter()
@@ -81,7 +82,7 @@ fn tenant(allocation: &Allocation) -> Uuid {
     Uuid::from_bytes(allocation.tenant)
 }
 
-/// One of [`mode`], for people.
+/// The name of a [`mode`].
 fn mode_name(mode: u8) -> &'static str {
     match mode {
         mode::CLOSED => "closed",
@@ -97,7 +98,7 @@ fn mode_name(mode: u8) -> &'static str {
 struct Gateways {
     gateway: Option<IpAddr>,
     gateway6: Option<IpAddr>,
-    /// The node that has the gateway, where that is another one.
+    /// The gateway's node, if it is another one.
     node: Option<IpAddr>,
     node6: Option<IpAddr>,
 }
@@ -120,7 +121,7 @@ impl Gateways {
         }
     }
 
-    /// Those that packets of one IP version go to.
+    /// The addresses for packets of one IP version.
     fn of_version(mut self, is_v6: bool) -> Self {
         let [unused, unused_node] = match is_v6 {
             true => [&mut self.gateway, &mut self.node],
@@ -150,12 +151,12 @@ impl fmt::Display for Gateways {
     }
 }
 
-/// An address in a map, where all zero is none.
+/// An address in a map; all zeros mean none.
 fn given(address: Address) -> Option<IpAddr> {
     (address != [0; 16]).then(|| ip(address))
 }
 
-/// The node's own addresses, those first that replies leave from.
+/// The node's own addresses; those that replies leave from come first.
 fn own_addresses(edge: &Edge) -> Vec<IpAddr> {
     let own = edge.own.iter();
     own.filter_map(|own| given(own.address)).collect()
@@ -163,11 +164,11 @@ fn own_addresses(edge: &Edge) -> Vec<IpAddr> {
 
 fn interface_name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?;
-    // Where there is none, nix gives an empty name and no error.
+    // If the interface does not exist, nix returns an empty name and no error.
     name.into_string().ok().filter(|name| !name.is_empty())
 }
 
-/// A message's first byte, for people; nothing where it could not be read.
+/// The name of a message's first byte; none if it could not be read.
 fn message_name(first: u8) -> Option<String> {
     let name = match first {
         0 => return None,
@@ -180,7 +181,7 @@ fn message_name(first: u8) -> Option<String> {
     Some(name.into())
 }
 
-/// Seconds between two looks, as an option says.
+/// The interval given by an option, in seconds.
 fn interval(seconds: f64) -> Result<Duration> {
     if !(0.05..=3600.0).contains(&seconds) {
         bail!("--interval takes seconds from 0.05 to 3600");
@@ -188,7 +189,7 @@ fn interval(seconds: f64) -> Result<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// A rate for people: 12.3 Mbit/s.
+/// A bit rate for people: 12.3 Mbit/s.
 fn bits(per_second: u64) -> String {
     scaled(
         per_second,

@@ -1,4 +1,4 @@
-//! `vpn-edge ports`: the port map as the kernel has it.
+//! `vpn-edge ports`: the port map in the kernel.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -53,26 +53,26 @@ struct Row {
     mode: &'static str,
     #[serde(flatten)]
     gateways: Gateways,
-    /// The host-side veth; none while closed, when the gateway is on another
-    /// node, or when it has just gone.
+    /// The host-side veth; none while closed, if the gateway is on another node, or
+    /// if it was just removed.
     interface: Option<String>,
-    /// Session indexes under which the gateway takes packets now.
+    /// Number of session indexes under which the gateway accepts packets.
     sessions: usize,
-    /// Clients that it was reached from lately.
+    /// Number of clients from which it was recently reached.
     flows: usize,
     /// Handshake messages that were let in.
     handshakes: u64,
-    /// Packets that were let in though their session was unknown.
+    /// Packets that were let in although their session was unknown.
     graced: u64,
-    /// Packets that went on to the gateway's node though their session was
+    /// Packets that were forwarded to the gateway's node though their session was
     /// unknown here.
     relayed: u64,
-    /// ICMP errors about its packets that went on to where they belong.
+    /// ICMP errors about its packets that were translated and forwarded.
     errors: u64,
     ingress: Traffic,
     egress: Traffic,
     dropped: u64,
-    /// Dropped packets by reason, those that occurred.
+    /// Dropped packets by reason; only reasons that occurred.
     drops: BTreeMap<&'static str, u64>,
 }
 
@@ -80,7 +80,7 @@ struct Row {
 struct Traffic {
     packets: u64,
     bytes: u64,
-    /// Since the look before; none at the first.
+    /// Since the previous sample; none in the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     bits_per_second: Option<u64>,
 }
@@ -92,11 +92,11 @@ impl Traffic {
     }
 }
 
-/// Prints what was asked for.
+/// Prints the selected ports.
 ///
 /// # Errors
 ///
-/// When nothing is pinned, or the port asked for is not allocated.
+/// If nothing is pinned, or the selected port is not allocated.
 pub fn run(args: &PortsArgs) -> Result<()> {
     let reader = Reader::open(&args.bpffs)?;
     match &args.command {
@@ -139,7 +139,8 @@ fn watch(reader: &Reader, interval: Duration, count: u64, output: Output) -> Res
         }
         let mut stdout = std::io::stdout();
         if stdout.is_terminal() {
-            // Home and clear to the end: no flicker, unlike a cleared screen.
+            // Cursor home and clear to the end: unlike clearing the screen, without
+            // flicker.
             write!(stdout, "\x1b[H\x1b[J")?;
         }
         print(&rows, output)?;
@@ -166,7 +167,7 @@ fn row(reader: &Reader, port: u16, allocation: &Allocation) -> Result<Row> {
     Ok(describe(port, allocation, &counters, known, interface))
 }
 
-/// How much is known of a tenant now.
+/// How many sessions and flows of a tenant are known.
 #[derive(Clone, Copy, Default)]
 struct Remembered {
     sessions: usize,
@@ -234,7 +235,7 @@ fn show(row: &Row, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// What the table has no room for.
+/// Details that do not fit into the table.
 fn details(row: &Row) -> String {
     let mut lines = Vec::new();
     if let (Some(address), _) | (_, Some(address)) = (row.gateways.gateway6, row.gateways.node6) {
@@ -244,7 +245,7 @@ fn details(row: &Row) -> String {
     for (what, count) in [
         ("let in by grace", row.graced),
         ("relayed with an unknown session", row.relayed),
-        ("ICMP errors sent on", row.errors),
+        ("ICMP errors forwarded", row.errors),
     ] {
         if count > 0 {
             lines.push(format!("{what}: {count}"));
@@ -308,7 +309,7 @@ fn table(rows: &[Row]) -> String {
     table.trim_fmt()
 }
 
-/// One address, of IPv4 if there is one; `ports show` has both.
+/// One address, IPv4 if there is one; `ports show` prints both.
 fn gateway(gateways: &Gateways) -> String {
     let first = gateways.of_version(false);
     let shown = if first.is_empty() { *gateways } else { first };

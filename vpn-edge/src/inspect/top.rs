@@ -1,4 +1,4 @@
-//! `vpn-edge top`: the tenants on one screen, as they are now.
+//! `vpn-edge top`: the current state of tenants on one screen.
 
 use std::io::{self, IsTerminal};
 use std::ops::{Add as _, Range};
@@ -28,8 +28,8 @@ pub struct TopArgs {
     bpffs: PathBuf,
 }
 
-/// A tenant at one moment; or the node, on no port, for what it dropped of
-/// packets that may have been for any tenant.
+/// A sample of a tenant; or of the node, on port 0, with its drops of packets that
+/// may have been for any tenant.
 #[derive(Clone, Debug)]
 struct Look {
     port: u16,
@@ -37,12 +37,12 @@ struct Look {
     mode: &'static str,
     sessions: usize,
     flows: usize,
-    /// For how long unknown sessions pass.
+    /// The remaining grace period.
     grace: Option<Duration>,
     counters: Counters,
 }
 
-/// A tenant between two moments; all but the counts are a second's.
+/// The difference of two samples of a tenant; rates are per second.
 #[derive(Clone, Debug, PartialEq)]
 struct Tenant {
     port: u16,
@@ -51,12 +51,12 @@ struct Tenant {
     ingress: Traffic,
     egress: Traffic,
     sessions: usize,
-    /// Clients that it was reached from lately.
+    /// Number of clients from which it was recently reached.
     flows: usize,
     handshakes: f64,
     grace: Option<Duration>,
     drops: f64,
-    /// For which most were dropped.
+    /// The reason of most drops.
     reason: Option<DropReason>,
 }
 
@@ -66,8 +66,7 @@ struct Traffic {
     packets: f64,
 }
 
-/// What a tenant did from one look to the next. Whoever was not there before
-/// has done nothing yet.
+/// The difference of two samples. Tenants that are new in the second have zero rates.
 fn between(before: &[Look], after: &[Look], elapsed: Duration) -> Vec<Tenant> {
     let seconds = elapsed.as_secs_f64().max(1e-3);
     let rate = |old: u64, new: u64| new.saturating_sub(old) as f64 / seconds;
@@ -108,7 +107,7 @@ fn between(before: &[Look], after: &[Look], elapsed: Duration) -> Vec<Tenant> {
     after.iter().map(tenant).collect()
 }
 
-/// By what tenants are sorted, most of it first.
+/// The column by which tenants are sorted, descending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Sort {
     #[default]
@@ -144,7 +143,7 @@ impl Sort {
     }
 }
 
-/// All that is on the screen.
+/// The state of the screen.
 #[derive(Default)]
 struct Screen {
     tenants: Vec<Tenant>,
@@ -160,7 +159,7 @@ impl Screen {
 
     fn arrange(&mut self) {
         let sort = self.sort;
-        // By port among equals, so that the idle stand still.
+        // Equal ones by port, so that idle tenants keep their order.
         self.tenants
             .sort_by(|a, b| sort.of(b).total_cmp(&sort.of(a)).then(a.port.cmp(&b.port)));
         let last = self.tenants.len().checked_sub(1);
@@ -168,7 +167,7 @@ impl Screen {
         self.table.select(last.map(|last| selected.min(last)));
     }
 
-    /// Does what the key is for, and says whether to go on.
+    /// Handles a key. Returns whether to continue.
     fn press(&mut self, key: KeyEvent) -> bool {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         let page = 10;
@@ -250,13 +249,13 @@ const COLUMNS: [(&str, u16); 13] = [
     ("DROPS/S", 7),
     ("MOST FOR", 15),
 ];
-/// Columns of numbers.
+/// The numeric columns.
 const NUMBERS: Range<usize> = 3..12;
-/// Columns to leave out where the screen is narrow, in turn. A number that is
-/// cut would be another number.
+/// Columns to omit on a narrow screen, in this order. Numbers are never cut, since a
+/// cut number would be wrong.
 const SPARE: [usize; 12] = [8, 10, 1, 6, 4, 2, 9, 12, 7, 11, 5, 3];
 
-/// The columns for a screen of so many characters.
+/// The columns for a screen of this width.
 fn columns(width: u16) -> Vec<usize> {
     let mut columns: Vec<usize> = (0..COLUMNS.len()).collect();
     let taken = |columns: &[usize]| -> u16 { columns.iter().map(|&at| COLUMNS[at].1 + 1).sum() };
@@ -320,7 +319,7 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{plural}")
 }
 
-/// A rate that is mostly below one.
+/// A rate that is usually below one.
 fn few(per_second: f64) -> String {
     if per_second < 100.0 {
         format!("{per_second:.1}")
@@ -333,19 +332,19 @@ fn count(per_second: f64) -> String {
     scaled(per_second.round() as u64, ["", "k", "M", "G", "T"])
 }
 
-/// Shows the screen until it is quit.
+/// Shows the screen until the user quits.
 ///
 /// # Errors
 ///
-/// When nothing is pinned, or there is no terminal.
+/// If nothing is pinned, or there is no terminal.
 pub fn run(args: &TopArgs) -> Result<()> {
     let interval = interval(args.interval)?;
     let reader = Reader::open(&args.bpffs)?;
     ensure!(
         io::stdout().is_terminal() && io::stdin().is_terminal(),
-        "`top` draws on a terminal, and this is none: use `vpn-edge ports watch`"
+        "`top` needs a terminal; without one, use `vpn-edge ports watch`"
     );
-    // From here on a panic restores the terminal too.
+    // From here on a panic restores the terminal.
     let mut terminal = ratatui::try_init()?;
     let shown = watch(&reader, interval, &mut terminal);
     ratatui::restore();
@@ -370,7 +369,7 @@ fn watch(
         {
             return Ok(());
         }
-        // However many keys are pressed, looks are an interval apart.
+        // However many keys are pressed, samples are one interval apart.
         if Instant::now() >= due {
             let after = (Instant::now(), look(reader)?);
             screen.show(between(&before.1, &after.1, after.0 - before.0));
@@ -379,10 +378,11 @@ fn watch(
     }
 }
 
-/// The port that stands for the node.
+/// The port number used for the node.
 const NODE: u16 = 0;
 
-/// Every tenant, by port; the node before them if it ever dropped anything.
+/// Samples of all tenants, by port; preceded by the node's if it has dropped
+/// anything.
 fn look(reader: &Reader) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
     let counters = reader.counters(NODE_SLOT)?;

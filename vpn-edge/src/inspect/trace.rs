@@ -1,8 +1,8 @@
-//! `vpn-edge trace`: what becomes of a packet, and why.
+//! `vpn-edge trace`: the path of a packet through the datapath, and why.
 //!
-//! Twice: the host's build of the decision, over a copy of the maps and asked
-//! step by step; then the very program that runs, over the same frame. They
-//! must agree.
+//! A packet is judged twice: step by step by the host's build of the decision, on a
+//! copy of the maps; then by the running program, on the same frame. The results must
+//! agree.
 
 mod packet;
 mod record;
@@ -97,12 +97,11 @@ pub struct TraceArgs {
     bpffs: PathBuf,
 }
 
-/// Traces what was asked for.
+/// Traces the given packets.
 ///
 /// # Errors
 ///
-/// When there is no such packet, nothing is pinned, or the kernel's answer is
-/// another.
+/// If there is no such packet, nothing is pinned, or the kernel's result differs.
 pub fn run(args: &TraceArgs) -> Result<()> {
     let tracer = Tracer::open(args)?;
     let frames = frames(args, &tracer.reader)?;
@@ -121,9 +120,9 @@ pub fn run(args: &TraceArgs) -> Result<()> {
     }
     if !differing.is_empty() {
         bail!(
-            "the running program does otherwise than this build would (packet {}): it is of \
-             another build, so restart the daemon with this one; or the maps changed in \
-             between, so try again",
+            "the running program decides otherwise than this build (packet {}): it is of \
+             another build: restart the daemon with this one; or the maps changed in \
+             between: try again",
             differing.join(", ")
         );
     }
@@ -145,7 +144,7 @@ fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
         return Ok(vec![packet::from_hex(&text)?]);
     }
     let (Some(port), Some(source)) = (args.port, args.source) else {
-        bail!("a packet takes --port and --source, --hex, or --pcap");
+        bail!("no packet given: use --port and --source, --hex, or --pcap");
     };
     if reader.allocation(port).is_none() {
         return Err(not_allocated(port));
@@ -161,7 +160,7 @@ fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
     Ok(vec![fields.frame()?])
 }
 
-/// Which of the node's own addresses the packet from `source` goes to.
+/// The node's own address that the packet from `source` is sent to.
 fn destination(edge: &Edge, source: SocketAddr, to: Option<IpAddr>) -> Result<IpAddr> {
     let own = own_addresses(edge);
     let Some(to) = to else {
@@ -182,17 +181,17 @@ fn destination(edge: &Edge, source: SocketAddr, to: Option<IpAddr>) -> Result<Ip
     Ok(to)
 }
 
-/// An interface that packets come in by, with the programs on it.
+/// An interface that receives packets, with its programs.
 struct Uplink {
     index: u32,
-    /// None where it takes no XDP.
+    /// None without XDP.
     xdp: Option<Running>,
     tc: Option<Running>,
 }
 
 struct Tracer {
     reader: Reader,
-    /// Those that have programs first.
+    /// Those with programs come first.
     uplinks: Vec<Uplink>,
     dry_run: bool,
 }
@@ -203,7 +202,7 @@ impl Tracer {
         let edge = reader.edge()?;
         ensure!(
             edge.own.iter().any(|own| own.uplink != 0),
-            "the maps do not say yet which node this is: start `vpn-edge standalone`"
+            "the maps do not have this node's addresses yet: start `vpn-edge standalone`"
         );
         let named = match &args.uplink {
             Some(name) => vec![
@@ -235,7 +234,7 @@ impl Tracer {
         })
     }
 
-    /// Where the packet comes in.
+    /// The interface on which the packet arrives.
     fn uplink(&self, edge: &Edge, packet: &Glance) -> &Uplink {
         let destination = packet.destination.map(|destination| destination.ip());
         let own = edge.own.iter().find(|own| {
@@ -314,10 +313,10 @@ impl Tracer {
             return not_run("as --dry-run asks");
         }
         let Some(program) = program else {
-            return not_run("no program of ours is found on the uplink");
+            return not_run("no program of vpn-edge is attached to the uplink");
         };
         if !program.takes(frame.len()) {
-            return not_run("it runs no frame as short, or as long, on demand");
+            return not_run("the kernel cannot run the program on a frame of this length");
         }
         let counters = || -> Result<Counters> {
             let slot = slot.map(|slot| self.reader.counters(slot));
@@ -369,14 +368,14 @@ const LEFT_TO_TC: &str = "XDP leaves it to tc, which comes next: the next hop is
 
 const ON_TC: &str = "the port's packets are tc's, which comes next";
 
-/// Why a packet that asked these questions is not ours.
+/// Why a packet that led to these lookups is passed to the kernel.
 fn why_passed(steps: &[Step]) -> &'static str {
     let is_own = steps.iter().find_map(|step| match step {
         Step::Edge { is_own, .. } => Some(*is_own),
         _ => None,
     });
     match steps {
-        [] => "not UDP with ports: not ours to judge",
+        [] => "not UDP: left to the kernel",
         _ if is_own == Some(false) => "it is for another address",
         [Step::Allocation { found: None, .. }, Step::Edge { .. }] => "the port is not allocated",
         [Step::Allocation { found: None, .. }, ..] => {
@@ -386,12 +385,12 @@ fn why_passed(steps: &[Step]) -> &'static str {
     }
 }
 
-/// What this build makes of a frame.
+/// This build's decision on a frame.
 struct Judged {
     steps: Vec<Step>,
     verdict: Verdict,
     expected: Expected,
-    /// Where it is counted, if it is.
+    /// The slot in which it is counted, if it is.
     slot: Option<u16>,
 }
 
@@ -438,8 +437,8 @@ fn judge(tables: &Tables, packet: &Glance, frame: &[u8], rung: Rung) -> Result<J
     })
 }
 
-/// The interfaces that packets may come in by, each once: those with the XDP
-/// program, and those that replies leave by.
+/// The interfaces that may receive packets, each once: those with the XDP program,
+/// and those by which replies leave.
 fn candidates(edge: &Edge) -> Vec<u32> {
     let mut all: Vec<u32> = Vec::with_capacity(UPLINKS);
     let own = edge.own.iter().map(|own| own.uplink);
@@ -451,19 +450,19 @@ fn candidates(edge: &Edge) -> Vec<u32> {
     all
 }
 
-/// What the kernel is to do.
+/// The expected result of the kernel.
 #[derive(Debug, PartialEq)]
 enum Expected {
     Pass,
     Drop(DropReason),
     /// With this frame.
     Steer(Vec<u8>),
-    /// Out of the node with this frame, but for its Ethernet addresses: the
-    /// kernel's routes have those.
+    /// Sent out of the node with this frame, ignoring Ethernet addresses, which
+    /// depend on the kernel's routes.
     Send(Vec<u8>),
 }
 
-/// The reasons for which packets were dropped in between.
+/// The reasons of packets dropped in between.
 fn counted(before: &Counters, after: &Counters) -> Vec<DropReason> {
     let risen = |&reason: &DropReason| {
         let at = reason as usize;
@@ -472,7 +471,7 @@ fn counted(before: &Counters, after: &Counters) -> Vec<DropReason> {
     DropReason::ALL.iter().copied().filter(risen).collect()
 }
 
-/// How the kernel's doing differs from what was expected, if it does.
+/// How the kernel's result differs from the expected one, if it does.
 fn differs(
     expected: &Expected,
     rung: Rung,
@@ -482,9 +481,9 @@ fn differs(
 ) -> Option<String> {
     match (expected, ran.answer) {
         (Expected::Send(_), Answer::Pass) if rung == Rung::Xdp => {
-            (ran.frame != frame).then(|| "it passes it changed".into())
+            (ran.frame != frame).then(|| "the program passes a changed packet".into())
         }
-        // What the routes say.
+        // Depends on the kernel's routes.
         (Expected::Send(_), Answer::Drop)
             if [DropReason::NoRoute, DropReason::TooBig]
                 .iter()
@@ -494,29 +493,34 @@ fn differs(
         }
         (Expected::Send(frame), Answer::Redirect | Answer::Transmit) => {
             let same = ran.frame.get(ETHERNET..) == frame.get(ETHERNET..);
-            (!same).then(|| "it makes another packet of it".into())
+            (!same).then(|| "the program makes another packet of it".into())
         }
         (Expected::Pass, Answer::Pass) => {
-            (ran.frame != frame).then(|| "it passes it changed".into())
+            (ran.frame != frame).then(|| "the program passes a changed packet".into())
         }
         (Expected::Drop(reason), Answer::Drop) => (!counted.contains(reason)).then(|| {
             let names: Vec<&str> = counted.iter().map(|reason| reason.name()).collect();
             match names.as_slice() {
-                [] => "it drops it without a reason".into(),
-                names => format!("it drops it for another reason: {}", names.join(" or ")),
+                [] => "the program drops it without a reason".into(),
+                names => format!(
+                    "the program drops it for another reason: {}",
+                    names.join(" or ")
+                ),
             }
         }),
         (Expected::Steer(frame), Answer::Redirect) => {
-            (ran.frame != *frame).then(|| "it makes another frame of it".into())
+            (ran.frame != *frame).then(|| "the program makes another frame of it".into())
         }
-        (_, Answer::Pass) => Some("it passes it".into()),
+        (_, Answer::Pass) => Some("the program passes it".into()),
         (_, Answer::Drop) => {
             let names: Vec<&str> = counted.iter().map(|reason| reason.name()).collect();
-            Some(format!("it drops it: {}", names.join(" or ")))
+            Some(format!("the program drops it: {}", names.join(" or ")))
         }
-        (_, Answer::Redirect) => Some("it redirects it".into()),
-        (_, Answer::Transmit) => Some("it sends it back out".into()),
-        (_, Answer::Other(number)) => Some(format!("it answers {number}, which means nothing")),
+        (_, Answer::Redirect) => Some("the program redirects it".into()),
+        (_, Answer::Transmit) => Some("the program transmits it".into()),
+        (_, Answer::Other(number)) => {
+            Some(format!("the program returns {number}, which is no verdict"))
+        }
     }
 }
 

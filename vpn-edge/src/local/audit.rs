@@ -1,7 +1,7 @@
-//! The log of one machine: a SQLite file beside the registry's.
+//! The audit log of one machine: a SQLite file beside the registry's.
 //!
-//! Not the same file: that one is rewritten whenever keys are removed, and must
-//! be soon done with it.
+//! A separate file, because the registry's is rewritten whenever keys are removed,
+//! which must not take long.
 
 use std::ffi::OsString;
 use std::fs::{OpenOptions, Permissions};
@@ -56,19 +56,19 @@ pub struct SqliteLog {
 }
 
 impl SqliteLog {
-    /// Opens the log beside the registry's database, and makes it when missing.
-    /// Tenants that `registry` does not have are gone.
+    /// Opens the log beside the registry's database, and creates it if missing.
+    /// Tenants that `registry` does not have count as removed.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened, with what to do about it.
+    /// If it cannot be opened, with what to do about it.
     pub fn beside(database: &Path, registry: Arc<dyn Registry>) -> Result<SqliteLog, LogError> {
         let mut path = OsString::from(database);
         path.push(".audit");
         let path = PathBuf::from(path);
         let connection = open(&path).map_err(|error| {
             LogError(format!(
-                "cannot open the audit log {}: {error}; mend it, or move it away to begin a new one",
+                "cannot open the audit log {}: {error}; repair it, or move it away to start a new one",
                 path.display()
             ))
         })?;
@@ -104,7 +104,7 @@ impl SqliteLog {
         }
     }
 
-    /// Forgets tenants that are gone, but for the last ones.
+    /// Removes the records of removed tenants, except for the latest ones.
     async fn forget(&self) -> Result<(), LogError> {
         let gone = self.limits.gone;
         let tenants = self.run(|connection| count(connection)).await?;
@@ -138,7 +138,7 @@ impl Log for SqliteLog {
             .run(move |connection| insert(connection, &record, limit))
             .await?;
         if new && let Err(error) = self.forget().await {
-            tracing::warn!("tenants that are gone stay in the audit log: {error}");
+            tracing::warn!("cannot remove deleted tenants from the audit log: {error}");
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl Log for SqliteLog {
     }
 
     async fn read(&self, query: Query) -> Result<Vec<Record>, LogError> {
-        // Each with the index that it needs.
+        // Each query has an index.
         let of = match query.tenant {
             Some(_) => "tenant = ?1",
             None => "?1 IS NULL",
@@ -176,7 +176,7 @@ impl Log for SqliteLog {
 }
 
 fn open(path: &Path) -> Result<Connection, String> {
-    // SQLite gives its other files the mode of this one.
+    // SQLite gives its other files the same mode.
     let mode = Permissions::from_mode(0o600);
     OpenOptions::new()
         .read(true)
@@ -211,7 +211,7 @@ fn open(path: &Path) -> Result<Connection, String> {
     Ok(connection)
 }
 
-/// Says whether it is the first record of its tenant.
+/// Returns whether it is the first record of its tenant.
 fn insert(connection: &mut Connection, record: &Record, limit: i64) -> rusqlite::Result<bool> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (id, tenant) = (record.id.to_string(), record.tenant.to_string());
@@ -228,7 +228,7 @@ fn insert(connection: &mut Connection, record: &Record, limit: i64) -> rusqlite:
             record.action.as_str(),
         ),
     )?;
-    // `Record::is_lesser`, and all.
+    // First the records as in `Record::is_lesser`, then all.
     for (which, limit) in [
         ("(action = 'download' OR status >= 400)", (limit + 1) / 2),
         ("TRUE", limit),
@@ -264,7 +264,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let action = Action::ALL
         .into_iter()
         .find(|known| known.as_str() == action)
-        .ok_or_else(|| bad(6, format!("{action:?} is no action").into()))?;
+        .ok_or_else(|| bad(6, format!("{action:?} is not an action").into()))?;
     Ok(Record {
         id: parsed(row, 0)?,
         time: parsed::<Timestamp>(row, 1)?,

@@ -1,4 +1,4 @@
-//! One machine: its SQLite files, its network namespaces, its own maps.
+//! The implementation for one machine: SQLite files, network namespaces, local maps.
 
 pub mod audit;
 pub mod netns;

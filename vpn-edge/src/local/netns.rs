@@ -1,9 +1,9 @@
 //! Gateways as processes in network namespaces of this machine.
 //!
-//! A gateway outlives the daemon that made it: its process has a session of its
-//! own, its namespace is mounted where `ip netns` looks, and its folder under
-//! the runtime directory says what it is. A new daemon finds all that again.
-//! Names and addresses follow from the port, which one gateway has at a time.
+//! A gateway outlives the daemon that started it: its process has its own session,
+//! its namespace is mounted where `ip netns` looks, and its folder under the runtime
+//! directory has its configuration. A new daemon finds all of them. Names and
+//! addresses are derived from the port, which only one gateway has at a time.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,32 +34,31 @@ use crate::gateway::{GATEWAY_END, GatewayConfig, Phase, nat, subscribe};
 use crate::gateways::{Gateway, GatewaySpec, Gateways, Location};
 use crate::netlink;
 
-/// How long a gateway has to listen after it was started, and to end after it
-/// was told to.
+/// How long a gateway may take to listen after its start, and to exit after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a gateway that listens may take to get ready.
+/// How long a listening gateway may take to become ready.
 const STARTING: Duration = Duration::from_secs(15);
 
-/// How often a gateway's link is looked at again: someone may have taken the
-/// program off its end, or the link down.
+/// How often a gateway's link is checked: somebody may have detached the program at
+/// its end, or set the link down.
 const RELOCATE: Duration = Duration::from_secs(5);
 
-/// Where and how gateways are made.
+/// Settings of gateways.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Holds a folder a gateway, with its key: on a tmpfs, normally.
+    /// Has one folder per gateway, with its key: usually on a tmpfs.
     pub runtime: PathBuf,
-    /// Addresses for the gateways' links: the port is the offset into it.
+    /// Addresses for the gateways' links; the port is the offset.
     pub range: Ipv4Net,
-    /// IPv6 addresses for the same, where the node does IPv6.
+    /// IPv6 addresses for the same, if the node has IPv6.
     pub range6: Ipv6Net,
     /// MTU of the links: the uplink's.
     pub mtu: u32,
 }
 
 impl Settings {
-    /// Enough to find and remove gateways, but not to make them.
+    /// Sufficient to find and remove gateways, but not to create them.
     #[must_use]
     pub fn for_removal(runtime: PathBuf) -> Self {
         Self {
@@ -76,7 +75,7 @@ pub struct NetnsGateways {
     settings: Settings,
     known: Arc<Mutex<BTreeMap<u16, Known>>>,
     changes: watch::Sender<u64>,
-    /// Held for life: two daemons would take each other's gateways for orphans.
+    /// Held for life: two daemons would treat each other's gateways as orphans.
     _lock: File,
 }
 
@@ -85,7 +84,7 @@ struct Known {
     watcher: JoinHandle<()>,
 }
 
-/// What belongs to the gateway of one port.
+/// Names and paths of the gateway of one port.
 struct Place {
     port: u16,
     folder: PathBuf,
@@ -109,29 +108,29 @@ impl Place {
         self.folder.join("log")
     }
 
-    /// Unique on the machine, as userspace WireGuard's sockets share a folder.
+    /// Unique on the machine, because userspace WireGuard's sockets share a folder.
     fn wireguard(&self) -> String {
         format!("wg{}", self.port)
     }
 }
 
 impl NetnsGateways {
-    /// Finds the gateways that an earlier daemon left, and waits until each
-    /// has said how it is.
+    /// Finds the gateways of an earlier daemon, and waits until each has reported its
+    /// status.
     ///
     /// # Errors
     ///
-    /// When the runtime folder cannot be used or another daemon uses it, or the
-    /// range is too small.
+    /// If the runtime folder cannot be used or another daemon uses it, or the range
+    /// is too small.
     pub async fn adopt(settings: Settings) -> Result<Self> {
         ensure!(
             settings.range.prefix_len() <= 16,
-            "the gateway range {} is too small: it takes a /16 or larger",
+            "the gateway range {} is too small: it must be a /16 or larger",
             settings.range
         );
         ensure!(
             settings.range6.prefix_len() <= 112,
-            "the gateway range {} is too small: it takes a /112 or larger",
+            "the gateway range {} is too small: it must be a /112 or larger",
             settings.range6
         );
         let folder = settings.runtime.join("gateways");
@@ -179,8 +178,9 @@ impl NetnsGateways {
                     states.spawn(async move { timeout(PATIENCE, first).await });
                 }
                 Err(error) => {
-                    tracing::warn!("removing what is left of a gateway on port {port}: {error:#}");
-                    // Nobody's, so the controller removes it if this does not.
+                    tracing::warn!(port, "removing the remains of a gateway: {error:#}");
+                    // It belongs to no tenant, so the controller removes it if this
+                    // fails.
                     gateways.know(
                         Gateway {
                             tenant: Uuid::nil(),
@@ -193,7 +193,7 @@ impl NetnsGateways {
                         || tokio::spawn(async {}),
                     );
                     if let Err(error) = gateways.remove(port).await {
-                        tracing::error!(port, "{error:#}");
+                        tracing::error!(port, "cannot remove the remains of a gateway: {error:#}");
                     }
                 }
             }
@@ -220,8 +220,8 @@ impl NetnsGateways {
         }
     }
 
-    /// Follows a gateway's status. The returned future resolves with the first
-    /// that is final or tells that the gateway is gone.
+    /// Follows a gateway's status. The returned future resolves with the first final
+    /// status, or when the gateway is gone.
     fn watch(
         &self,
         place: Place,
@@ -252,8 +252,8 @@ impl NetnsGateways {
         }
     }
 
-    /// Lists `gateway`. Its watcher starts under the lock, so that it finds the
-    /// gateway listed when it has something to record.
+    /// Adds `gateway` to the list. Its watcher is started under the lock, so that it
+    /// finds the gateway listed.
     fn know(&self, gateway: Gateway, watcher: impl FnOnce() -> JoinHandle<()>) {
         let mut entries = self.known.lock().expect("no panic under this lock");
         let watcher = watcher();
@@ -264,7 +264,8 @@ impl NetnsGateways {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether this gateway is there and ready, but for what changes in place.
+    /// Whether this gateway exists and is ready, ignoring settings that can be
+    /// changed in place.
     fn serves(&self, spec: &GatewaySpec, digest: &TunnelDigest) -> bool {
         let known = self.known.lock().expect("no panic under this lock");
         known.get(&spec.tunnel.fixed.port).is_some_and(|known| {
@@ -275,8 +276,8 @@ impl NetnsGateways {
     async fn update(&self, spec: &GatewaySpec, digest: TunnelDigest, place: &Place) -> Result<()> {
         let mut config = GatewayConfig::read(&place.config())?;
         config.tunnel.live.clone_from(&spec.tunnel.live);
-        // The file follows the rules: a daemon that starts in between must not
-        // take for done what is not.
+        // The file is written after the rules are applied: a daemon that starts in
+        // between must not assume that they are.
         let file = place.config();
         netlink::inside(&place.namespace, move || async move {
             nat::apply(&config).await.map_err(io::Error::other)?;
@@ -338,7 +339,7 @@ impl Gateways for NetnsGateways {
             state: GatewayState::Starting,
             location: None,
         };
-        // Known before any of it is made, so that none of it is forgotten.
+        // Listed before anything is created, so that no remains are forgotten.
         self.know(gateway.clone(), || tokio::spawn(async {}));
         match self.create(spec, &place).await {
             Ok(child) => {
@@ -347,7 +348,7 @@ impl Gateways for NetnsGateways {
             }
             Err(error) => {
                 if let Err(left) = self.remove(port).await {
-                    tracing::error!(port, "{left:#}");
+                    tracing::error!(port, "cannot remove the remains of a gateway: {left:#}");
                 }
                 Err(error)
             }
@@ -360,7 +361,7 @@ impl Gateways for NetnsGateways {
             let mut entries = self.known.lock().expect("no panic under this lock");
             if let Some(known) = entries.get_mut(&port) {
                 known.watcher.abort();
-                // Listed until all of it is gone, so that a failure is seen.
+                // Listed until all of it is removed, so that failures are visible.
                 known.gateway.state = GatewayState::Failed("it is being removed".into());
                 known.gateway.location = None;
                 self.changes.send_modify(|count| *count += 1);
@@ -399,7 +400,7 @@ impl Gateways for NetnsGateways {
     }
 }
 
-/// Reads a gateway's status until it is gone.
+/// Follows a gateway's status until it is gone.
 async fn follow(
     place: Place,
     identity: (Uuid, u64, u16),
@@ -442,7 +443,7 @@ async fn follow(
                     }
                 },
                 Err(_) if !ready && failure.is_none() && started.elapsed() > STARTING => {
-                    failure = Some("it did not get ready".into());
+                    failure = Some("it did not become ready".into());
                     break;
                 }
                 Err(_) => {}
@@ -473,16 +474,16 @@ async fn follow(
     record(GatewayState::Failed(reason), None);
     drop(settled);
     if let Some(mut child) = child {
-        // The child is reaped here; an adopted gateway is not ours to reap.
+        // The child is reaped here; an adopted gateway is not a child.
         let _ = child.wait().await;
     }
 }
 
-/// Starts the gateway's process in its namespace, to outlive this one.
+/// Starts the gateway's process in its namespace; it outlives this process.
 fn spawn(place: &Place) -> Result<Child> {
     let namespace = File::open(&place.namespace)?;
     let log = File::create(place.log())?;
-    // Not current_exe(): the file there may be a newer build by now, or gone.
+    // Not current_exe(): the file may have been replaced or removed.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("vpn-edge")
@@ -493,7 +494,7 @@ fn spawn(place: &Place) -> Result<Child> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .kill_on_drop(false)
-        // What private keys of all tenants are encrypted under is not for it.
+        // The gateway must not get the key that encrypts all tenants' private keys.
         .env_remove(KEY_VARIABLE);
     // SAFETY: only system calls between fork and exec.
     unsafe {
@@ -508,8 +509,8 @@ fn spawn(place: &Place) -> Result<Child> {
         .context("cannot start the gateway's process")
 }
 
-/// The gateway processes that run with the configuration at `config`. Asked of
-/// the kernel, as a process may be there before it listens, or after.
+/// The gateway processes with the configuration at `config`. Read from /proc, because
+/// a process may exist before it listens, or afterwards.
 fn processes(config: &Path) -> io::Result<Vec<i32>> {
     let arguments = format!("\0gateway\0--config\0{}\0", config.display());
     let mut found = Vec::new();
@@ -522,7 +523,7 @@ fn processes(config: &Path) -> io::Result<Vec<i32>> {
         else {
             continue;
         };
-        // A process that has ended meanwhile has no command line to read.
+        // A process that has exited meanwhile has no command line.
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if command.ends_with(arguments.as_bytes()) {
             found.push(pid);
@@ -531,7 +532,7 @@ fn processes(config: &Path) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Ends the process: SIGTERM, and SIGKILL if that is not enough.
+/// Terminates the process: SIGTERM, then SIGKILL.
 async fn end(pid: i32) -> Result<()> {
     let pid = Pid::from_raw(pid);
     for (signal, patience) in [(Signal::SIGTERM, PATIENCE / 2), (Signal::SIGKILL, PATIENCE)] {
@@ -546,10 +547,10 @@ async fn end(pid: i32) -> Result<()> {
             sleep(Duration::from_millis(5)).await;
         }
     }
-    bail!("the gateway's process {pid} does not end")
+    bail!("the gateway's process {pid} does not exit")
 }
 
-/// Whether the process has ended, reaped or not.
+/// Whether the process has exited, reaped or not.
 fn gone(pid: Pid) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         // The state follows the command, which is in parentheses.
@@ -560,14 +561,14 @@ fn gone(pid: Pid) -> bool {
     }
 }
 
-/// A namespace mounted at `path`, as `ip netns` makes them.
+/// Creates a namespace mounted at `path`, like `ip netns`.
 fn make_namespace(path: &Path) -> io::Result<()> {
     let none: Option<&str> = None;
     let folder = path.parent().expect("the path has a folder");
     if !folder.exists() {
         fs::create_dir_all(folder)?;
-        // A mount of its own, and shared, so that mounts made and taken off in
-        // it are seen by processes in other mount namespaces.
+        // A shared mount of its own, so that mounts and unmounts in it propagate to
+        // other mount namespaces.
         mount(Some(folder), folder, none, MsFlags::MS_BIND, none)?;
         mount(
             none,

@@ -1,4 +1,4 @@
-//! The session as this node's maps tell it.
+//! Sessions as read from this node's maps.
 
 use std::path::Path;
 
@@ -12,15 +12,15 @@ use crate::sessions::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions
 
 /// The sessions of a machine that is the only edge.
 ///
-/// A look is a few system calls that wait for nobody.
+/// A query is a few system calls that do not block.
 pub struct LocalSessions(Reader);
 
 impl LocalSessions {
-    /// Over the maps pinned under `root`.
+    /// Reads the maps pinned under `root`.
     ///
     /// # Errors
     ///
-    /// [`MapError::NotPinned`] when there are none.
+    /// [`MapError::NotPinned`] if there are none.
     pub fn open(root: &Path) -> Result<Self, MapError> {
         Ok(Self(Reader::open(root)?))
     }
@@ -39,7 +39,7 @@ impl EdgeSessions for LocalSessions {
         };
         let times = self.0.session_times(before.slot)?;
         let counters = self.0.counters(before.slot)?;
-        // The slot was the tenant's all the while, or these are another's.
+        // If the slot changed its tenant meanwhile, the values are another tenant's.
         let after = self.allocation(port, asked);
         let after = after.filter(|after| after.slot == before.slot);
         Ok(after.map(|after| Seen::new(after.mode, times, &counters)))

@@ -1,8 +1,7 @@
 //! The registry of one machine: a SQLite file.
 //!
-//! Guarantees: one process at a time has the file open; a change is stored
-//! whole or not at all; private keys are in its files encrypted alone, and those
-//! that were removed not even so.
+//! Guarantees: only one process has the file open; a change is stored completely or
+//! not at all; private keys are stored only encrypted, and removed keys not at all.
 
 mod key_file;
 mod key_source;
@@ -40,22 +39,22 @@ pub struct SqliteRegistry {
 struct Store {
     connection: Connection,
     keys: Unlocked,
-    /// Rebuilt from the rows at open; right from then on, since nobody else
-    /// writes the file.
+    /// Built from the rows when the file is opened; always current afterwards,
+    /// because nobody else writes the file.
     pool: PortPool,
     /// Removed keys may still be in the files.
     scrub_due: bool,
-    /// Held, not read: last, so that the database is closed before it is free.
+    /// The lock; declared last, so that the database is closed before it is released.
     _lock: File,
 }
 
 impl SqliteRegistry {
-    /// Opens the registry in the file `path`, which is created when missing;
-    /// tenants get ports of `range`, and private keys are encrypted under a key
-    /// from the file beside it. Fails when another process has it open.
+    /// Opens the registry in the file `path`, which is created if missing. Tenants
+    /// get ports of `range`, and private keys are encrypted with a key from the file
+    /// beside it. Fails if another process has it open.
     ///
-    /// Tunnels in a file of an earlier build, which did not store their subnets, get
-    /// those that are clear of `cluster_ranges`.
+    /// Tunnels whose subnets an earlier version did not store get subnets that do not
+    /// overlap `cluster_ranges`.
     pub fn open(
         path: &Path,
         range: PortRange,
@@ -64,7 +63,7 @@ impl SqliteRegistry {
         SqliteRegistry::open_with(path, range, cluster_ranges, &KeySource::beside(path))
     }
 
-    /// The same with a key from somewhere else.
+    /// The same, with a key from another source.
     pub fn open_with(
         path: &Path,
         range: PortRange,
@@ -88,15 +87,15 @@ impl SqliteRegistry {
         })
     }
 
-    /// Encrypts the private keys in the file `path` under a new key, and puts it
-    /// into the file of `source` in place of the old one, which goes to the file
-    /// of that name and `.old`. Whenever it is interrupted, nothing is lost, and
-    /// the next open ends it.
+    /// Encrypts the private keys in the file `path` with a new key. The new key
+    /// replaces the old one in the file of `source`; the old one is kept in the file
+    /// of that name plus `.old`. Nothing is lost if it is interrupted at any point,
+    /// and the next open completes it.
     ///
     /// # Errors
     ///
-    /// When another process has the registry or the key file open, a file cannot
-    /// be read or written, or `source` is no file or another database's.
+    /// If another process has the registry or the key file open, a file cannot be
+    /// read or written, or `source` is not a file or belongs to another database.
     pub fn rotate_key(path: &Path, source: &KeySource) -> Result<(), RegistryError> {
         let failed = |reason| RegistryError::Open(format!("{}: {reason}", path.display()));
         if !path.exists() {
@@ -110,16 +109,16 @@ impl SqliteRegistry {
         Ok(())
     }
 
-    /// Runs `work`, which blocks, on the store. It ends even when the caller
-    /// goes away.
+    /// Runs `work`, which blocks, on the store. It completes even if the caller goes
+    /// away.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Result<T, RegistryError> {
         let store = Arc::clone(&self.store);
         let task = spawn_blocking(move || {
-            // A panic in a change leaves the store as it was: the transaction
-            // rolls back and the pool is replaced after the commit alone.
+            // A panic in a change leaves the store unchanged: the transaction is
+            // rolled back, and the pool is replaced only after the commit.
             work(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
         });
         task.await.map_err(|error| match error.try_into_panic() {
@@ -128,8 +127,8 @@ impl SqliteRegistry {
         })
     }
 
-    /// Noticed from inside the blocking work, so that a caller who went away
-    /// hides no change.
+    /// Called from inside the blocking work, so that changes are announced even if
+    /// the caller went away.
     fn notice(&self) -> impl FnOnce() + Send + 'static {
         let changes = Arc::clone(&self.changes);
         move || changes.send_modify(|count| *count += 1)
@@ -152,7 +151,7 @@ impl Registry for SqliteRegistry {
 
     /// # Panics
     ///
-    /// When the new tenant holds a port.
+    /// If the new tenant holds a port.
     async fn create(&self, tenant: Tenant) -> Result<Tenant, RegistryError> {
         assert!(
             tenant.vpn.allocation.is_none(),
@@ -215,8 +214,8 @@ impl Store {
                      encrypted: {error}; free disk space and start again"
                 )));
             }
-            // Every key that opens it is still at hand.
-            Err(error) => tracing::error!("{error}; the next start tries again"),
+            // Every key that can decrypt them is still available.
+            Err(error) => tracing::error!("{error}; retrying at the next start"),
             Ok(()) => {}
         }
         row::give_subnets(&mut connection, cluster_ranges).map_err(failed)?;
@@ -319,8 +318,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes what is left of removed keys from the files. Should it fail, the
-    /// next change tries again.
+    /// Removes the remains of removed keys from the files. If it fails, the next
+    /// change retries.
     fn scrub(&mut self) {
         if !self.scrub_due {
             return;
@@ -332,11 +331,11 @@ impl Store {
     }
 }
 
-/// Rewrites the files, so that nothing of what was removed is left in them.
+/// Rewrites the files, so that no remains of removed data are left in them.
 fn scrub(connection: &Connection) -> Result<(), String> {
     let left = |error| format!("removed keys may still be in the registry's files: {error}");
-    // Secure deletion zeroes freed cells, but a cell that moved to another page
-    // can leave a copy behind: only a rewrite of the file is sure.
+    // Secure deletion zeroes freed cells, but a cell that moved to another page can
+    // leave a copy behind: only rewriting the file is safe.
     let busy = connection
         .execute_batch("VACUUM")
         .and_then(|()| {
@@ -351,10 +350,10 @@ fn scrub(connection: &Connection) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens the database of this path alone, its tables as they are now.
+/// Opens the database at this path, with exclusive access and the current schema.
 fn connect(path: &Path) -> Result<(File, Connection), String> {
     let lock = lock(path)?;
-    // SQLite gives its other files the mode of this one.
+    // SQLite gives its other files the same mode.
     let mode = Permissions::from_mode(0o600);
     private_file(path)
         .and_then(|file| file.set_permissions(mode))
@@ -375,7 +374,7 @@ fn connect(path: &Path) -> Result<(File, Connection), String> {
     Ok((lock, connection))
 }
 
-/// An exclusive lock for as long as the file is open.
+/// An exclusive lock, held while the file is open.
 fn lock(path: &Path) -> Result<File, String> {
     let mut name = OsString::from(path);
     name.push(".lock");

@@ -1,7 +1,7 @@
 //! A gateway's link: a veth pair between node and namespace.
 //!
-//! Addresses and neighbours are all set by hand, so that nothing has to be
-//! asked or learned before the first packet goes through.
+//! Addresses and neighbour entries are static, so that nothing has to be resolved
+//! before the first packet.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,22 +21,22 @@ use crate::gateway::GATEWAY_END;
 use crate::gateways::{Addresses, Link};
 use crate::netlink::{self, connect, find};
 
-/// The node, as gateways see it: their next hops. They are on no interface; the
-/// gateway's neighbour entries for them are permanent.
+/// The node's addresses as seen by gateways: their next hops. They are on no
+/// interface; the gateway's neighbour entries for them are permanent.
 const NODE: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const NODE6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Where the kernel keeps an interface's settings.
+/// Folder of interfaces' settings.
 const SETTINGS: &str = "/proc/sys/net/ipv4/conf";
 const SETTINGS6: &str = "/proc/sys/net/ipv6/conf";
 
-/// Makes the link between this node and `namespace`, with `address` and
-/// `address6` at the gateway's end, and routes both ways. Where the node does
-/// without IPv6, so does the link.
+/// Creates the link between this node and `namespace`, with `address` and `address6`
+/// at the gateway's end, and routes in both directions. If the node has no IPv6,
+/// neither has the link.
 ///
 /// # Errors
 ///
-/// When the kernel refuses a step.
+/// If the kernel refuses a step.
 pub async fn create(
     name: &str,
     namespace: &Path,
@@ -45,10 +45,10 @@ pub async fn create(
     mtu: u32,
 ) -> io::Result<()> {
     let handle = connect()?;
-    // The pair is born on the node, so the far end needs a name of its own
-    // until it is moved.
+    // The pair is created on the node, so the far end needs its own name until it is
+    // moved.
     let far = format!("{name}~");
-    // Addresses of our choice, which udev leaves as they are.
+    // Fixed MAC addresses, which udev does not change.
     let [a, b, c, d] = address.octets();
     let (node_mac, gateway_mac) = ([2, 0, a, b, c, d], [2, 1, a, b, c, d]);
     let veth = LinkVeth::new(name, &far)
@@ -95,13 +95,13 @@ pub async fn create(
     })
     .await?;
 
-    // Ours alone: the node's other interfaces keep their settings.
+    // Only for this interface: the node's other interfaces keep their settings.
     fs::write(format!("{SETTINGS}/{name}/forwarding"), "1")?;
     fs::write(format!("{SETTINGS}/{name}/rp_filter"), "0")?;
     if address6.is_some() {
         only_by_hand(name)?;
-        // What the kernel routes between links goes by the node's own switch,
-        // `all/forwarding`, whatever this says; steered packets need neither.
+        // The kernel forwards IPv6 according to `all/forwarding` only, whatever this
+        // says; steered packets need neither.
         fs::write(format!("{SETTINGS6}/{name}/forwarding"), "1")?;
     }
     up(&handle, index).await?;
@@ -117,15 +117,15 @@ pub async fn create(
     Ok(())
 }
 
-/// Whether the kernel does IPv6 on the interface: it may have none, have it
-/// switched off, or find the MTU too small.
+/// Whether the kernel supports IPv6 on the interface: it may be missing, disabled, or
+/// the MTU too small.
 fn speaks_ipv6(interface: &str) -> bool {
     fs::read_to_string(format!("{SETTINGS6}/{interface}/disable_ipv6"))
         .is_ok_and(|disabled| disabled.trim() == "0")
 }
 
-/// Keeps the kernel from giving the interface IPv6 addresses of its own, and
-/// from waiting before it uses ours. To be called before the interface is up.
+/// Prevents the kernel from assigning its own IPv6 addresses to the interface, and
+/// from delaying the use of ours. To be called before the interface is up.
 fn only_by_hand(interface: &str) -> io::Result<()> {
     for (setting, value) in [
         ("addr_gen_mode", "1"),
@@ -156,11 +156,11 @@ pub async fn remove(name: &str) -> io::Result<()> {
     }
 }
 
-/// Where the gateway behind the link is, as both ends say.
+/// The location of the gateway behind the link, read from both ends.
 ///
 /// # Errors
 ///
-/// When an end is missing.
+/// If an end is missing.
 pub async fn locate(name: &str, namespace: &Path) -> io::Result<Link> {
     let handle = connect()?;
     let ifindex = netlink::index(&handle, name).await?;
@@ -233,7 +233,7 @@ async fn up(handle: &Handle, index: u32) -> io::Result<()> {
         .map_err(io::Error::other)
 }
 
-/// Gives the interface an address, usable at once.
+/// Assigns an address to the interface, usable immediately.
 async fn own(handle: &Handle, index: u32, address: IpAddr) -> io::Result<()> {
     let length = if address.is_ipv4() { 32 } else { 128 };
     let mut add = handle.address().add(index, address, length);

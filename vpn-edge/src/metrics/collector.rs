@@ -1,4 +1,4 @@
-//! One look at the edge, and the families it is told in.
+//! A snapshot of the edge, and the metric families made from it.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,7 +25,7 @@ use crate::domain::PortRange;
 /// Ports that have an entry of their own in the port map.
 const PORTS: u64 = 1 << 16;
 
-/// Session indexes that a slot has room for.
+/// Capacity of a slot for session indexes.
 const SESSIONS: u64 = (BUCKETS * size_of::<vpn_edge_common::Bucket>() / size_of::<u64>()) as u64;
 
 /// The edge at one moment.
@@ -33,21 +33,21 @@ const SESSIONS: u64 = (BUCKETS * size_of::<vpn_edge_common::Bucket>() / size_of:
 pub struct Snapshot {
     ports: Vec<Port>,
     ranges: Vec<PortRange>,
-    /// Tenants whose port may not be steered.
+    /// Number of tenants whose port may not be steered.
     outside: usize,
     programs: Vec<ProgramFacts>,
-    /// Whether the uplinks' hooks have them.
+    /// Whether the programs are attached to the uplinks' hooks.
     attached: Vec<Attached>,
-    /// What was dropped of packets that may have been for any tenant.
+    /// Drops of packets that may have been for any tenant.
     node: Counters,
-    /// None when the kernel does not count.
+    /// None if the kernel does not count.
     runs: Option<Vec<ProgramRuns>>,
     syncs: SyncCounts,
     durations: Histogram,
     lags: Histogram,
-    /// Whether changes are heard of.
+    /// Whether the source reports changes.
     source_up: bool,
-    /// Whether all of the token file counts; none where there is no API.
+    /// Whether the whole token file is valid; none without an API.
     token_file_readable: Option<bool>,
 }
 
@@ -64,7 +64,7 @@ struct Port {
 }
 
 impl Snapshot {
-    /// Looks at maps, programs and agent.
+    /// Reads maps, programs and the agent's status.
     pub fn take(sources: &Sources, source_up: bool) -> Result<Self> {
         Ok(Self {
             ports: ports(&sources.reader)?,
@@ -86,7 +86,7 @@ impl Snapshot {
     }
 }
 
-/// Whether an uplink has one of the programs.
+/// Whether one of the programs is attached to an uplink.
 #[derive(Debug)]
 struct Attached {
     uplink: String,
@@ -125,7 +125,7 @@ fn ports(reader: &Reader) -> Result<Vec<Port>> {
             flows: reader.flows(slot)?.len(),
             grace: reader.grace(slot).filter(|left| !left.is_zero()),
         };
-        // Were the slot given away meanwhile, these would be another's counts.
+        // If the slot was reassigned meanwhile, the counts would be another tenant's.
         let same = reader.allocation(number).is_some_and(|now| {
             now.slot == allocation.slot
                 && now.tenant == allocation.tenant
@@ -167,7 +167,7 @@ impl Port {
     }
 }
 
-/// Writes families one by one.
+/// Encodes families one by one.
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
@@ -230,7 +230,7 @@ impl Collector for Snapshot {
 }
 
 impl Snapshot {
-    /// Something of every port.
+    /// One sample per port.
     fn each<T>(&self, of: impl Fn(&Port) -> T) -> impl Iterator<Item = ([Label; 2], T)> {
         self.ports.iter().map(move |port| (port.labels(), of(port)))
     }
@@ -283,12 +283,12 @@ impl Snapshot {
         )?;
         families.counters(
             "icmp_errors",
-            "ICMP errors about the tenant's packets, sent on to where they belong.",
+            "ICMP errors about the tenant's packets that were translated and forwarded.",
             self.each(|port| port.counters.errors),
         )?;
         families.gauges(
             "flows",
-            "Clients that the tenant was reached from lately; `vpn-edge flows` names them.",
+            "Clients that recently sent packets to the tenant; `vpn-edge flows` lists them.",
             self.each(|port| port.flows),
         )?;
         families.gauges(
@@ -310,7 +310,7 @@ impl Snapshot {
         )?;
         families.counters(
             "handshakes_refused",
-            "Handshake messages that were dropped as such: the reasons mac1, replay, \
+            "Handshake messages that were dropped, by the reasons mac1, replay, \
              source_rate and handshake_rate.",
             self.each(|port| {
                 let refusals = DropReason::ALL
@@ -331,19 +331,19 @@ impl Snapshot {
         )?;
         families.counters(
             "graced_packets",
-            "Packets of unknown sessions that were let in during the grace after a loss \
+            "Packets of unknown sessions that were let in during the grace period after a loss \
              of the maps.",
             self.each(|port| port.counters.graced),
         )?;
         families.counters(
             "relayed_packets",
-            "Packets that went on to the gateway's node though their session was unknown \
+            "Packets that were forwarded to the gateway's node though their session was unknown \
              here.",
             self.each(|port| port.counters.relayed),
         )?;
         families.gauges(
             "grace_remaining_seconds",
-            "For how long packets of unknown sessions are let in; only while they are.",
+            "Remaining grace period for packets of unknown sessions; only while there is one.",
             self.ports
                 .iter()
                 .filter_map(|port| Some((port.labels(), port.grace?.as_secs_f64()))),
@@ -385,7 +385,7 @@ impl Snapshot {
         )?;
         families.gauges(
             "map_capacity",
-            "Entries that there is room for: ports, tenants, session indexes and flows \
+            "Capacity in entries: ports, tenants, session indexes and flows \
              (a tenant has its share of these and cannot take another's).",
             maps.map(|(name, _, capacity)| ([("map", name)], capacity)),
         )
@@ -419,7 +419,7 @@ impl Snapshot {
         )?;
         families.gauges(
             "program_instructions",
-            "Instructions that the verifier looked at; absent before Linux 5.16.",
+            "Instructions that the verifier processed; absent before Linux 5.16.",
             self.programs
                 .iter()
                 .filter_map(|program| Some(([("program", &program.name)], program.instructions?))),
@@ -439,18 +439,18 @@ impl Snapshot {
     fn agent(&self, families: &mut Families<'_>) -> fmt::Result {
         families.counters(
             "syncs",
-            "Attempts to bring the maps in step with registry and gateways.",
+            "Attempts to sync the maps with registry and gateways.",
             [("ok", self.syncs.ok), ("failed", self.syncs.failed)]
                 .map(|(outcome, count)| ([("outcome", outcome)], count)),
         )?;
         families.gauge(
             "last_sync_timestamp_seconds",
-            "When the maps were last brought in step; 0 if never since the start.",
+            "When the maps were last synced; 0 if never since the start.",
             self.syncs.last.map_or(0.0, seconds),
         )?;
         families.gauge(
             "source_up",
-            "Whether the agent hears of changes (1), or goes by what it knew (0), as while \
+            "Whether the agent receives changes (1), or works with its last known state (0), as while \
              the API server cannot be reached.",
             u64::from(self.source_up),
         )?;
@@ -463,12 +463,12 @@ impl Snapshot {
         }
         families.histogram(
             "sync_duration_seconds",
-            "How long attempts to bring the maps in step took.",
+            "How long attempts to sync the maps took.",
             &self.durations,
         )?;
         families.histogram(
             "sync_lag_seconds",
-            "From the notice of a change in registry or gateways to maps that follow it.",
+            "From the notice of a change in registry or gateways to maps that reflect it.",
             &self.lags,
         )?;
         families.gauges(

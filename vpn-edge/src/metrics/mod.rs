@@ -1,6 +1,6 @@
-//! What Prometheus and a load balancer are told.
+//! Metrics for Prometheus, and the health check for load balancers.
 //!
-//! The maps are read when asked, and never in between.
+//! The maps are read on each request, and never in between.
 
 mod collector;
 
@@ -24,13 +24,13 @@ use collector::Snapshot;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Name and help of a gauge that controllers have as well.
+/// Name and help of a gauge that controllers export as well.
 pub(crate) const TOKEN_FILE_READABLE: (&str, &str) = (
     "token_file_readable",
     "Whether the token file can be read and all of its lines are valid (1), or not (0).",
 );
 
-/// What metrics are made of.
+/// The sources of metrics.
 pub struct Sources {
     pub reader: Reader,
     pub programs: Programs,
@@ -38,25 +38,24 @@ pub struct Sources {
     /// The ports for tenants.
     pub ports: Vec<PortRange>,
     pub uplinks: Vec<String>,
-    /// Folder on bpffs where the agent pins.
+    /// Folder on bpffs with the agent's pins.
     pub bpffs: PathBuf,
-    /// Who may call the API, where this process serves it.
+    /// The API's identities, if this process serves it.
     pub identity: Option<Arc<Identity>>,
-    /// Whether the daemon is about to end.
+    /// Whether the daemon is shutting down.
     pub draining: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
 struct Metrics {
     sources: Arc<Sources>,
-    /// What the agent follows.
+    /// The agent's source.
     source: Arc<dyn Source>,
-    /// One look at a time, however many ask.
+    /// One snapshot at a time, however many requests there are.
     turn: Arc<Mutex<()>>,
 }
 
-/// `/healthz`, which a load balancer asks from outside, and `/metrics`, which
-/// names the tenants.
+/// `/healthz`, for load balancers, and `/metrics`, which contains tenants' names.
 pub fn routers(sources: Sources, source: Arc<dyn Source>) -> (Router, Router) {
     let state = Metrics {
         sources: Arc::new(sources),
@@ -83,8 +82,8 @@ async fn metrics(State(metrics): State<Metrics>) -> Response {
         Ok(Ok(text)) => return ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Ok(Err(error)) | Err(error) => error,
     };
-    tracing::error!("cannot tell metrics: {error:#}");
-    let message = format!("cannot tell metrics: {error:#}\n");
+    tracing::error!("cannot collect metrics: {error:#}");
+    let message = format!("cannot collect metrics: {error:#}\n");
     (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
 }
 
@@ -107,11 +106,11 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
     }
     let mut said = "ok".to_owned();
-    // Traffic goes on, and elsewhere nobody would know more.
+    // Traffic continues, and other edges have no newer state.
     if let Some(trouble) = source.trouble() {
-        said = format!("{said}, by what was known before: {trouble}");
+        said = format!("{said}, with the last known state: {trouble}");
     }
-    // Traffic does not depend on who may call the API.
+    // Traffic does not depend on the token file.
     let identity = sources.identity.as_ref();
     if let Some(problem) = identity.and_then(|identity| identity.token_file_problem()) {
         said = format!("{said}, but {problem}");

@@ -1,4 +1,4 @@
-//! The interfaces that this node reaches the world by.
+//! The interfaces of this node's default routes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,13 +10,13 @@ use rtnetlink::RouteMessageBuilder;
 
 use crate::netlink;
 
-/// The interfaces of the default routes, IPv4's first: of each IP version those
-/// of the route that the kernel likes best in its main table. In the network namespace of the
-/// calling thread; must be called within a runtime.
+/// The interfaces of the default routes, IPv4's first: for each IP version, those of
+/// the route with the highest preference in the main table. In the network namespace
+/// of the calling thread; must be called within a runtime.
 ///
 /// # Errors
 ///
-/// When there is no default route, or the kernel refuses.
+/// If there is no default route, or the kernel refuses.
 pub async fn default_uplinks() -> Result<Vec<String>> {
     let handle = netlink::connect()?;
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -27,8 +27,8 @@ pub async fn default_uplinks() -> Result<Vec<String>> {
         let mut routes = handle.route().get(query).execute();
         while let Some(route) = routes.try_next().await.context("cannot list routes")? {
             let header = &route.header;
-            // Other tables are for some packets alone, and clouds' pod networks
-            // give each interface one with a default route of its own.
+            // Other tables apply to some packets only, and clouds' CNI plugins give
+            // each interface one with its own default route.
             if header.table != RouteHeader::RT_TABLE_MAIN
                 || header.destination_prefix_length != 0
                 || header.kind != RouteType::Unicast

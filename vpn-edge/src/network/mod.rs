@@ -1,8 +1,8 @@
-//! What an edge node knows of its own network, followed as it changes.
+//! The node's network, followed as it changes.
 //!
-//! One task reads the kernel's notifications and asks it again whenever one
-//! may matter. It tells nobody what changed, only that something did: whoever
-//! wants to know takes a snapshot.
+//! One task reads the kernel's notifications and queries the kernel when one may be
+//! relevant. Followers are notified that something changed, and take a snapshot to
+//! find out what.
 
 mod defaults;
 mod neighbours;
@@ -32,37 +32,37 @@ pub use table::MAX_OWN;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Own {
     pub address: IpAddr,
-    /// Index of the interface that replies from it leave by.
+    /// Index of the interface by which replies from this address leave.
     pub uplink: u32,
 }
 
-/// An interface that clients' packets come in by.
+/// An interface that receives clients' packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
     pub name: String,
     pub index: u32,
     /// In bytes.
     pub mtu: u32,
-    /// Whether it is on and has a carrier.
+    /// Whether it is up and has a carrier.
     pub up: bool,
 }
 
 /// The node's network at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Those that are there, in the order of the settings.
+    /// The existing uplinks, in the order of the settings.
     pub uplinks: Vec<Uplink>,
     /// IPv4 first, and the primary one of each family first; or as the settings
     /// order them. At most [`MAX_OWN`].
     pub own: Vec<Own>,
 }
 
-/// What of the node is the edge's.
+/// Which parts of the node's network the edge uses.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Names of interfaces. One that goes away may come back.
+    /// Names of interfaces. A removed one may come back.
     pub uplinks: Vec<String>,
-    /// Empty: all of the uplinks that are global and meant to last.
+    /// If empty, all global and permanent addresses of the uplinks.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -79,8 +79,8 @@ enum Command {
     Keep(BTreeSet<IpAddr>, oneshot::Sender<Result<()>>),
 }
 
-/// When neighbours that failed, or that somebody removed, are asked for again:
-/// late enough for `ip neigh flush` to find that it is done.
+/// Delay before failed or removed neighbours are requested again: long enough for `ip
+/// neigh flush` to find nothing left.
 const RENEWAL: Duration = Duration::from_millis(200);
 
 const GROUPS: [MulticastGroup; 8] = [
@@ -99,13 +99,13 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// When something that the settings name is missing, with what to do about
-    /// it, or when the kernel refuses.
+    /// If something in the settings does not exist, with what to do about it, or if
+    /// the kernel refuses.
     pub async fn follow(settings: Settings) -> Result<Self> {
-        // Requests go another way: when notifications overrun their socket,
-        // answers on it are lost too.
+        // A separate socket for requests: when notifications overrun their socket,
+        // answers on it are lost as well.
         let handle = netlink::connect()?;
-        // First to listen and then to look misses nothing.
+        // Listening before the first query misses nothing.
         let (connection, _, notifications) =
             new_multicast_connection(&GROUPS).context("cannot follow the node's network")?;
         let table = Table::read(&handle).await?;
@@ -131,31 +131,30 @@ impl Network {
         Ok(Self { commands, changes })
     }
 
-    /// The network as it is now. Uplinks and addresses that are missing are
-    /// left out.
+    /// The current network. Missing uplinks and addresses are left out.
     ///
     /// # Errors
     ///
-    /// When the uplinks have more addresses than an edge can have, or the
-    /// kernel refuses.
+    /// If the uplinks have more addresses than an edge supports, or the kernel
+    /// refuses.
     pub async fn snapshot(&self) -> Result<Snapshot> {
         self.ask(Command::Snapshot).await
     }
 
-    /// A counter that grows with each change that matters: of uplinks, of own
-    /// addresses, and of routes and neighbours towards the nodes that are kept.
+    /// A counter that grows with each relevant change: of uplinks, of own addresses,
+    /// and of routes and neighbours to the nodes that are kept resolved.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
     }
 
-    /// Has the kernel keep the next hops towards these nodes resolved, and no
-    /// longer those towards others: XDP programs cannot resolve them. To be
-    /// called again after a change; a node without a route is left out.
+    /// Has the kernel keep the next hops to these nodes resolved, and no others,
+    /// because XDP programs cannot resolve them. To be called again after a change; a
+    /// node without a route is left out.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn keep_neighbours(&self, nodes: &BTreeSet<IpAddr>) -> Result<()> {
         self.ask(|reply| Command::Keep(nodes.clone(), reply)).await
     }
@@ -176,13 +175,13 @@ struct Follower {
     handle: Handle,
     neighbours: Neighbours,
     counter: watch::Sender<u64>,
-    /// What there was to know last, or why it could not be known.
+    /// The last snapshot, or why there is none.
     last: Result<Snapshot, String>,
     interests: Interests,
     renewal: Option<Instant>,
 }
 
-/// What notifications call for.
+/// What to do after notifications.
 #[derive(Debug, Default)]
 struct Due {
     look: bool,
@@ -215,17 +214,17 @@ impl Follower {
                 () = at(self.renewal) => {
                     self.renewal = None;
                     if let Err(error) = self.neighbours.renew().await {
-                        tracing::warn!(%error, "cannot keep neighbours resolved");
+                        tracing::warn!(%error, "cannot keep neighbours resolved; retrying");
                     }
                 }
                 next = notifications.next() => {
                     let mut due = Due::default();
                     let mut next = Some(next);
-                    // All that wait are worth one look.
+                    // All pending notifications are handled together.
                     while let Some(notification) = next {
                         let Some((message, _)) = notification else {
-                            // Whoever asks next is told.
-                            tracing::error!("the kernel tells no more of the node's network");
+                            // The next query reports the error.
+                            tracing::error!("netlink notifications ended; network changes are no longer followed");
                             return;
                         };
                         self.judge_one(message.payload, &mut due);
@@ -242,7 +241,7 @@ impl Follower {
         let message = match payload {
             NetlinkPayload::InnerMessage(message) => message,
             NetlinkPayload::Overrun(_) => {
-                tracing::info!("changes of the node's network were lost: looking at all of it");
+                tracing::info!("netlink notifications were lost; reading the network again");
                 *due = Due {
                     look: true,
                     keep: true,
@@ -273,20 +272,20 @@ impl Follower {
 
     async fn do_what_is(&mut self, due: Due) {
         if due.keep {
-            // Not later with each that follows.
+            // Not postponed by further notifications.
             self.renewal.get_or_insert_with(|| Instant::now() + RENEWAL);
         }
         if due.look
             && let Err(error) = self.look().await
         {
-            tracing::warn!(%error, "cannot tell the node's network");
+            tracing::warn!(%error, "cannot read the node's network");
         }
         if due.tell {
             self.counter.send_modify(|count| *count += 1);
         }
     }
 
-    /// Asks the kernel, and tells if it is otherwise than before.
+    /// Queries the kernel, and notifies followers of a difference.
     async fn look(&mut self) -> Result<Snapshot> {
         let now = match Table::read(&self.handle).await {
             Ok(table) => self.judge(&table),

@@ -1,11 +1,11 @@
-//! Next hops towards other nodes, which the kernel keeps resolved for us.
+//! Next hops to other nodes, kept resolved by the kernel.
 //!
-//! From Linux 5.16 an entry can be marked "managed": the kernel then resolves
-//! it anew whenever it ages or fails. Before, it resolves an entry once when
-//! told that it is in use, so it is told again whenever the entry ages or fails.
-//! One request says both, and an older kernel hears the half that it knows.
-//! An entry that we asked for has our protocol number. That is how the next
-//! process finds it, and nobody else's is touched.
+//! Since Linux 5.16 an entry can be "managed": the kernel then resolves it again
+//! whenever it expires or fails. Older kernels resolve an entry once when it is
+//! marked as used, so this is repeated whenever the entry expires or fails. One
+//! request does both; older kernels ignore the half that they do not know. Entries
+//! that we requested have our protocol number, by which the next process finds them;
+//! entries of others are not changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,14 +27,14 @@ use rtnetlink::{Error, Handle};
 
 use super::table::is_up;
 
-/// Marks entries as ours. Numbers of this kind are nobody's by right; this one
-/// is not in iproute2's list of protocols.
+/// Marks entries as ours. These numbers are not assigned; this one is not in
+/// iproute2's list of protocols.
 const OURS: RouteProtocol = RouteProtocol::Other(118);
 
 /// A neighbour: the index of an interface, and an address behind it.
 type Hop = (u32, IpAddr);
 
-/// The neighbours that are kept, and how they are.
+/// The neighbours that are kept resolved, and their state.
 #[derive(Debug)]
 pub struct Neighbours {
     handle: Handle,
@@ -44,15 +44,15 @@ pub struct Neighbours {
     interfaces: BTreeMap<u32, bool>,
 }
 
-/// What a program sees of an entry: its MAC address, while it is good.
+/// An entry's MAC address, while it is valid.
 type Condition = Option<Vec<u8>>;
 
-/// What a notification means.
+/// The meaning of a notification.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Verdict {
-    /// A next hop is otherwise than before.
+    /// A next hop has changed.
     pub changed: bool,
-    /// The kernel has to be asked for it again.
+    /// The kernel must be asked to resolve it again.
     pub renew: bool,
 }
 
@@ -62,7 +62,7 @@ struct Entry {
     state: NeighbourState,
     mac: Option<Vec<u8>>,
     managed: bool,
-    /// Set by a program that learns neighbours elsewhere.
+    /// Set by a program that learns neighbours by other means.
     learned: bool,
     protocol: Option<RouteProtocol>,
 }
@@ -96,7 +96,7 @@ impl Entry {
         Some(((message.header.ifindex, address?), entry))
     }
 
-    /// Whether the kernel made it by itself, or for us.
+    /// Whether the kernel created it by itself, or for us.
     fn may_be_touched(&self) -> bool {
         let fixed = matches!(
             self.state,
@@ -105,7 +105,8 @@ impl Entry {
         !fixed && !self.learned && self.protocol.is_none_or(|protocol| protocol == OURS)
     }
 
-    /// Whether there is nothing to ask for: the kernel keeps it resolved, or it
+    /// Whether nothing has to be requested: the kernel keeps it resolved, or it
+    /// belongs to somebody else.
     /// is somebody else's.
     fn kept(&self) -> bool {
         let failed = self.state == NeighbourState::Failed;
@@ -130,21 +131,21 @@ impl Neighbours {
         }
     }
 
-    /// Keeps the next hops towards these nodes, and lets go of all others.
+    /// Keeps the next hops to these nodes resolved, and no others.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn keep(&mut self, nodes: BTreeSet<IpAddr>) -> Result<()> {
         self.nodes = nodes;
         self.renew().await
     }
 
-    /// The same for the nodes that are kept already.
+    /// The same for the current nodes.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn renew(&mut self) -> Result<()> {
         let hops = self.next_hops().await?;
         let mut entries = BTreeMap::new();
@@ -177,7 +178,7 @@ impl Neighbours {
         !self.nodes.is_empty()
     }
 
-    /// Whether this route is, or was, one towards a node.
+    /// Whether this route is, or was, one to a node.
     pub fn routed_by(&self, route: &RouteMessage) -> bool {
         let header = &route.header;
         let destination = route
@@ -192,7 +193,7 @@ impl Neighbours {
                 }
                 _ => None,
             });
-        // Default routes have none.
+        // Default routes have no destination.
         let Some(destination) = destination else {
             return self.nodes.iter().any(|node| match node {
                 IpAddr::V4(_) => header.address_family == AddressFamily::Inet,
@@ -203,8 +204,8 @@ impl Neighbours {
             .is_ok_and(|network| self.nodes.iter().any(|node| network.contains(node)))
     }
 
-    /// Takes note of an interface. Whether that changed a next hop: IPv4 routes
-    /// go with their interface without a word.
+    /// Records an interface's state. Returns whether that changed a next hop: IPv4
+    /// routes disappear with their interface without a notification.
     pub fn saw_link(&mut self, link: &LinkMessage, gone: bool) -> bool {
         let up = is_up(link) && !gone;
         match self.interfaces.get_mut(&link.header.index) {
@@ -216,7 +217,7 @@ impl Neighbours {
         }
     }
 
-    /// Takes note of an entry that changed.
+    /// Records a changed entry.
     pub fn saw(&mut self, message: &NeighbourMessage) -> Verdict {
         let Some((hop, entry)) = Entry::of(message) else {
             return Verdict::default();
@@ -229,13 +230,12 @@ impl Neighbours {
         *condition = now;
         Verdict {
             changed,
-            // The kernel itself tries one that failed again and again, but
-            // seconds later.
+            // The kernel retries a repeatedly failed entry too, but seconds later.
             renew: !entry.kept() && (changed || !entry.managed),
         }
     }
 
-    /// Takes note of an entry that is gone.
+    /// Records a removed entry.
     pub fn lost(&mut self, message: &NeighbourMessage) -> Verdict {
         let hop = Entry::of(message).map(|(hop, _)| hop);
         match hop.and_then(|hop| self.hops.get_mut(&hop)) {
@@ -247,7 +247,7 @@ impl Neighbours {
         }
     }
 
-    /// Has the kernel resolve a hop, and keep it resolved or not.
+    /// Asks the kernel to resolve a hop, and to keep it resolved if `managed`.
     async fn request(&self, hop: Hop, managed: bool) {
         let (index, address) = hop;
         let mut request = self
@@ -264,11 +264,11 @@ impl Neighbours {
             attributes.push(NeighbourAttribute::ExtFlags(flags));
         }
         if let Err(error) = request.execute().await {
-            tracing::debug!(%error, %address, index, "cannot have a neighbour resolved");
+            tracing::debug!(%error, %address, index, "cannot request neighbour resolution");
         }
     }
 
-    /// The neighbours that packets to the nodes may go to.
+    /// The neighbours that packets to the nodes may be sent to.
     async fn next_hops(&mut self) -> Result<BTreeSet<Hop>> {
         let mut hops = BTreeSet::new();
         for &node in &self.nodes {
@@ -287,7 +287,7 @@ impl Neighbours {
             let mut links = self.handle.link().get().match_index(index).execute();
             if let Ok(Some(link)) = links.try_next().await {
                 self.interfaces.insert(index, is_up(&link));
-                // Nobody there resolves anything.
+                // Such interfaces resolve nothing.
                 let flags = LinkFlags::Noarp | LinkFlags::Loopback;
                 if link.header.flags.intersects(flags) {
                     silent.insert(index);
@@ -307,7 +307,7 @@ impl Neighbours {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
-        // The route with all of its hops, not the one that some packet takes.
+        // The route with all of its next hops, not the one for a particular packet.
         question.header.flags = RouteFlags::FibMatch;
         let destination = RouteAttribute::Destination(node.into());
         question.attributes.push(destination);
@@ -335,7 +335,7 @@ impl Neighbours {
     }
 }
 
-/// Where a packet for `node` goes: to a gateway, or else to itself.
+/// The next hop for `node`: a router, or the node itself.
 fn hop(node: IpAddr, mut index: Option<u32>, attributes: &[RouteAttribute]) -> Option<Hop> {
     let mut gateway = None;
     for attribute in attributes {

@@ -1,4 +1,4 @@
-//! Interfaces and addresses of the node, and which of them are the edge's.
+//! Interfaces and addresses of the node, and which of them the edge uses.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -15,25 +15,25 @@ use rtnetlink::Handle;
 
 use super::{Own, Settings, Snapshot, Uplink};
 
-/// How many addresses an edge answers from.
+/// Maximum number of addresses of an edge.
 pub const MAX_OWN: usize = 8;
 
-/// Interfaces are not stacked deeper than this.
+/// Maximum depth of stacked interfaces.
 const DEPTH: usize = 8;
 
 const DEFAULT_MTU: u32 = 1500;
 
-/// What says "secondary" of an IPv4 address says "temporary" of IPv6.
+/// The flag that means "secondary" for IPv4 means "temporary" for IPv6.
 const TEMPORARY: AddressFlags = AddressFlags::Secondary;
 
-/// An interface, as far as it matters here.
+/// The relevant properties of an interface.
 #[derive(Debug, Clone)]
 pub struct Link {
     index: u32,
     name: String,
     mtu: u32,
     up: bool,
-    /// The interface of this node that it is a VLAN or the like of.
+    /// The interface of this node that it is stacked on, such as a VLAN's.
     lower: Option<u32>,
     /// The bond, bridge or team that it is a port of.
     upper: Option<u32>,
@@ -50,7 +50,7 @@ impl Link {
                 LinkAttribute::IfName(value) => name.clone_from(value),
                 LinkAttribute::Mtu(value) => mtu = *value,
                 LinkAttribute::Link(index) => lower = Some(*index),
-                // The index is of another namespace.
+                // The index is from another namespace.
                 LinkAttribute::LinkNetNsId(_) => foreign = true,
                 LinkAttribute::Controller(index) => upper = Some(*index),
                 LinkAttribute::LinkInfo(infos) => {
@@ -62,7 +62,7 @@ impl Link {
                 _ => {}
             }
         }
-        // A veth names its peer in the same way.
+        // A veth refers to its peer in the same way.
         let stacked = matches!(
             kind,
             Some(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan)
@@ -79,7 +79,7 @@ impl Link {
     }
 }
 
-/// Whether the interface is on and has a carrier.
+/// Whether the interface is up and has a carrier.
 pub fn is_up(link: &LinkMessage) -> bool {
     let flags = link.header.flags;
     flags.contains(LinkFlags::Up | LinkFlags::Running)
@@ -90,9 +90,9 @@ pub fn is_up(link: &LinkMessage) -> bool {
 pub struct Address {
     index: u32,
     address: IpAddr,
-    /// Whether it is the edge's without being named.
+    /// Whether the edge uses it without being configured.
     usable: bool,
-    /// Whether it comes after the interface's primary ones.
+    /// Whether it comes after the interface's primary addresses.
     minor: bool,
 }
 
@@ -107,7 +107,7 @@ impl Address {
                 _ => {}
             }
         }
-        // With a peer, the other one is the peer's.
+        // On a point-to-point link, the other attribute is the peer's address.
         let address = local.or(prefix)?;
         let flags = flags.unwrap_or_else(|| {
             AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()))
@@ -144,7 +144,7 @@ impl Table {
     /// Asks the kernel.
     pub async fn read(handle: &Handle) -> Result<Self> {
         let mut table = Self::default();
-        // Statistics are most of what the kernel would say of a link.
+        // Statistics would be most of the answer.
         let links = handle.link().get();
         let links = links.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
         let mut links = links.execute();
@@ -159,11 +159,11 @@ impl Table {
         Ok(table)
     }
 
-    /// What of it is the edge's.
+    /// The part that the edge uses.
     ///
     /// # Errors
     ///
-    /// When there are more addresses than an edge can have.
+    /// If there are more addresses than an edge supports.
     pub fn snapshot(&self, settings: &Settings) -> Result<Snapshot> {
         let named = settings.uplinks.iter();
         let links: Vec<&Link> = named
@@ -210,8 +210,8 @@ impl Table {
                 if address.index != link.index || !address.usable {
                     continue;
                 }
-                // The kernel lists newer IPv4 addresses last and newer IPv6
-                // addresses first; here a newer one never becomes the first.
+                // The kernel lists newer IPv4 addresses last and newer IPv6 addresses
+                // first; here a newer one never becomes the first.
                 let v6 = address.address.is_ipv6();
                 let place = if v6 { usize::MAX - place } else { place };
                 let order = (v6, position, address.minor, place);
@@ -226,13 +226,13 @@ impl Table {
         found.into_iter().map(|(_, own)| own).collect()
     }
 
-    /// An address that was asked for, if it is on some interface.
+    /// A configured address, if it is on some interface.
     fn named(&self, wanted: IpAddr, uplinks: &[&Link]) -> Option<Own> {
         let on = self
             .addresses
             .iter()
             .filter(|address| address.address == wanted);
-        // It may also be on `lo`.
+        // It may be on `lo`.
         let (leads, index) = on
             .map(|address| (self.leads_to(address.index, uplinks), address.index))
             .min_by_key(|(leads, _)| Reverse(*leads))?;
@@ -265,11 +265,11 @@ impl Table {
         self.links.iter().find(|link| link.index == index)
     }
 
-    /// Whether everything that the settings name is there.
+    /// Checks that everything in the settings exists.
     ///
     /// # Errors
     ///
-    /// What is not, and what to do about it.
+    /// What does not, and what to do about it.
     pub fn complete(&self, settings: &Settings) -> Result<()> {
         let uplinks = &settings.uplinks;
         ensure!(

@@ -1,4 +1,4 @@
-//! The machine: rights, kernel, bpffs.
+//! Checks of the machine: privileges, kernel, bpffs.
 
 use std::fs;
 use std::path::Path;
@@ -6,16 +6,16 @@ use std::path::Path;
 use super::{Finding, Sysctl};
 use crate::datapath::survey;
 
-/// The name of the check that others depend on.
+/// The check that others depend on.
 pub const RIGHTS: &str = "rights";
 
-/// The oldest kernel that the programs and their links are made for.
+/// The oldest supported kernel.
 const OLDEST: (u32, u32) = (5, 15);
 
 const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
-/// Without it the verifier allows no arithmetic on packets' pointers that the
-/// programs need.
+/// CAP_PERFMON: without it the verifier does not allow arithmetic on packet pointers
+/// that the programs need.
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
@@ -73,7 +73,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Only the first network namespace has the setting; in others nobody can say.
+/// Only the initial network namespace has the setting; in others it is unknown.
 fn jit() -> Option<Finding> {
     let setting = Sysctl(&["core", "bpf_jit_enable"]);
     (setting.number()? == 0).then(|| {
@@ -100,7 +100,7 @@ fn mounted(root: &Path) -> Option<Finding> {
     };
     Some(Finding::error(
         "bpffs",
-        format!("{} is on no bpffs", root.display()),
+        format!("{} is not on a bpffs", root.display()),
         remedy,
     ))
 }

@@ -1,9 +1,8 @@
-//! What would keep the edge from working on this node, and what to do about
-//! each.
+//! Checks for problems that keep the edge from working on this node, with remedies.
 //!
-//! All is read, and nothing set but by [`reserve`]; where no program of ours is
-//! on an uplink yet, one that passes all packets is attached for a moment. It
-//! acts in the network namespace of the calling thread.
+//! Checks only read, except for [`reserve`]; if an uplink has none of our programs
+//! yet, one that passes all packets is attached for a moment. They act in the network
+//! namespace of the calling thread.
 
 mod host;
 mod network;
@@ -23,15 +22,15 @@ use std::path::{Path, PathBuf};
 use crate::domain::PortRange;
 use network::Network;
 
-/// What the edge is going to be run with.
+/// The edge's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub uplinks: Vec<String>,
-    /// Addresses that clients send to; those of the uplinks if empty.
+    /// Addresses that clients send to; if empty, those of the uplinks.
     pub addresses: Vec<IpAddr>,
-    /// UDP ports between this node and others.
+    /// The hop ports.
     pub hop_ports: RangeInclusive<u16>,
-    /// UDP ports of tenants, where they are known.
+    /// UDP ports of tenants, if known.
     pub pool: Option<PortRange>,
     /// Folder on bpffs for programs and maps.
     pub bpffs: PathBuf,
@@ -48,14 +47,14 @@ pub enum Severity {
     Warning,
 }
 
-/// Something that is not as it should be.
+/// A problem.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     pub severity: Severity,
     /// A short name that stays the same from release to release.
     pub check: &'static str,
     pub found: String,
-    /// What to do. A command stands between backticks.
+    /// What to do. Commands are between backticks.
     pub remedy: String,
 }
 
@@ -83,7 +82,7 @@ impl Finding {
     }
 }
 
-/// All that is not as it should be, errors first; empty if all is well.
+/// All problems, errors first; empty if there are none.
 ///
 /// Must be called within a runtime.
 pub async fn check(settings: &Settings) -> Vec<Finding> {
@@ -97,7 +96,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         }
         Err(error) => findings.push(Finding::error(
             "netlink",
-            format!("the kernel does not tell of the node's network: {error}"),
+            format!("cannot read the node's network from the kernel: {error}"),
             "allow this process rtnetlink sockets, and look into the kernel's log",
         )),
     }
@@ -105,7 +104,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// What the process that looked should end with: 1 if there are errors.
+/// The exit status of the process: 1 if there are errors.
 #[must_use]
 pub fn exit_status(findings: &[Finding]) -> u8 {
     findings
@@ -114,7 +113,7 @@ pub fn exit_status(findings: &[Finding]) -> u8 {
         .into()
 }
 
-/// The findings for a terminal, a paragraph each.
+/// The findings for a terminal, one paragraph each.
 #[must_use]
 pub fn render(findings: &[Finding]) -> String {
     let mut text = String::new();
@@ -144,12 +143,12 @@ pub fn render(findings: &[Finding]) -> String {
     text
 }
 
-/// One of the namespace's settings below `/proc/sys/net`. The path is given
-/// by its parts, as an interface's name may have dots and even slashes not.
+/// A setting of the namespace below `/proc/sys/net`. The path is a list, because an
+/// interface's name may contain dots and even slashes.
 struct Sysctl<'a>(&'a [&'a str]);
 
 impl Sysctl<'_> {
-    /// Nothing where the kernel or the namespace does not have it.
+    /// None if the kernel or the namespace does not have it.
     fn read(&self) -> Option<String> {
         let path = self
             .0
@@ -166,7 +165,7 @@ impl Sysctl<'_> {
         self.read()?.parse().ok()
     }
 
-    /// As `sysctl` takes it.
+    /// The name for `sysctl`.
     fn name(&self) -> String {
         let parts: Vec<String> = self.0.iter().map(|part| part.replace('.', "/")).collect();
         format!("net.{}", parts.join("."))

@@ -1,4 +1,4 @@
-//! The node's links, addresses and default routes, in one look.
+//! The node's links, addresses and default routes, read at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,9 +33,9 @@ pub struct Link {
     pub up: bool,
     pub carrier: bool,
     pub mtu: u32,
-    /// What `ip link add … type` calls it; nothing for hardware.
+    /// The type as in `ip link add … type`; none for hardware.
     pub kind: Option<String>,
-    /// The interface that this one is stacked upon.
+    /// The interface that this one is stacked on.
     lower: Option<u32>,
     /// The bridge or bond that this one is a port of.
     controller: Option<u32>,
@@ -45,7 +45,7 @@ pub struct Link {
 /// An XDP program on an interface.
 #[derive(Clone, Copy)]
 pub struct Attached {
-    /// As `ip link set` calls the mode.
+    /// The mode as in `ip link set`.
     pub mode: &'static str,
     pub program: u32,
 }
@@ -54,16 +54,16 @@ pub struct Attached {
 pub struct Own {
     pub link: u32,
     pub address: IpAddr,
-    /// Others than the link's neighbours can send to it.
+    /// Whether hosts beyond the link can send to it.
     pub global: bool,
 }
 
-/// How packets to an address leave.
+/// How packets to an address are routed.
 pub struct Way {
     pub local: bool,
     pub link: Option<u32>,
     pub next_hop: IpAddr,
-    /// Where the route limits it.
+    /// The route's MTU, if it has one.
     pub mtu: Option<u32>,
 }
 
@@ -79,7 +79,7 @@ impl Network {
         let mut addresses = Vec::new();
         let mut dump = handle.address().get().execute();
         while let Some(message) = dump.try_next().await? {
-            // Of a point-to-point link `Address` is the far end.
+            // On a point-to-point link, `Address` is the peer's.
             let local = message.attributes.iter().find_map(|found| match found {
                 AddressAttribute::Local(address) => Some(*address),
                 _ => None,
@@ -138,13 +138,13 @@ impl Network {
         self.links.values().find(|link| link.name == name)
     }
 
-    /// The uplinks that are there.
+    /// The existing uplinks.
     pub fn uplinks(&self, settings: &Settings) -> Vec<&Link> {
         let names = settings.uplinks.iter();
         names.filter_map(|name| self.link(name)).collect()
     }
 
-    /// Addresses of the link that clients can send to.
+    /// The link's addresses that clients can send to.
     pub fn of(&self, link: &Link) -> impl Iterator<Item = IpAddr> {
         let index = link.index;
         self.addresses
@@ -162,7 +162,7 @@ impl Network {
         uplinks.into_iter().flat_map(|link| self.of(link)).collect()
     }
 
-    /// Whether some default route of the family leaves by `link`, or by any.
+    /// Whether a default route of the family leaves by `link`, or by any link.
     pub fn has_default(&self, is_v6: bool, link: Option<&Link>) -> bool {
         match link {
             Some(link) => self.defaults.contains(&(is_v6, link.index)),
@@ -170,8 +170,7 @@ impl Network {
         }
     }
 
-    /// What the link is made of: ports of a bridge or bond, or what a VLAN is
-    /// on.
+    /// The links below this one: ports of a bridge or bond, or the link of a VLAN.
     pub fn below(&self, link: &Link) -> Vec<&str> {
         let is_below =
             |other: &&Link| other.controller == Some(link.index) || link.lower == Some(other.index);
@@ -179,7 +178,7 @@ impl Network {
         below.map(|other| other.name.as_str()).collect()
     }
 
-    /// How packets to `address` leave; nothing if there is no route.
+    /// The route to `address`; none if there is none.
     pub async fn way(&self, address: IpAddr) -> Option<Way> {
         let length = if address.is_ipv4() { 32 } else { 128 };
         let query = RouteMessageBuilder::<IpAddr>::new()
@@ -223,7 +222,7 @@ impl Network {
     }
 }
 
-/// The interfaces that the route leaves by: several if it has several ways.
+/// The interfaces that the route leaves by: several for a multipath route.
 fn outgoing(route: &RouteMessage) -> impl Iterator<Item = u32> {
     route
         .attributes

@@ -1,4 +1,4 @@
-//! Ports between nodes, and tenants': nothing else on the node may use them.
+//! Checks of hop ports and tenants' ports: nothing else on the node may use them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,13 +15,13 @@ const RESERVED_FILE: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 type Ports = BTreeSet<u16>;
 
-/// Keeps the kernel from giving the ports to sockets that ask for any, in the
-/// namespace of the calling thread. What others reserved stays so.
+/// Keeps the kernel from assigning the ports to sockets, in the namespace of the
+/// calling thread. Reservations of others stay.
 ///
 /// # Errors
 ///
-/// When the setting cannot be read or written, as in a container that has
-/// `/proc/sys` read-only.
+/// If the setting cannot be read or written, as in a container with a read-only
+/// `/proc/sys`.
 pub fn reserve(range: RangeInclusive<u16>) -> io::Result<()> {
     let mut reserved = parse(&fs::read_to_string(RESERVED_FILE)?);
     let before = reserved.len();
@@ -32,15 +32,15 @@ pub fn reserve(range: RangeInclusive<u16>) -> io::Result<()> {
     fs::write(RESERVED_FILE, list(&reserved))
 }
 
-/// Takes the ports out again that [`reserve`] put in.
+/// Releases the ports that [`reserve`] reserved.
 ///
 /// # Errors
 ///
-/// As [`reserve`].
+/// Like [`reserve`].
 pub fn release(range: RangeInclusive<u16>) -> io::Result<()> {
     let mut reserved = parse(&fs::read_to_string(RESERVED_FILE)?);
     reserved.retain(|port| !range.contains(port));
-    // An empty write changes nothing.
+    // An empty write would change nothing.
     fs::write(RESERVED_FILE, format!("{}\n", list(&reserved)))
 }
 
@@ -54,19 +54,19 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::error(
             "hop_ports_pool",
             format!(
-                "the ports {} are tenants' as well as between nodes",
+                "the ports {} are both tenants' ports and hop ports",
                 list(&both)
             ),
-            "name other ports with --hop-ports, or other tenants' ports",
+            "use other ports with --hop-ports, or for tenants",
         ));
     }
-    // Ports that the kernel does not give out by itself need no reserving:
-    // whoever binds one by name gets it, reserved or not.
+    // Ports that the kernel does not assign by itself need no reservation: an
+    // explicit bind succeeds either way.
     if let Some((given, command)) = given_out(&hop) {
         findings.push(Finding::error(
             "hop_ports_local",
             format!(
-                "the kernel may give the ports between nodes {given} to any socket \
+                "the kernel may give the hop ports {given} to any socket \
                  ({} is {})",
                 LOCAL.name(),
                 LOCAL.read().unwrap_or_default().replace('\t', "-")
@@ -88,10 +88,10 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
     for port in bound {
         findings.push(Finding::warning(
             "hop_ports_bound",
-            format!("a UDP socket is bound to {port}, one of the ports between nodes"),
+            format!("a UDP socket is bound to the hop port {port}"),
             format!(
                 "see whose it is with `ss -ulnp sport = :{port}` and bind it elsewhere, \
-                 or name other ports with --hop-ports"
+                 or use other ports with --hop-ports"
             ),
         ));
     }
@@ -102,7 +102,7 @@ fn ports_of(range: PortRange) -> RangeInclusive<u16> {
     range.first()..=range.last()
 }
 
-/// Those of `ports` that the kernel picks for sockets, and how to stop that.
+/// Those of `ports` that the kernel assigns to sockets, and how to prevent that.
 fn given_out(ports: &Ports) -> Option<(String, String)> {
     let local = LOCAL.read()?;
     let mut ends = local.split_whitespace().map(str::parse::<u16>);
@@ -121,7 +121,7 @@ fn given_out(ports: &Ports) -> Option<(String, String)> {
     Some((list(&given), command))
 }
 
-/// Ports of UDP sockets that take packets from outside.
+/// Ports of UDP sockets that receive packets from outside.
 fn bound() -> Ports {
     ["udp", "udp6"]
         .into_iter()

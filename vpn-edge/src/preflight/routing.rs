@@ -1,4 +1,4 @@
-//! Where packets go: forwarding, filters, other nodes, and back to clients.
+//! Checks of forwarding, filters, routes to other nodes, and routes back to clients.
 
 use std::net::IpAddr;
 
@@ -29,15 +29,15 @@ pub async fn check(settings: &Settings, network: &Network) -> Vec<Finding> {
     findings
 }
 
-/// Gateways' packets are routed by the node, and looking up the way to
-/// another node asks the uplink's own setting.
+/// The node routes gateways' packets, and looking up the route to another node
+/// depends on the uplink's own setting.
 fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = Sysctl(&["ipv4", "ip_forward"]);
     if v4 && all.number() == Some(0) {
         findings.push(Finding::error(
             "forwarding",
-            format!("{} is 0: packets end at this node", all.name()),
+            format!("{} is 0: packets are not forwarded", all.name()),
             format!("`sysctl -w {}=1`", all.name()),
         ));
     }
@@ -45,8 +45,8 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
         let setting = |family| [family, "conf", &link.name, "forwarding"];
         let off = |parts: &[&str]| Sysctl(parts).number() == Some(0);
         let found =
-            |name: &str| format!("{name} is 0: packets from {} end at this node", link.name);
-        // The setting of the whole node sets those of all interfaces.
+            |name: &str| format!("{name} is 0: packets from {} are not forwarded", link.name);
+        // The node-wide setting sets those of all interfaces.
         if v4 && all.number() != Some(0) && off(&setting("ipv4")) {
             let name = Sysctl(&setting("ipv4")).name();
             findings.push(Finding::error(
@@ -58,12 +58,13 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
         if v6 && off(&setting("ipv6")) {
             let name = Sysctl(&setting("ipv6")).name();
             let accept = Sysctl(&["ipv6", "conf", &link.name, "accept_ra"]);
-            // A forwarding interface heeds routers only if told twice.
+            // A forwarding interface accepts router advertisements only with the
+            // value 2.
             let keep = match accept.number() {
                 Some(1) => format!("{}=2 ", accept.name()),
                 _ => String::new(),
             };
-            // Gateways on this node are of IPv4.
+            // Gateways on this node are reached by IPv4.
             let severity = if settings.nodes.iter().any(IpAddr::is_ipv6) {
                 Severity::Error
             } else {
@@ -80,8 +81,8 @@ fn forwarding(settings: &Settings, uplinks: &[&Link], v4: bool, v6: bool) -> Vec
     findings
 }
 
-/// Packets that are steered pass no filter; but errors and answers that the
-/// node itself is to have may come by another way than it would send.
+/// Steered packets pass no filter; but errors and replies for the node itself may
+/// arrive on another interface than the one it would use.
 fn rp_filter(link: &Link, asymmetric: bool) -> Option<Finding> {
     let all = Sysctl(&["ipv4", "conf", "all", "rp_filter"]).number()?;
     let parts = ["ipv4", "conf", &link.name, "rp_filter"];
@@ -92,7 +93,7 @@ fn rp_filter(link: &Link, asymmetric: bool) -> Option<Finding> {
             "rp_filter",
             format!(
                 "{} is strict ({all} for all, {} of its own; the greater counts): the node drops \
-                 what comes in by {} from where it sends by another interface",
+                 packets that arrive on {} from addresses that it reaches by another interface",
                 own.name(),
                 own.number().unwrap_or_default(),
                 link.name
@@ -129,7 +130,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
         Finding::error(
             "node_route",
             format!("there is no route to the node {node}"),
-            format!("add one: ip route add {node} via ROUTER; `ip route get {node}` tells"),
+            format!("add one: ip route add {node} via ROUTER; see `ip route get {node}`"),
         )
     };
     let Some(way) = way else {
@@ -143,10 +144,10 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
         return Some(Finding::error(
             "node_uplink",
             format!(
-                "the node {node} is behind {name}, which is no uplink: \
-                 what its gateways answer comes in unseen"
+                "the node {node} is behind {name}, which is not an uplink: \
+                 its gateways' replies arrive unseen"
             ),
-            format!("name it too: --uplink {name}"),
+            format!("add --uplink {name}"),
         ));
     }
     if network.silent.contains(&(link.index, way.next_hop)) {
@@ -156,11 +157,11 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
                 "{} on {name}, the next hop to the node {node}, does not answer",
                 way.next_hop
             ),
-            format!("see that it is up, and on the same network as {name}"),
+            format!("check that it is up, and on the same network as {name}"),
         ));
     }
     let widest = uplinks.iter().max_by_key(|uplink| uplink.mtu)?;
-    // Where uplinks themselves differ, that is told once, of the uplink.
+    // Different MTUs of uplinks are reported once, for the uplink.
     let fits = way.mtu?;
     (fits < widest.mtu).then(|| {
         Finding::warning(
@@ -171,7 +172,7 @@ async fn reach(node: IpAddr, network: &Network, uplinks: &[&Link]) -> Option<Fin
                 widest.mtu, widest.name
             ),
             format!(
-                "raise the MTU of the route (`ip route get {node}` tells it), \
+                "raise the MTU of the route (see `ip route get {node}` it), \
                  or lower the uplink's: ip link set dev {} mtu {fits}",
                 widest.name
             ),

@@ -1,4 +1,4 @@
-//! The interfaces that clients' packets come in by.
+//! Checks of the interfaces that receive clients' packets.
 
 use std::fs;
 
@@ -6,11 +6,10 @@ use super::network::{Attached, Link, Network};
 use super::{Finding, Settings, Severity};
 use crate::datapath::{DatapathError, Hook, survey};
 
-/// The smallest packet that any IPv6 link takes, and what WireGuard adds to it
-/// over IPv6.
+/// The minimum MTU of IPv6 links, plus WireGuard's overhead over IPv6.
 const LEAST_MTU: u32 = 1280 + 80;
 
-/// The most that many drivers take into one page, and thus into XDP.
+/// The largest MTU that many drivers fit into one page, and thus support with XDP.
 const PAGE_MTU: u32 = 3498;
 
 pub fn check(settings: &Settings, network: &Network, privileged: bool) -> Vec<Finding> {
@@ -42,7 +41,7 @@ pub fn check(settings: &Settings, network: &Network, privileged: bool) -> Vec<Fi
     findings
 }
 
-/// One uplink of several may be out of order, and the others serve.
+/// With several uplinks, one may be broken while the others work.
 fn state(link: &Link, others_work: bool) -> Option<Finding> {
     let name = &link.name;
     let severity = if others_work {
@@ -63,7 +62,7 @@ fn state(link: &Link, others_work: bool) -> Option<Finding> {
             severity,
             "uplink_carrier",
             format!("the uplink {name} has no carrier"),
-            "see to its cable, or to the other end of it",
+            "check its cable and the other end of it",
         )
     })
 }
@@ -85,7 +84,7 @@ fn mtu(link: &Link, uplinks: &[&Link]) -> Option<Finding> {
         Finding::warning(
             "mtu",
             format!(
-                "packets of up to {} bytes come in by {}, but no more than {mtu} leave by {name}",
+                "packets of up to {} bytes come in by {}, but only of up to {mtu} leave by {name}",
                 widest.mtu, widest.name
             ),
             format!("`ip link set dev {name} mtu {}`", widest.mtu),
@@ -129,7 +128,7 @@ fn addresses(settings: &Settings, network: &Network, uplinks: &[&Link]) -> Vec<F
     findings
 }
 
-/// Whether XDP is free for us, and native.
+/// Whether XDP on the uplink is free and native.
 fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) -> Option<Finding> {
     let name = &link.name;
     let pins = |hook| survey::pinned(&settings.bpffs, &hook).unwrap_or_default();
@@ -143,18 +142,20 @@ fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) ->
     }
     let serving = !pins(Hook::UplinkTc(name.clone())).is_empty();
     let reason = if serving {
-        // Trying could reset a card's queues under traffic.
+        // A test could reset a card's queues under traffic.
         "it has been refused".to_owned()
     } else {
         match survey::native_xdp(name) {
             Err(DatapathError::Attach { source, .. }) => cause(&*source),
-            // Anything else is not the driver's, and stops the daemon itself.
+            // Other errors are not the driver's, and stop the daemon itself.
             _ => return None,
         }
     };
     Some(Finding::warning(
         "native_xdp",
-        format!("{name} takes no native XDP ({reason}): tc takes over, at a higher cost a packet"),
+        format!(
+            "{name} does not support native XDP ({reason}): tc takes over, at a higher cost per packet"
+        ),
         remedy(link, driver(name).as_deref(), &network.below(link)),
     ))
 }
@@ -187,7 +188,7 @@ fn driver(interface: &str) -> Option<String> {
     Some(driver.file_name()?.to_string_lossy().into_owned())
 }
 
-/// What the drivers that refuse most often want.
+/// Remedies for the drivers that most often refuse XDP.
 fn remedy(link: &Link, driver: Option<&str>, below: &[&str]) -> String {
     let Link { name, mtu, .. } = link;
     if !below.is_empty() && link.kind.as_deref() != Some("veth") {
@@ -211,13 +212,13 @@ fn remedy(link: &Link, driver: Option<&str>, below: &[&str]) -> String {
         ),
         (_, Some(command)) => format!("{command}, if the driver has XDP up to there"),
         (Some(driver), None) => {
-            format!("nothing has to be done; a newer kernel may bring it for the driver {driver}")
+            format!("nothing has to be done; a newer kernel may add support to the driver {driver}")
         }
-        (None, None) => "nothing has to be done; another interface may have it".into(),
+        (None, None) => "nothing has to be done; another interface may support it".into(),
     }
 }
 
-/// The innermost reason, which is the kernel's.
+/// The innermost error, which is the kernel's.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

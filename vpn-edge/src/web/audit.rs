@@ -1,4 +1,4 @@
-//! What callers did, for admins.
+//! The audit log's page, for admins.
 
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +9,7 @@ use super::visitor::{Visitor, parameter};
 use crate::api::Api;
 use crate::audit::Query;
 
-/// Records of a page.
+/// Records per page.
 const ROWS: usize = 100;
 
 pub async fn show(

@@ -1,9 +1,8 @@
-//! The pages: what a tenant's people, and the platform's admins, see in a
-//! browser.
+//! The pages for browsers: for tenants' people, and for the platform's admins.
 //!
-//! Each page is made whole here and works without a script; the script follows
-//! what changes, and copies. What callers may do is the API's (`api::actions`),
-//! and who they are is told as it is there.
+//! Each page is rendered completely here and works without a script; the script
+//! updates it when something changes, and copies text. Callers, and what they may do,
+//! are the API's (`api::actions`).
 //!
 //! | Route | Shows or does |
 //! |---|---|
@@ -76,7 +75,7 @@ async fn sign_in(State(api): State<Api>, request: Request) -> Response {
     page.into_response()
 }
 
-/// Has a browser see a page where signing in or out fails.
+/// Shows a page to browsers if signing in or out fails.
 pub(crate) async fn sign_in_trouble(
     State(api): State<Api>,
     request: Request,
@@ -110,7 +109,7 @@ pub(crate) fn wants_page(headers: &HeaderMap) -> bool {
     accept.is_some_and(|value| value.to_str().is_ok_and(|text| text.contains("text/html")))
 }
 
-/// What browsers may do with whatever is served here.
+/// Security headers for everything that is served here.
 pub(crate) async fn secure_headers(
     State(api): State<Api>,
     request: Request,
@@ -129,7 +128,7 @@ pub(crate) async fn secure_headers(
     set(header::CONTENT_SECURITY_POLICY, POLICY);
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::X_FRAME_OPTIONS, "DENY");
-    // Not `no-referrer`, by which forms would come from no origin.
+    // Not `no-referrer`, with which forms would be sent without an origin.
     set(header::REFERRER_POLICY, "same-origin");
     set(
         HeaderName::from_static("cross-origin-opener-policy"),

@@ -1,4 +1,4 @@
-//! What the pages are made from.
+//! The data of the pages.
 
 use askama::Template;
 use axum::body::{Body, Bytes};
@@ -13,8 +13,8 @@ use crate::auth::{Caller, Refused};
 use crate::domain::{Plan, State, Tenant, VpnError};
 use crate::sessions::{Session, Traffic};
 
-/// Bytes that a page with secrets may take before it is moved in memory, and
-/// leaves a copy.
+/// Initial buffer for pages with secrets: larger ones would be moved in memory,
+/// leaving a copy behind.
 const ROOM: usize = 256 * 1024;
 
 #[derive(Template)]
@@ -22,9 +22,9 @@ const ROOM: usize = 256 * 1024;
 pub struct SignIn {
     visitor: Option<Caller>,
     pub trouble: Option<String>,
-    /// There is an issuer to sign in with.
+    /// Whether an OpenID issuer is set up.
     single_sign_on: bool,
-    /// Where signing in goes, by whichever way.
+    /// The URL for signing in, by either way.
     action: String,
 }
 
@@ -40,7 +40,7 @@ impl SignIn {
     }
 }
 
-/// In place of a page that cannot be shown.
+/// Shown instead of a page that failed.
 #[derive(Template)]
 #[template(path = "trouble.html")]
 pub struct Trouble {
@@ -66,7 +66,7 @@ impl From<ApiError> for Trouble {
     }
 }
 
-/// What went wrong, for people.
+/// An error's message for people.
 pub fn words(error: &ApiError) -> (StatusCode, String) {
     let message = match error {
         ApiError::Vpn(error) => match error {
@@ -80,19 +80,19 @@ pub fn words(error: &ApiError) -> (StatusCode, String) {
             VpnError::AlreadyEnabled => "The VPN is already enabled.",
             VpnError::NotEnabled => "The VPN is not enabled.",
             VpnError::BeingEnabled => "The VPN is being enabled. Wait until it is, and try again.",
-            VpnError::NoPortsAvailable => "All ports for VPNs are taken. Try again later.",
+            VpnError::NoPortsAvailable => "All ports for VPNs are in use. Try again later.",
         }
         .to_owned(),
         ApiError::Refused(Refused::AdminOnly) => "Only admins may see this.".to_owned(),
         ApiError::Refused(refused) => sentence(&refused.to_string()),
-        // A field by what it is called on the pages.
+        // Fields have other names on the pages.
         ApiError::Status(_, message) => sentence(&message.replace("public_key", "the public key")),
-        ApiError::Internal => "Something failed here. Try again later.".to_owned(),
+        ApiError::Internal => "An internal error occurred. Try again later.".to_owned(),
     };
     (error.code(), message)
 }
 
-/// The API's words as a sentence.
+/// The API's message as a sentence.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first: String = letters
@@ -113,7 +113,7 @@ pub struct Tenants {
     pub all_states: [State; 5],
     pub filter: Filter,
     pub rows: Vec<Row>,
-    /// Of the rows, among all that match; from one on.
+    /// Position of the first row, from one, among all that match.
     pub first: usize,
     pub last: usize,
     pub total: usize,
@@ -128,7 +128,7 @@ pub struct PoolUse {
 }
 
 impl PoolUse {
-    /// From how many on it is nearly full.
+    /// The number from which on the pool is nearly full.
     fn high(&self) -> usize {
         self.size * 9 / 10
     }
@@ -172,13 +172,12 @@ pub struct Vpn {
     pub interface: String,
     /// Their hosts.
     pub databases: Vec<String>,
-    /// Those are theirs, and not only like theirs.
+    /// Whether these are the tenant's databases, not just examples.
     pub named: bool,
     pub dns: String,
-    /// What the edges see of it, where they can be asked and there is something
-    /// to see.
+    /// The session, if the edges could be queried.
     pub session: Option<Session>,
-    /// The key that was not taken.
+    /// The rejected key.
     pub given: String,
     pub tenant: Tenant,
     pub status: StatusCode,
@@ -202,7 +201,7 @@ pub struct Configuration {
     pub visitor: Option<Caller>,
     pub tenant: Tenant,
     pub text: Zeroizing<String>,
-    /// As SVG. None where the text has a line to fill in.
+    /// As SVG. None if the text has a line to fill in.
     pub qr: Option<Zeroizing<String>>,
 }
 
@@ -210,14 +209,14 @@ pub struct Configuration {
 #[template(path = "audit.html")]
 pub struct Audit {
     pub visitor: Option<Caller>,
-    /// The one tenant that it is of.
+    /// The tenant whose records are shown; none for all.
     pub of: Option<Uuid>,
     pub records: Vec<AuditRecord>,
-    /// Where to go on.
+    /// Link to older records.
     pub older: Option<String>,
 }
 
-/// A plan as people call it.
+/// A plan's name for people.
 pub fn plan_name(plan: Plan) -> &'static str {
     match plan {
         Plan::Developer => "Developer",
@@ -227,13 +226,13 @@ pub fn plan_name(plan: Plan) -> &'static str {
     }
 }
 
-/// A time for people and for programs, as HTML.
+/// A time as HTML, for people and for programs.
 fn time_element(time: &Timestamp) -> String {
     let text = time.strftime("%-d %B %Y, %H:%M:%S UTC");
     format!("<time datetime=\"{time}\">{text}</time>")
 }
 
-/// Packets and bytes as people read them.
+/// Packets and bytes in a readable form.
 fn traffic(traffic: &Traffic) -> String {
     let Traffic { packets, bytes } = traffic;
     let mut amount = *bytes as f64;
@@ -249,16 +248,16 @@ fn traffic(traffic: &Traffic) -> String {
     format!("{amount:.digits$} {unit} in {packets} packets")
 }
 
-/// The first digits of a tenant's id, as its namespace has them.
+/// The first digits of a tenant's ID, as in its namespace.
 fn short(id: &Uuid) -> String {
     id.simple().to_string()[..8].to_owned()
 }
 
-/// A page with its status.
+/// Renders a page with its status.
 fn page(status: StatusCode, template: &impl Template) -> Response {
     let mut text = Zeroizing::new(String::with_capacity(ROOM));
     if let Err(error) = template.render_into(&mut *text) {
-        tracing::error!(%error, "a page cannot be made");
+        tracing::error!(%error, "cannot render a page");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];

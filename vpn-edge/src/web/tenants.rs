@@ -1,4 +1,4 @@
-//! The tenants that a visitor sees.
+//! The list of the visitor's tenants.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::api::Api;
 use crate::domain;
 use crate::domain::Tenant;
 
-/// Rows of a page.
+/// Rows per page.
 const ROWS: usize = 50;
 
 pub async fn list(
@@ -21,7 +21,7 @@ pub async fn list(
 ) -> Result<Response, Trouble> {
     let query = query.unwrap_or_default();
     let tenants = api.seen(&caller).await?;
-    // Where somebody has only one, that is what they came for.
+    // A visitor with a single tenant is sent to it.
     if let ([only], false, true) = (&tenants[..], caller.is_admin(), query.is_empty()) {
         return Ok(Redirect::to(&format!("/tenants/{}", only.id)).into_response());
     }

@@ -366,7 +366,7 @@ async fn refused_changes_say_why_and_keep_what_was_typed() {
     assert_eq!(browser.get(&enable).await.location(), page(&path));
     server.observe(&path, GatewayState::Ready).await;
     let answer = browser.get(page(&path)).await;
-    answer.shows(&[&key.to_string(), "on your device alone"]);
+    answer.shows(&[&key.to_string(), "only on your device"]);
     let answer = browser.get(&format!("{}/configuration", page(&path))).await;
     answer.shows(&["There is no QR code", "&#60;your private key&#62;"]);
     answer.hides(&["<svg"]);
@@ -460,7 +460,7 @@ async fn tenants_are_listed_searched_and_paged() {
     member
         .get("/tenants")
         .await
-        .shows(&["There is no tenant yet"]);
+        .shows(&["There are no tenants yet"]);
     let path = enabled(&server, &member).await;
     // A member's only tenant is what it came for; an admin came for all.
     assert_eq!(member.get("/tenants").await.location(), page(&path));
@@ -592,7 +592,7 @@ async fn the_audit_is_the_admins() {
     admin
         .get("/audit?tenant=00000000-0000-4000-8000-000000000000")
         .await
-        .shows(&["There is no record."]);
+        .shows(&["There are no records."]);
 
     for _ in 0..100 {
         admin.get(&format!("{other}/vpn/config")).await;

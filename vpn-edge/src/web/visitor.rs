@@ -1,4 +1,4 @@
-//! Whoever looks at a page, and what they see when it cannot be shown.
+//! Visitors of pages, and the answers when a page cannot be shown.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::Method;
@@ -25,8 +25,8 @@ impl FromRequestParts<Api> for Visitor {
     }
 }
 
-/// A visitor by a link of these pages, or by an address that was typed: for what
-/// leaves a trace.
+/// A visitor who followed a link of these pages or typed the address: for requests
+/// that are recorded or reveal keys.
 pub struct OwnLink(pub Caller);
 
 impl FromRequestParts<Api> for OwnLink {
@@ -36,7 +36,7 @@ impl FromRequestParts<Api> for OwnLink {
         let Visitor(caller) = Visitor::from_request_parts(parts, api).await?;
         match api.identity.check_own_link(parts) {
             Ok(()) => Ok(OwnLink(caller)),
-            // Back from signing in, too: the page above has the link.
+            // Also after signing in: the page above has the link.
             Err(_) => {
                 let path = parts.uri.path();
                 let above = path.rsplit_once('/').map_or("/", |(above, _)| above);
@@ -46,7 +46,7 @@ impl FromRequestParts<Api> for OwnLink {
     }
 }
 
-/// The tenant that a page is of.
+/// The tenant in a page's path.
 pub struct Of(pub Uuid);
 
 impl FromRequestParts<Api> for Of {
@@ -56,7 +56,7 @@ impl FromRequestParts<Api> for Of {
         let Path(text) = Path::<String>::from_request_parts(parts, api)
             .await
             .map_err(|_| not_found())?;
-        // Whoever is not signed in is told that first, by the argument before.
+        // If the visitor is not signed in, the argument before reports that first.
         TenantId::parse(&text).map(Of).map_err(|_| not_found())
     }
 }
@@ -64,7 +64,8 @@ impl FromRequestParts<Api> for Of {
 fn turned_away(parts: &Parts, refused: Refused) -> Response {
     let ended = match refused {
         Refused::Missing => "",
-        // It expired, or was taken back, or the issuer's key is no more.
+        // The credential expired or was revoked, or the issuer's key is no longer
+        // valid.
         Refused::Invalid(_) => "&ended",
         refused => return Trouble::from(ApiError::from(refused)).into_response(),
     };
@@ -76,12 +77,12 @@ fn turned_away(parts: &Parts, refused: Refused) -> Response {
     Redirect::to(&format!("/sign-in?return={back}{ended}")).into_response()
 }
 
-/// Nothing is there, or nothing that the visitor may know of.
+/// The answer for a missing page, or one that the visitor may not know of.
 pub fn not_found() -> Response {
     Trouble::from(ApiError::from(VpnError::TenantNotFound)).into_response()
 }
 
-/// A parameter of a query or form, the first of that name.
+/// A parameter of a query or form, the first with that name.
 pub fn parameter(text: &str, name: &str) -> Option<String> {
     let mut fields = form_urlencoded::parse(text.as_bytes());
     let (_, value) = fields.find(|(found, _)| found == name)?;

@@ -30,7 +30,7 @@ pub async fn show(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) 
     Ok(page(&api, caller, tenant).await?.into_response())
 }
 
-/// For whoever loads the answer of a refused form anew.
+/// For reloading the answer of a refused form.
 pub async fn back(_: Visitor, Of(id): Of) -> Response {
     to_page(id)
 }
@@ -50,7 +50,7 @@ pub async fn enable(
     let Err(error) = outcome else {
         return Ok(to_page(id));
     };
-    // What it has become meanwhile says more than what was asked.
+    // The tenant's current state is more useful than the one that was requested.
     let tenant = api.find(&caller, id).await.unwrap_or(tenant);
     let (status, message) = words(&error);
     let mut page = page(&api, caller, tenant).await?;
@@ -135,7 +135,7 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
         }
         _ => (None, Vec::new()),
     };
-    // What their names are like, where they cannot be told.
+    // If their names are unknown, the page shows what they look like.
     let named = !databases.is_empty();
     if !named {
         let namespace = &tenant.namespace;
@@ -187,7 +187,7 @@ fn given(form: &Bytes) -> String {
     given.trim().to_owned()
 }
 
-/// The client's own key, unless the field was left empty.
+/// The client's own key, unless the field is empty.
 fn key(given: &str) -> Result<Option<PublicKey>, ApiError> {
     match given {
         "" => Ok(None),
@@ -195,14 +195,14 @@ fn key(given: &str) -> Result<Option<PublicKey>, ApiError> {
     }
 }
 
-/// A picture of the text, black on white whatever the page's colours are, as
-/// many readers take no other.
+/// A QR code of the text, black on white in any colour scheme, because many readers
+/// require that.
 fn qr_code(text: &str) -> Result<Zeroizing<String>, ApiError> {
     let code = QrCode::with_error_correction_level(text, EcLevel::M);
     let code = code.map_err(ApiError::internal)?;
     let picture = code.render::<svg::Color>().min_dimensions(320, 320).build();
     let picture = Zeroizing::new(picture);
-    // Within a page there is no XML declaration.
+    // Inline SVG has no XML declaration.
     let start = picture.find("<svg").unwrap_or_default();
     Ok(Zeroizing::new(picture[start..].to_owned()))
 }

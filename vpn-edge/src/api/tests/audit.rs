@@ -97,8 +97,8 @@ fn refused(status: u16, error: &str) -> Value {
     json!({ "status": status, "error": error })
 }
 
-const UNRECORDED: &str = "nothing was done, as the audit log cannot be written at the moment: \
-                          try again, or have the operator look at vpn-edge's log";
+const UNRECORDED: &str = "nothing was done because the audit log cannot be written at the moment: \
+                          try again, or ask the operator to check vpn-edge's log";
 
 #[tokio::test]
 async fn every_action_is_kept_with_who_did_it_and_what_came_of_it() {
@@ -135,7 +135,8 @@ async fn every_action_is_kept_with_who_did_it_and_what_came_of_it() {
     let delete = server.request(admin, Method::DELETE, &tenant);
     assert_eq!(answer(delete).await.0, 204);
 
-    let everything = "network 0.0.0.0/0 is everything: name the ranges that the tenant may reach";
+    let everything =
+        "network 0.0.0.0/0 covers all addresses: list the ranges that the tenant may reach";
     let expected = [
         ("create", true, done(201)),
         ("disable", false, refused(409, "VPN is not enabled")),
@@ -405,9 +406,9 @@ async fn the_log_is_the_admins_and_a_bad_query_is_answered_with_what_to_do() {
         forbidden
     );
     assert_eq!(server.get("vpe_unknown", "/v1/audit").await.0, 401);
-    let limit = "limit is no number from 1 to 1000";
-    let tenant = "tenant is no tenant's id: write a UUID, or leave it out";
-    let before = "before is no record's id: take `next` of the last answer";
+    let limit = "limit is not a number from 1 to 1000";
+    let tenant = "tenant is not a UUID: correct it, or leave it out";
+    let before = "before is not a record's id: use `next` of the previous answer";
     for (query, words) in [
         ("limit=0", limit),
         ("limit=1001", limit),
@@ -419,7 +420,7 @@ async fn the_log_is_the_admins_and_a_bad_query_is_answered_with_what_to_do() {
         ("limit=1&limit=2", "limit is given twice: leave one out"),
         (
             "from=1",
-            "\"from\" is unknown: there are tenant, limit and before",
+            "unknown parameter \"from\": use tenant, limit or before",
         ),
     ] {
         let got = server

@@ -173,13 +173,13 @@ async fn a_wrong_body_is_answered_with_what_is_wrong() {
             &create,
             format!(r#"{{{good},"networks":["10.0.0.0/8","fd00::/8"]}}"#),
             422,
-            "network fd00::/8 is IPv6, which no tunnel here carries: leave it out, or",
+            "network fd00::/8 is IPv6, but tunnels are IPv4 only: remove it, or",
         ),
         (
             &create,
             format!(r#"{{{good},"networks":["0.0.0.0/0"]}}"#),
             422,
-            "network 0.0.0.0/0 is everything",
+            "network 0.0.0.0/0 covers all addresses",
         ),
         (
             &create,

@@ -34,7 +34,7 @@ async fn without_a_known_token_nothing_is_told() {
             .request(method.clone(), &url)
             .header("Authorization", format!("Basic {}", server.admin.as_str()));
         // Nothing was sent that could be wrong.
-        let wrong = r#"Bearer error="invalid_token", error_description="the token is not known; `vpn-edge token add` makes one""#;
+        let wrong = r#"Bearer error="invalid_token", error_description="the token is not known; `vpn-edge token add` creates one""#;
         for (request, challenge) in [(bare, "Bearer"), (unknown, wrong), (basic, "Bearer")] {
             let response = request.send().await.unwrap();
             assert_eq!(

@@ -135,7 +135,7 @@ fn a_missing_file_is_an_error_that_says_how_to_make_it() {
         Tokens::load(&path).unwrap_err().to_string(),
         format!(
             "the token file {shown} is missing; `vpn-edge token add --file {shown} --admin` \
-             makes it with a first token"
+             creates it with a first token"
         )
     );
 }
@@ -471,7 +471,7 @@ fn each_change_for_better_or_worse_is_logged_once() {
     });
     let lines: Vec<&str> = log.lines().map(str::trim).collect();
     let expected = [
-        ("ERROR", "unless it can be read within 60 s"),
+        ("ERROR", "its tokens are refused after 60 s"),
         ("ERROR", "until it can be read"),
         ("INFO", "the token file can be read again"),
         ("ERROR", "has invalid lines"),

@@ -1,4 +1,4 @@
-//! A tenant's records, as a ConfigMap has them: a line of JSON each, newest last.
+//! A tenant's records in a ConfigMap: one line of JSON each, newest last.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::audit::{Outcome, Record};
 use crate::cluster::{MANAGER, label};
 
-/// What finds all of them.
+/// The label selector of all such ConfigMaps.
 pub const SELECTOR: &str = "app.kubernetes.io/name=vpn-edge-audit";
 
 /// Annotation: the id of the newest record.
@@ -21,10 +21,10 @@ const NAME: &str = "vpn-edge-audit";
 /// Key of the records.
 const RECORDS: &str = "records";
 
-/// Bytes of records that a ConfigMap has at most, whatever is in them.
+/// Maximum size of the records in a ConfigMap, in bytes.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// A tenant's ConfigMap.
+/// The name of a tenant's ConfigMap.
 pub fn name(tenant: Uuid) -> String {
     format!("{NAME}-{tenant}")
 }
@@ -50,7 +50,7 @@ impl Page {
             Ok(record) => Some(record),
             Err(error) => {
                 let name = map.name_any();
-                tracing::warn!(name, "a line of the audit log is no record: {error}");
+                tracing::warn!(name, "skipping an invalid line of the audit log: {error}");
                 None
             }
         };
@@ -68,7 +68,7 @@ impl Page {
                 }
             }
             Edit::End(id, outcome) => {
-                // It may have made room for later ones.
+                // It may have been dropped to make room for later ones.
                 if let Ok(place) = place(id) {
                     self.records[place].outcome = Some(outcome.clone());
                 }
@@ -76,10 +76,10 @@ impl Page {
         }
     }
 
-    /// With the newest records, `limit` of them at most.
+    /// The ConfigMap with the newest records, at most `limit`.
     pub fn write(&self, tenant: Uuid, limit: usize, version: Option<String>) -> ConfigMap {
         let mut lines = Vec::new();
-        // Records, and bytes.
+        // Remaining records and bytes.
         let mut room = (limit, MAX_BYTES);
         let mut lesser = (limit.div_ceil(2), MAX_BYTES / 2);
         let take = |room: &mut (usize, usize), bytes: usize| {

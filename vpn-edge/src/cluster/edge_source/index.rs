@@ -1,8 +1,8 @@
-//! The cluster's resources as the edge needs them, and the world they make.
+//! The cluster's resources that the edge needs, and the desired state made from them.
 //!
-//! Events go in, the world comes out; nothing here does I/O. A list that is
-//! read anew takes the place of the old one when it is complete, so that a
-//! relist is never taken for an end of all tenants.
+//! Events go in, the state comes out; nothing here does I/O. A new list replaces the
+//! old one when it is complete, so that a relist is never taken for a deletion of all
+//! tenants.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +20,11 @@ use crate::cluster::{GATEWAY, TENANT, label};
 use crate::domain::{GatewayState, TunnelDigest};
 use crate::gateways::{Addresses, Gateway, Location};
 
-/// What is kept of a resource.
+/// The cached part of a resource.
 pub(super) trait Row: Sized + PartialEq {
     type Object: ResourceExt;
 
-    /// Nothing, if the edge has no use for it.
+    /// None if the edge has no use for the object.
     fn of(object: &Self::Object) -> Option<Self>;
 }
 
@@ -39,8 +39,8 @@ impl<R> Default for Table<R> {
 }
 
 impl<R: Row> Table<R> {
-    /// Takes what a watch tells. Whether that changed anything: most news of nodes
-    /// say nothing that matters here.
+    /// Applies an event of a watch. Returns whether anything changed: most updates of
+    /// Nodes change nothing that matters here.
     pub fn feed(&mut self, event: &Event<R::Object>) -> bool {
         let was_complete = self.0.is_complete();
         let changes = self.0.take(event, R::of);
@@ -59,7 +59,7 @@ impl<R: Row> Table<R> {
 pub(super) struct Tenant {
     id: Uuid,
     created: Option<Timestamp>,
-    /// None while it holds no port, or is being deleted.
+    /// None while it has no port or is being deleted.
     allocated: Option<Allocated>,
 }
 
@@ -82,7 +82,7 @@ impl Row for Tenant {
     }
 }
 
-/// One of the slices of a gateway's Service.
+/// An EndpointSlice of a gateway's Service.
 #[derive(Debug, PartialEq)]
 pub(super) struct Slice {
     tenant: Uuid,
@@ -95,7 +95,7 @@ pub(super) struct Slice {
 struct Endpoint {
     state: EndpointState,
     node: Option<String>,
-    /// Its name; a pod has one endpoint for each IP version.
+    /// The pod's name; a pod has one endpoint per IP version.
     pod: Option<String>,
     address: IpAddr,
 }
@@ -104,7 +104,7 @@ struct Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum EndpointState {
     Ready,
-    /// It is about to end, and still answers.
+    /// Terminating, but still serving.
     Leaving,
     Starting,
 }
@@ -114,7 +114,7 @@ impl Row for Slice {
 
     fn of(object: &EndpointSlice) -> Option<Self> {
         let labels = object.labels();
-        // Whoever may make Services in a namespace may label them, but this
+        // Anybody who may create Services in a namespace may set labels, but this
         // name is taken there.
         if labels.get("kubernetes.io/service-name")? != GATEWAY {
             return None;
@@ -134,7 +134,7 @@ impl Row for Slice {
                 },
                 node: endpoint.node_name.clone(),
                 pod: endpoint.target_ref.as_ref().and_then(|of| of.name.clone()),
-                // All of them stand for the same: the API says to take the first.
+                // All addresses are equivalent: the API says to use the first.
                 address: endpoint.addresses.first()?.parse().ok()?,
             })
         });
@@ -150,9 +150,9 @@ impl Row for Slice {
 /// A Node.
 #[derive(Debug, PartialEq)]
 pub(super) struct NodeAddresses {
-    /// Where its gateways are reached.
+    /// The addresses at which its gateways are reached.
     internal: Addresses,
-    /// All that it may send from.
+    /// All addresses that it may send from.
     all: BTreeSet<IpAddr>,
 }
 
@@ -184,7 +184,7 @@ fn first_of_each(all: impl Iterator<Item = IpAddr>) -> Addresses {
     first
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// The name of this node.
@@ -194,10 +194,10 @@ pub(super) struct Index {
     pub nodes: Table<NodeAddresses>,
 }
 
-/// The world, but for what this node alone can tell.
+/// The desired state, except for what only this node knows.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Seen {
-    /// Gateways on this node have no location.
+    /// Gateways on this node have no location yet.
     pub world: World,
     /// By port, the pods of gateways on this node.
     pub here: BTreeMap<u16, Addresses>,
@@ -211,7 +211,7 @@ impl Index {
         }
     }
 
-    /// What has not been listed yet.
+    /// The kinds that have not been listed yet.
     pub fn missing(&self) -> Vec<&'static str> {
         [
             ("vpntenants", self.tenants.0.is_complete()),
@@ -223,12 +223,12 @@ impl Index {
         .collect()
     }
 
-    /// Whether this node is one of the cluster's.
+    /// Whether this node is in the cluster.
     pub fn has_node(&self) -> bool {
         self.nodes.rows().any(|((_, name), _)| *name == self.node)
     }
 
-    /// The world, once all has been listed.
+    /// The state, once everything has been listed.
     pub fn seen(&self) -> Option<Seen> {
         if !self.missing().is_empty() {
             return None;
@@ -247,9 +247,9 @@ impl Index {
             let Some(allocated) = &row.allocated else {
                 continue;
             };
-            // A port has one holder. Should two say that they are it, all edges
-            // believe the same one: who has a gateway there, then the older. Numbers
-            // that tenants may have come by in other ways count for nothing.
+            // A port has one holder. If two tenants claim it, all edges choose the
+            // same one: the one that has a gateway there, then the older one. Other
+            // numbers, which tenants may be able to influence, are not considered.
             let claim = (namespace.as_str(), row, allocated);
             match held.entry(allocated.port) {
                 Entry::Vacant(free) => drop(free.insert(claim)),
@@ -264,8 +264,8 @@ impl Index {
             }
         }
 
-        // A tenant's gateway has as many slices as IP versions, or more. Only
-        // those in the tenant's own namespace speak for it.
+        // A gateway has one EndpointSlice or more per IP version. Only those in the
+        // tenant's own namespace count.
         let mut gateways: BTreeMap<(u16, bool, u64, &str), Vec<&Endpoint>> = BTreeMap::new();
         for ((namespace, _), slice) in self.slices.rows() {
             if ids.get(namespace.as_str()) != Some(&slice.tenant) {
@@ -283,7 +283,7 @@ impl Index {
         let mut seen = Seen::default();
         let mut by_port = BTreeMap::new();
         for ((port, _, generation, namespace), endpoints) in gateways {
-            // What is wanted comes last, and is what stays.
+            // The desired generation comes last and replaces the others.
             by_port.insert(port, (ids[namespace], generation, endpoints));
         }
         for (port, (tenant, generation, endpoints)) in by_port {
@@ -295,7 +295,7 @@ impl Index {
                 }
                 let node = (String::new(), pod.node?.to_owned());
                 let node = self.nodes.0.get(&node)?.internal;
-                // A node has more IP versions than its pods in many a cluster.
+                // A node may have more IP versions than its pods.
                 let addresses = Addresses {
                     v4: node.v4.filter(|_| pod.addresses.v4.is_some()),
                     v6: node.v6.filter(|_| pod.addresses.v6.is_some()),
@@ -332,7 +332,7 @@ struct Pod<'a> {
     addresses: Addresses,
 }
 
-/// The one that answers, if one does. Of several all edges take the same.
+/// The endpoint that serves, if there is one. Of several, all edges choose the same.
 fn pod<'a>(endpoints: &[&'a Endpoint]) -> Option<Pod<'a>> {
     let best = endpoints.iter().min()?;
     if best.state == EndpointState::Starting {

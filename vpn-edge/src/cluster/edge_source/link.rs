@@ -1,10 +1,10 @@
-//! From the address of a pod on this node to the link that it is behind.
+//! From the address of a pod on this node to the link that leads to it.
 //!
-//! Whoever set up the pod's network has told the kernel how the pod is reached:
-//! by a route to a veth of its own, or to a bridge that has such a veth as a
-//! port. What is reached in another way is left to the kernel. The edge has the
-//! kernel keep the pods' neighbours resolved, see [`crate::network`], so that
-//! their MAC addresses are there, and a bridge does not forget its port.
+//! The CNI plugin has set up a route to the pod: to a veth of its own, or to a bridge
+//! with such a veth as a port. A pod that is reached in another way is left to the
+//! kernel. The edge keeps the pods' neighbour entries resolved, see
+//! [`crate::network`], so that their MAC addresses are known and a bridge does not
+//! forget its port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,34 +27,34 @@ use tokio::task::JoinSet;
 use crate::gateways::{Addresses, Link, Location};
 use crate::netlink;
 
-/// How many routes are asked for at once.
+/// Maximum number of concurrent route lookups.
 const AT_ONCE: usize = 32;
 
 type Mac = [u8; 6];
 
-/// Finds the links of pods, and tells when they may have moved.
+/// Finds the links of pods, and notifies when they may have changed.
 pub struct PodLinks {
     handle: Handle,
     known: Arc<Mutex<Known>>,
     _follower: JoinSet<()>,
 }
 
-/// What was found last.
+/// The result of the last lookup.
 #[derive(Default)]
 struct Known {
     links: Vec<Link>,
-    /// A pod's link could not be told.
+    /// Whether a pod's link could not be found.
     wanting: bool,
 }
 
 impl PodLinks {
-    /// Begins to follow the network namespace of the calling thread. `changes`
-    /// grows when a pod may be behind another link than was told. Routes and
-    /// neighbours are followed by whoever keeps the pods' neighbours resolved.
+    /// Begins to follow the network namespace of the calling thread. `changes` is
+    /// incremented when a pod may have moved to another link. Changes of routes and
+    /// neighbours are followed where the pods' neighbours are kept resolved.
     ///
     /// # Errors
     ///
-    /// When the kernel gives no socket. Must be called within a runtime.
+    /// If the kernel provides no socket. Must be called within a runtime.
     pub fn follow(changes: watch::Sender<u64>) -> io::Result<Self> {
         let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
         let (connection, _, mut notifications) = new_multicast_connection(&groups)?;
@@ -83,12 +83,12 @@ impl PodLinks {
         })
     }
 
-    /// Where each of these pods is; nothing while it cannot be told, as when
-    /// its neighbour is not resolved yet.
+    /// The location of each of these pods; none while it is unknown, for example
+    /// because its neighbour entry is not resolved yet.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot be asked.
+    /// If the kernel cannot be queried.
     pub async fn locate(&self, pods: &[Addresses]) -> Result<Vec<Option<Location>>> {
         if pods.is_empty() {
             *lock(&self.known) = Known::default();
@@ -100,7 +100,7 @@ impl PodLinks {
             .buffered(AT_ONCE)
             .try_collect::<Vec<_>>()
             .await
-            .context("cannot ask for a pod's route")?;
+            .context("cannot look up a pod's route")?;
         let routes: BTreeMap<IpAddr, Route> = routes
             .into_iter()
             .filter_map(|(address, route)| Some((address, route?)))
@@ -138,7 +138,7 @@ impl PodLinks {
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
             Ok(answer) => Ok(answer.as_ref().and_then(Route::of)),
-            // There is none, or one that says so.
+            // There is no route, or an unreachable one.
             Err(Error::NetlinkError(error)) => {
                 tracing::debug!(%error, %address, "no route to a pod");
                 Ok(None)
@@ -184,7 +184,7 @@ impl PodLinks {
 }
 
 impl Known {
-    /// Whether a notification may be about where a pod is.
+    /// Whether a notification may affect where a pod is.
     fn concerns(&self, message: &RouteNetlinkMessage) -> bool {
         let is = |index| self.links.iter().any(|link| link.ifindex == index);
         match message {
@@ -217,15 +217,15 @@ pub(super) fn each(pod: Addresses) -> impl Iterator<Item = IpAddr> {
 /// How the kernel reaches an address.
 #[derive(Debug)]
 struct Route {
-    /// The interface that it is directly behind, if it is.
+    /// The interface, if the address is directly connected.
     direct: Option<u32>,
 }
 
 impl Route {
-    /// Nothing for one that leads nowhere, or everywhere.
+    /// None for a route that leads nowhere, or for the default route.
     fn of(message: &RouteMessage) -> Option<Self> {
         match message.header.kind {
-            // A pod's own route is missing while its link is made anew.
+            // A pod's own route is missing while its link is recreated.
             RouteType::Unicast if message.header.destination_prefix_length == 0 => return None,
             RouteType::Unicast => {}
             RouteType::Local => return Some(Self { direct: None }),
@@ -249,9 +249,9 @@ impl Route {
 struct Interface {
     name: String,
     kind: Option<InfoKind>,
-    /// Its other end is in another namespace.
+    /// Whether its peer is in another namespace.
     leads_out: bool,
-    /// The bridge or the like that it is a port of.
+    /// The bridge or similar that it is a port of.
     upper: Option<u32>,
 }
 
@@ -286,7 +286,7 @@ impl Interface {
     }
 }
 
-/// Of a neighbour that is resolved.
+/// The address of a resolved neighbour entry.
 fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     use NeighbourState::{Failed, Incomplete, None as Unset};
     if matches!(message.header.state, Unset | Incomplete | Failed) {
@@ -300,10 +300,9 @@ fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     Some((address?, mac(message)?))
 }
 
-/// Of an entry of a bridge's forwarding table: the bridge, and the MAC address
-/// that is behind the port.
+/// The bridge and the MAC address of an entry of its forwarding table.
 fn forwarding(message: &NeighbourMessage) -> Option<(u32, Mac)> {
-    // A permanent one is the port's own address.
+    // A permanent entry is the port's own address.
     let own = message.header.state == NeighbourState::Permanent;
     if message.header.family != AddressFamily::Bridge || own {
         return None;
@@ -322,21 +321,21 @@ fn mac(message: &NeighbourMessage) -> Option<Mac> {
     })
 }
 
-/// What the kernel says of its links.
+/// The kernel's tables of links and neighbours.
 #[derive(Debug, Default)]
 struct Tables {
     interfaces: BTreeMap<u32, Interface>,
-    /// By interface and address behind it.
+    /// By interface and neighbour's address.
     macs: BTreeMap<(u32, IpAddr), Mac>,
-    /// By bridge and MAC address behind it.
+    /// By bridge and MAC address.
     ports: BTreeMap<(u32, Mac), u32>,
 }
 
-/// Where one address of a pod leads.
+/// Where the address of a pod leads.
 enum Way {
-    /// To a link, with the interface that the route leads to.
+    /// To a link; with the interface of the route.
     Link(u32, Mac),
-    /// It will be known, behind this interface.
+    /// Not resolved yet; with the interface of the route.
     Unresolved(u32),
     Kernel,
 }
@@ -361,7 +360,7 @@ impl Tables {
                         addresses: Addresses::default(),
                         takes_redirects: true,
                     });
-                    // A pod has one link to the network that it is known by.
+                    // A pod has one link to the network of its address.
                     if (link.ifindex, link.gateway_mac) == (index, mac) {
                         match address {
                             IpAddr::V4(v4) => link.addresses.v4 = Some(v4),
@@ -377,7 +376,7 @@ impl Tables {
         if let Some(link) = found {
             return Some(Location::Here(link));
         }
-        // The kernel may forget for a moment what it is asked to keep.
+        // The entry may be missing for a moment even though it is kept resolved.
         let mut before = before.iter().filter(|link| link.addresses == pod);
         let still = before.find(|link| self.still_there(link, &unresolved));
         match still {
@@ -414,7 +413,7 @@ impl Tables {
         }
     }
 
-    /// Whether a link is yet where an unresolved route leads to.
+    /// Whether a link still exists where an unresolved route leads.
     fn still_there(&self, link: &Link, on: &BTreeSet<u32>) -> bool {
         let interface = self.interfaces.get(&link.ifindex);
         interface.is_some_and(|interface| {

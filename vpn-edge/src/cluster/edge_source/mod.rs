@@ -1,7 +1,7 @@
 //! The cluster as the agent's source: tenants, their gateways' pods, and nodes.
 //!
-//! A watch a kind feeds the index. While the API server cannot be reached,
-//! the last known world stays.
+//! One watch per kind feeds the index. While the API server cannot be reached, the
+//! last known state stays.
 
 mod index;
 mod link;
@@ -32,26 +32,25 @@ pub struct Kube {
     changes: watch::Sender<u64>,
     contact: Arc<Contact>,
     links: PodLinks,
-    /// Whether this node has been one of the cluster's.
+    /// Whether this node has been in the cluster at some time.
     member: AtomicBool,
     _watches: Tasks,
 }
 
-/// Pause after a watch that failed, at the longest: there may be thousands of
-/// nodes.
+/// The longest pause after a failed watch: there may be thousands of nodes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Kube {
-    /// Begins to watch, as the node of this name. An API server that does not
-    /// answer is asked again and again. Must be called within a runtime.
+    /// Begins to watch, as the node of this name. Retries while the API server does
+    /// not answer. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell of this node's links.
+    /// If the kernel's notifications of this node's links cannot be received.
     pub fn start(client: Client, node: &str) -> Result<Arc<dyn Source>> {
         let changes = watch::Sender::new(0);
         let links = PodLinks::follow(changes.clone())
-            .context("cannot follow the links of this node's pods")?;
+            .context("cannot watch the links of this node's pods")?;
         let mut watches = Watches::new(client, LONGEST_PAUSE);
         let kube = Self {
             node: node.to_owned(),
@@ -70,7 +69,7 @@ impl Kube {
         Ok(Arc::new(kube))
     }
 
-    /// Has a watch feed a table.
+    /// Feeds a table from a watch.
     fn feed<R>(
         &self,
         watches: &mut Watches,
@@ -108,8 +107,9 @@ impl Source for Kube {
             };
             (seen, index.has_node())
         };
-        // Taken for another's, this node's gateways would be sent to itself. One
-        // whose Node is removed while it runs still has to shut tenants out.
+        // Under a wrong node name, packets to this node's gateways would be forwarded
+        // to itself. A node whose Node object is removed while it runs must still
+        // close ports.
         let member = self.member.fetch_or(member, Relaxed) || member;
         ensure!(
             member,

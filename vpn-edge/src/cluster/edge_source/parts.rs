@@ -1,7 +1,7 @@
 //! The parts of resources that the edge reads.
 //!
-//! The rest is not even parsed: nodes list their images, and a resource that
-//! cannot be read would hide all others of its list.
+//! The rest is not parsed: Nodes contain lists of images, and a resource that could
+//! not be parsed would hide all others of its list.
 
 use k8s_openapi::api::core::v1::NodeAddress;
 use kube::Resource;
@@ -40,7 +40,7 @@ pub struct Status {
 }
 
 impl VpnTenant {
-    /// What it holds, in the phases in which it holds something.
+    /// The tenant's port and keys, in the phases in which it has them.
     pub fn allocated(&self, id: Uuid) -> Option<Allocated> {
         Some(Allocated {
             port: self.status.port?,

@@ -1,10 +1,10 @@
-//! Whether an object still is what was applied.
+//! Whether an object is still as applied.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// Fields in which nothing stands but what was applied: more in them selects
-/// something else, or lets it through.
+/// Fields that must contain only what was applied: additional entries would select or
+/// allow something else.
 const WHOLE: [&str; 6] = [
     "selector",
     "podSelector",
@@ -14,11 +14,11 @@ const WHOLE: [&str; 6] = [
     "egress",
 ];
 
-/// Fields that hold quantities, which the API server writes in its own way.
+/// Fields with quantities, which the API server normalises.
 const QUANTITIES: [&str; 3] = ["requests", "limits", "sizeLimit"];
 
-/// Whether every field that `wanted` sets has its value in `live`. Others may
-/// have set more.
+/// Whether every field that `wanted` sets has its value in `live`. Others may have
+/// set more fields.
 #[must_use]
 pub fn holds(wanted: &impl Serialize, live: &impl Serialize) -> bool {
     let json = |value: serde_json::Result<Value>| value.expect("an object is JSON");
@@ -53,7 +53,7 @@ fn covers(wanted: &Value, live: &Value) -> bool {
     }
 }
 
-/// Whether these are the same quantities.
+/// Whether these quantities are equal.
 fn are_same(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => wanted
@@ -69,7 +69,7 @@ fn are_same(wanted: &Value, live: &Value) -> bool {
     }
 }
 
-/// What a quantity such as `250m`, `1.5Gi` or `2e3` amounts to.
+/// The value of a quantity such as `250m`, `1.5Gi` or `2e3`.
 fn amount(quantity: &str) -> Option<f64> {
     if let Ok(number) = quantity.parse() {
         return Some(number);

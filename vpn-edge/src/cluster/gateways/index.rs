@@ -1,7 +1,7 @@
-//! What the cluster has of gateways, as last told.
+//! The cluster's gateway objects, as last observed.
 //!
-//! What was written here is in it at once, so that nobody looks at what was
-//! before. Nothing older takes its place: versions only grow.
+//! A written object is in the index immediately, so that nobody acts on its previous
+//! state. Nothing older replaces it: versions only grow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::gateways::Gateway;
 /// Objects of one kind.
 pub struct Objects<K> {
     cache: Cache<Arc<K>>,
-    /// Namespaces in which something is new.
+    /// Namespaces with changes.
     news: BTreeSet<String>,
 }
 
@@ -39,8 +39,8 @@ impl<K> Default for Objects<K> {
 }
 
 impl<K: ResourceExt + Clone> Objects<K> {
-    /// Takes in what a watch tells of gateways' objects and of tenants, and returns
-    /// the namespaces in which it was news.
+    /// Applies an event of a watch of gateways' objects or of tenants. Returns the
+    /// namespaces that changed.
     pub fn take(&mut self, event: &Event<K>) -> BTreeSet<String> {
         let keep = |object: &K| is_ours(object).then(|| kept(object.clone()));
         let changes = self.cache.take(event, keep);
@@ -50,14 +50,14 @@ impl<K: ResourceExt + Clone> Objects<K> {
         changed
     }
 
-    /// Takes in an object, unless a newer one is known.
+    /// Puts an object, unless a newer one is known.
     pub fn put(&mut self, object: K) {
         let (name, version) = (name(&object), version(&object));
         let change = self.cache.apply(name, version, kept(object));
         self.news.extend(change.map(|change| change.name.0));
     }
 
-    /// Forgets the gateway's object in the namespace, if it is for the port.
+    /// Removes the gateway's object in the namespace, if it is for the port.
     fn forget(&mut self, namespace: &str, of: u16) {
         if self.get(namespace).and_then(|found| port(&**found)) == Some(of) {
             let name = (namespace.to_owned(), GATEWAY.to_owned());
@@ -88,14 +88,14 @@ impl<K: ResourceExt + Clone> Objects<K> {
     }
 }
 
-/// Whether it may be a gateway's, which have its name or are labelled with it, or a
-/// tenant: some watches tell of more.
+/// Whether the object may belong to a gateway, which has the gateway's name or label,
+/// or is a tenant: some watches select more.
 fn is_ours(object: &impl ResourceExt) -> bool {
     let label = object.labels().get(label::NAME);
     matches!(&*object.name_any(), GATEWAY | TENANT) || label.is_some_and(|name| name == GATEWAY)
 }
 
-/// Nobody here reads who has set which field.
+/// The managed fields are not used here.
 fn kept<K: ResourceExt>(mut object: K) -> Arc<K> {
     object.managed_fields_mut().clear();
     Arc::new(object)
@@ -107,21 +107,21 @@ pub struct Index {
     pub deployments: Objects<Deployment>,
     pub services: Objects<Service>,
     pub policies: Objects<NetworkPolicy>,
-    /// Without what is in them.
+    /// Metadata only.
     pub secrets: Objects<PartialObjectMeta<Secret>>,
     pub pods: Objects<Pod>,
-    /// By namespace, but for what is new.
+    /// By namespace, except for namespaces with changes.
     gateways: BTreeMap<String, Gateway>,
 }
 
 impl Index {
-    /// Where the tenant's gateway goes, if the namespace is that tenant's.
+    /// The location of the tenant's gateway, if the namespace is that tenant's.
     pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
         let found = self.tenants.named(namespace, TENANT)?;
         (found.spec.id == tenant.to_string()).then(|| place(found))?
     }
 
-    /// The gateways in the namespaces that have one, or what is left of one.
+    /// The gateways, or their remains, in all namespaces that have any.
     pub fn gateways(&mut self) -> Vec<Gateway> {
         for namespace in self.news() {
             match self.gateway(&namespace) {
@@ -132,7 +132,7 @@ impl Index {
         self.gateways.values().cloned().collect()
     }
 
-    /// Namespaces in which something of a gateway is new.
+    /// Namespaces with changes of a gateway.
     fn news(&mut self) -> BTreeSet<String> {
         self.tenants.news.clear();
         let mut news = std::mem::take(&mut self.deployments.news);
@@ -143,12 +143,12 @@ impl Index {
         news
     }
 
-    /// The namespace's gateway, or what is left of it.
+    /// The namespace's gateway, or its remains.
     pub fn gateway(&self, namespace: &str) -> Option<Gateway> {
         let deployment = self.deployments.get(namespace);
         let shape = deployment.and_then(|deployment| Shape::read(deployment));
         let (Some(deployment), Some(shape)) = (deployment, shape) else {
-            // The last that goes when a gateway is removed.
+            // The last object that is deleted with a gateway.
             let policy = self.policies.get(namespace)?;
             return Some(Gateway {
                 tenant: policy.labels().get(label::TENANT)?.parse().ok()?,
@@ -177,7 +177,7 @@ impl Index {
         })
     }
 
-    /// The namespaces that have something for the port.
+    /// The namespaces that have an object for the port.
     pub fn holders(&self, wanted: u16) -> BTreeSet<String> {
         fn of<K: ResourceExt>(objects: &Objects<K>, wanted: u16) -> impl Iterator<Item = &str> {
             let all = objects.cache.iter();
@@ -192,7 +192,7 @@ impl Index {
             .collect()
     }
 
-    /// Forgets what was deleted.
+    /// Removes deleted objects from the index.
     pub fn forget(&mut self, namespace: &str, port: u16) {
         self.deployments.forget(namespace, port);
         self.services.forget(namespace, port);
@@ -200,7 +200,7 @@ impl Index {
         self.secrets.forget(namespace, port);
     }
 
-    /// The namespace's gateway, with where it goes now.
+    /// The namespace's gateway, with its current location.
     pub fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
         let deployment = self.deployments.get(namespace)?;
         let shape = Shape::read(deployment)?;

@@ -1,5 +1,5 @@
-//! Gateways that run otherwise than they are to, as the API server refuses
-//! what they are to be.
+//! Gateways that run with an outdated spec because the API server refuses the desired
+//! one.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,13 +12,13 @@ use uuid::Uuid;
 use super::KubeGateways;
 use super::objects::{self, annotation};
 
-/// By namespace, with the tenant and what the API server says.
+/// By namespace, the tenant and the API server's message.
 pub type Late = BTreeMap<String, (Uuid, String)>;
 
 /// The kind of an object that could not be applied, and why.
 pub type NotApplied = (Cow<'static, str>, Error);
 
-/// The same in words, the API server's own if it refused.
+/// As an error, with the API server's message if it refused.
 pub fn told((kind, error): NotApplied) -> anyhow::Error {
     match error {
         Error::Api(status) if !status.message.is_empty() => {
@@ -29,13 +29,13 @@ pub fn told((kind, error): NotApplied) -> anyhow::Error {
 }
 
 impl KubeGateways {
-    /// Takes note of what came of bringing a gateway up to date.
+    /// Records the outcome of updating a gateway.
     pub(super) fn note(&self, namespace: &str, tenant: Uuid, outcome: &Result<()>) {
         let mut late = self.late.lock().expect("no panic under this lock");
         let changed = match outcome {
             Ok(()) => late.remove(namespace).is_some(),
             Err(error) => {
-                let words = format!("its gateway stays as it was: {error:#}");
+                let words = format!("cannot update the gateway: {error:#}");
                 let noted = (tenant, words);
                 late.insert(namespace.to_owned(), noted.clone()) != Some(noted)
             }

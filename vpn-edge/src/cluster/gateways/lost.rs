@@ -1,11 +1,11 @@
-//! Gateways whose pods nobody ends any more, as their nodes are dead or cut off.
+//! Gateways whose pods cannot terminate because their nodes are down or unreachable.
 //!
-//! Such a pod stays, ending, until its node is back or is removed from the
-//! cluster; and with it whatever waits for it: a Deployment that is deleted in
-//! the foreground, and one that recreates its pod. No edge leads to it
-//! meanwhile, as an ending pod is nobody's endpoint. So they go without it: a
-//! Deployment that is deleted in the background is gone at once, and what was
-//! its own ends as soon as somebody can end it.
+//! Such a pod stays in the API until its node is back or is removed from the cluster,
+//! and with it what waits for it: a Deployment that is deleted in the foreground, and
+//! one that recreates its pod. No edge steers to it meanwhile, since a terminating
+//! pod is no ready endpoint. So vpn-edge does not wait: a Deployment that is deleted
+//! in the background is gone immediately, and its pods terminate when their node can
+//! do so.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,11 +19,11 @@ use kube::{Api, ResourceExt as _};
 
 use super::{KubeGateways, rollout};
 
-/// How long after its grace period a pod's end is overdue.
+/// How long after its grace period a pod's termination is overdue.
 const OVERDUE: Duration = Duration::from_secs(5);
 
 impl KubeGateways {
-    /// The namespaces with a pod whose end is overdue.
+    /// The namespaces with an overdue pod.
     pub(super) fn overdue(&self) -> BTreeSet<String> {
         let now = Timestamp::now();
         let index = self.index();
@@ -31,12 +31,12 @@ impl KubeGateways {
         overdue.filter_map(|pod| pod.namespace()).collect()
     }
 
-    /// Whether the namespace's Deployment has pods, of which each is to end and
+    /// Whether the namespace's Deployment has pods, and each of them is terminating
     /// on a node that is down.
     ///
     /// # Errors
     ///
-    /// When that cannot be told.
+    /// If the API server cannot be queried.
     pub(super) async fn is_lost(&self, namespace: &str) -> Result<bool> {
         let Some(nodes) = self.nodes_of_overdue(namespace) else {
             return Ok(false);
@@ -67,12 +67,12 @@ impl KubeGateways {
         (!nodes.is_empty()).then_some(nodes)
     }
 
-    /// Puts another Deployment in place of one that waits for a lost pod, and
-    /// tells whether there was one.
+    /// Replaces a Deployment that waits for a lost pod. Returns whether there was
+    /// one.
     ///
     /// # Errors
     ///
-    /// When it could not be.
+    /// If it could not be replaced.
     pub(super) async fn replace(&self, namespace: &str) -> Result<bool> {
         let Some(_lock) = self.try_lock(namespace) else {
             return Ok(false);
@@ -83,7 +83,7 @@ impl KubeGateways {
         if !self.is_lost(namespace).await? {
             return Ok(false);
         }
-        tracing::warn!(tenant = %shape.tenant, "its gateway's node is down: not waiting for it");
+        tracing::warn!(tenant = %shape.tenant, "the gateway's node is down; not waiting for its pod");
         let mark = rollout::mark(Some(&before), false);
         self.delete::<Deployment>(namespace, shape.port, PropagationPolicy::Background)
             .await?;
@@ -93,12 +93,12 @@ impl KubeGateways {
 }
 
 fn is_overdue(pod: &Pod, now: Timestamp) -> bool {
-    // The time includes the grace period.
+    // The deletion time includes the grace period.
     let end = pod.metadata.deletion_timestamp.as_ref();
     end.is_some_and(|end| end.0 + OVERDUE < now)
 }
 
-/// Whether the pod is not left of an earlier Deployment.
+/// Whether the pod belongs to this Deployment and not to an earlier one.
 fn is_of(pod: &Pod, deployment: &Deployment) -> bool {
     pod.metadata.creation_timestamp >= deployment.metadata.creation_timestamp
 }

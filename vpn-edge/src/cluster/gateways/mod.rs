@@ -1,8 +1,8 @@
 //! Gateways as pods of the cluster.
 //!
 //! Each is a Deployment of one pod in its tenant's namespace, with a Service, a
-//! NetworkPolicy and a Secret, all of the same name. The cluster runs them; this
-//! applies what is wanted, and tells what came of it.
+//! NetworkPolicy and a Secret, all of the same name. This module applies the desired
+//! objects and reports their state.
 
 mod drift;
 mod index;
@@ -47,10 +47,10 @@ use crate::gateways::{Gateway, GatewaySpec, Gateways};
 pub use pod::{INIT, MAIN};
 pub use settings::Settings;
 
-/// How long a gateway's pod may take to end.
+/// How long a gateway's pod may take to terminate.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pause between looks at what goes.
+/// Pause between checks of objects that are being deleted.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// See [`Gateways`].
@@ -59,21 +59,21 @@ pub struct KubeGateways {
     settings: Settings,
     index: Arc<Mutex<Index>>,
     changes: watch::Sender<u64>,
-    /// The namespaces whose gateways are to be looked at.
+    /// The namespaces whose gateways are to be checked.
     touched: Arc<Mutex<BTreeSet<String>>>,
-    /// One a namespace: its gateway is of one mind at a time.
+    /// One per namespace, so that operations on a gateway do not interleave.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     late: Mutex<late::Late>,
     _watches: Tasks,
 }
 
 impl KubeGateways {
-    /// Begins to follow the cluster's gateways, and returns when all are known.
-    /// Waits for an API server that does not answer yet.
+    /// Begins to watch the cluster's gateways, and returns when all are listed.
+    /// Retries while the API server does not answer.
     ///
     /// # Errors
     ///
-    /// When the API server refuses, with what it says.
+    /// If the API server refuses, with its message.
     pub async fn start(client: Client, settings: Settings) -> Result<Self> {
         let mut watches = Watches::new(client, CONTROLLERS_PAUSE);
         let gateways = Self::follow(&mut watches, settings);
@@ -81,7 +81,7 @@ impl KubeGateways {
         Ok(gateways)
     }
 
-    /// The same by watches that are yet to be started, and to be used only then.
+    /// The same, on watches that are started later; to be used only then.
     pub fn follow(watches: &mut Watches, settings: Settings) -> Self {
         let gateways = Self {
             client: watches.client(),
@@ -96,7 +96,7 @@ impl KubeGateways {
         let named = || Selection::Named(GATEWAY);
         gateways.feed(watches, Selection::All, |index| &mut index.tenants);
         gateways.feed(watches, named(), |index| &mut index.deployments);
-        // Of all, as the registry follows them.
+        // All Services, as for the registry.
         gateways.feed(watches, Selection::All, |index| &mut index.services);
         gateways.feed(watches, named(), |index| &mut index.policies);
         gateways.feed(watches, named(), |index| &mut index.secrets);
@@ -105,7 +105,7 @@ impl KubeGateways {
         gateways
     }
 
-    /// Has a watch feed the index.
+    /// Feeds the index from a watch.
     fn feed<K>(
         &self,
         watches: &mut Watches,
@@ -129,8 +129,8 @@ impl KubeGateways {
         });
     }
 
-    /// Applies all that makes up the gateway, but no Secret if there is none.
-    /// For `mark` see [`objects::annotation::ROLLED`].
+    /// Applies all objects of the gateway; no Secret if there is none. For `mark` see
+    /// [`objects::annotation::ROLLED`].
     async fn apply_all(
         &self,
         place: &Place,
@@ -148,15 +148,15 @@ impl KubeGateways {
         Ok(())
     }
 
-    /// All of it but the Deployment.
+    /// Applies all objects except the Deployment.
     async fn apply_around(
         &self,
         place: &Place,
         shape: &Shape,
         secret: Option<Secret>,
     ) -> Result<()> {
-        // First, as no pod is to be without it, and what is left of an attempt
-        // is found by it.
+        // First, because no pod may run without it, and the remains of an attempt are
+        // found by it.
         let policy = objects::policy(place, shape, &self.settings);
         let policy = self.apply(&policy).await.map_err(late::told)?;
         self.index().policies.put(policy);
@@ -173,7 +173,7 @@ impl KubeGateways {
         Ok(())
     }
 
-    /// Updates what changes in place, and leaves the pod to the roll-out.
+    /// Updates what can be changed in place, and leaves the pod to the rollout.
     async fn announce(&self, place: &Place, shape: &Shape, secret: Secret) -> Result<()> {
         self.apply_around(place, shape, Some(secret)).await?;
         let annotations = objects::tunnel(shape);
@@ -219,8 +219,8 @@ impl KubeGateways {
             propagation_policy: Some(propagation),
             preconditions: Some(Preconditions {
                 uid: found.uid(),
-                // Held to a version, the API server does not let go of what it
-                // deletes in the foreground; and that changes no more.
+                // With a version as precondition, the API server does not complete a
+                // foreground deletion, and such an object does not change any more.
                 resource_version: match found.metadata.deletion_timestamp {
                     Some(_) => None,
                     None => found.resource_version(),
@@ -234,7 +234,7 @@ impl KubeGateways {
         }
     }
 
-    /// Waits until the Deployment that was for the port has gone with its pods.
+    /// Waits until the Deployment for the port is deleted with its pods.
     async fn await_end(&self, namespace: &str, wanted: u16) -> Result<()> {
         let api: Api<Deployment> = self.api(namespace);
         let started = Instant::now();
@@ -247,18 +247,18 @@ impl KubeGateways {
                 return self.let_go(namespace, wanted).await;
             }
             if started.elapsed() > PATIENCE {
-                bail!("the gateway's pod in {namespace} does not end");
+                bail!("the gateway's pod in {namespace} does not terminate");
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// Lets the Deployment go without its pods.
+    /// Deletes the Deployment without waiting for its pods.
     async fn let_go(&self, namespace: &str, port: u16) -> Result<()> {
         tracing::warn!(
             namespace,
             port,
-            "its gateway's node is down: not waiting for it"
+            "the gateway's node is down; not waiting for its pod"
         );
         self.delete::<Deployment>(namespace, port, PropagationPolicy::Background)
             .await
@@ -275,7 +275,7 @@ impl KubeGateways {
         self.lock_of(namespace).lock_owned().await
     }
 
-    /// None while somebody else has it.
+    /// None while another operation holds it.
     fn try_lock(&self, namespace: &str) -> Option<OwnedMutexGuard<()>> {
         self.lock_of(namespace).try_lock_owned().ok()
     }
@@ -304,7 +304,7 @@ impl Gateways for KubeGateways {
         let place = self.index().place(spec.tenant, &spec.namespace);
         let place = place.with_context(|| {
             let (tenant, namespace) = (spec.tenant, &spec.namespace);
-            format!("there is no VpnTenant of the id {tenant} in {namespace}")
+            format!("there is no VpnTenant with the id {tenant} in {namespace}")
         })?;
         let _lock = self.lock(&place.namespace).await;
         let before = self.index().deployments.get(&place.namespace).cloned();
@@ -315,7 +315,7 @@ impl Gateways for KubeGateways {
                 Some(port) if self.is_lost(&place.namespace).await? => {
                     self.let_go(&place.namespace, port).await?;
                 }
-                _ => bail!("the gateway before it has not ended yet"),
+                _ => bail!("the previous gateway has not terminated yet"),
             }
         }
         let shape = Shape::of(spec);
@@ -340,10 +340,11 @@ impl Gateways for KubeGateways {
             self.delete::<Deployment>(&namespace, port, Foreground)
                 .await?;
             self.await_end(&namespace, port).await?;
-            // The port is free for others from here on, which are not to meet
-            // what is left of this one. Edges have closed it before.
+            // From here on others can take the port, and must not meet the remains of
+            // this gateway. Edges have closed the port before.
             self.delete::<Service>(&namespace, port, Background).await?;
-            // Last, as pods need it to their end, and what is left is found by it.
+            // Last, because pods need it to their end, and the remains are found by
+            // it.
             self.delete::<NetworkPolicy>(&namespace, port, Background)
                 .await?;
             self.index().forget(&namespace, port);
@@ -365,8 +366,8 @@ impl Gateways for KubeGateways {
     }
 }
 
-/// Whether the gateway has clients who lose their sessions for another reason than
-/// new keys: it is replaced when its turn in the roll-out comes.
+/// Whether replacing the gateway would end its clients' sessions for a reason other
+/// than new keys: then it is replaced by the rollout.
 fn waits(before: &Deployment, shape: &Shape) -> bool {
     let has_same_keys = Shape::read(before).is_some_and(|before| {
         (before.tenant, before.generation, before.port)

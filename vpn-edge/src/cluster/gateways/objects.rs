@@ -1,8 +1,8 @@
-//! What makes up a gateway in the cluster.
+//! The objects of a gateway in the cluster.
 //!
-//! Pure functions. What of a gateway outlives the one that asked for it is in
-//! the Deployment's annotations, so that all of it but the Secret can be built
-//! anew when only the way to run it has changed: [`Shape`].
+//! Pure functions. Values that outlive the request for a gateway are in the
+//! Deployment's annotations, so that everything except the Secret can be rebuilt when
+//! only the settings of the controller have changed: [`Shape`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,36 +31,37 @@ use crate::gateways::GatewaySpec;
 pub mod annotation {
     pub use crate::cluster::GATEWAY_PORT as PORT;
 
-    /// What the tenant may reach, and its DNS server: as in [`super::Shape`].
+    /// Networks that the tenant may reach, and its DNS server: as in
+    /// [`super::Shape`].
     pub const NETWORKS: &str = "vpn-edge.dev/networks";
     pub const DNS: &str = "vpn-edge.dev/dns";
-    /// Digests of the tunnel that the gateway is to have. On pods, the first is of
-    /// the one that they were made for.
+    /// Digests of the gateway's desired tunnel. On pods, the first one is of the
+    /// tunnel that they were created for.
     pub const FIXED: &str = "vpn-edge.dev/fixed";
     pub const LIVE: &str = "vpn-edge.dev/live";
-    /// Of the wish that the Deployment was made from.
+    /// Digest of the values that the Deployment was made from.
     pub const WISH: &str = "vpn-edge.dev/wish";
-    /// Of the whole Deployment as it was made.
+    /// Digest of the Deployment as it was applied.
     pub const APPLIED: &str = "vpn-edge.dev/applied";
-    /// Since when a gateway that served is replaced by a roll-out, unless it is
-    /// known to be back.
+    /// When a rollout replaced a gateway that served; removed once the gateway is
+    /// known to be ready again.
     pub const ROLLED: &str = "vpn-edge.dev/rolled";
 }
 
-/// What a gateway is, but for its keys.
+/// A gateway without its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
     pub digest: TunnelDigest,
-    /// What its NetworkPolicy lets it reach.
+    /// What its NetworkPolicy allows it to reach.
     pub dns: IpAddr,
     pub networks: Vec<IpNet>,
 }
 
 impl Shape {
-    /// That of the gateway of this spec.
+    /// The shape of the gateway of this spec.
     #[must_use]
     pub fn of(spec: &GatewaySpec) -> Self {
         let TunnelSpec { fixed, live } = &spec.tunnel;
@@ -74,7 +75,7 @@ impl Shape {
         }
     }
 
-    /// That of the gateway with this Deployment, if it is one of ours.
+    /// The shape of the gateway with this Deployment, if it is ours.
     #[must_use]
     pub fn read(deployment: &Deployment) -> Option<Self> {
         let labels = deployment.metadata.labels.as_ref()?;
@@ -85,7 +86,7 @@ impl Shape {
             networks: networks.map(str::parse).collect::<Result<_, _>>().ok()?,
             dns: annotations.get(annotation::DNS)?.parse().ok()?,
         };
-        // Earlier builds wrote neither of these here.
+        // Earlier versions wrote neither of these here.
         let fixed = annotations.get(annotation::FIXED).cloned();
         let digest = annotations.get(annotation::LIVE).cloned();
         Some(Self {
@@ -124,14 +125,14 @@ impl Shape {
     }
 }
 
-/// Digest of the fixed part of the tunnel that the Deployment's pod was made for.
+/// Digest of the fixed part of the tunnel for which the Deployment's pod was created.
 #[must_use]
 pub fn pods_tunnel(deployment: &Deployment) -> Option<&String> {
     let pod = deployment.spec.as_ref()?.template.metadata.as_ref()?;
     pod.annotations.as_ref()?.get(annotation::FIXED)
 }
 
-/// The configuration in the pod.
+/// The configuration file for the pod.
 #[must_use]
 pub fn config(spec: &GatewaySpec) -> GatewayConfig {
     GatewayConfig {
@@ -140,7 +141,7 @@ pub fn config(spec: &GatewaySpec) -> GatewayConfig {
         interface: "wg0".into(),
         link: GATEWAY_END.into(),
         status: pod::STATUS.into(),
-        // Where no edge steers, the Service leads here.
+        // On nodes where no edge steers, the Service leads here.
         only_edge: false,
     }
 }
@@ -157,7 +158,7 @@ pub fn secret(place: &Place, spec: &GatewaySpec) -> Secret {
     }
 }
 
-/// Annotations with the tunnel that the gateway is to have.
+/// Annotations with the gateway's desired tunnel.
 #[must_use]
 pub fn tunnel(shape: &Shape) -> BTreeMap<String, String> {
     let mut annotations = reach(shape);
@@ -205,14 +206,14 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
     let mut deployment = Deployment {
         metadata,
         spec: Some(DeploymentSpec {
-            // Two of the same keys would take each other's sessions.
+            // Two pods with the same keys would take each other's sessions.
             replicas: Some(1),
             strategy: Some(DeploymentStrategy {
                 type_: Some("Recreate".into()),
                 rolling_update: None,
             }),
             revision_history_limit: Some(1),
-            // It cannot be changed, and the namespace has no other.
+            // The selector is immutable, and the namespace has no other gateway.
             selector: select(labels([(label::NAME, GATEWAY)])),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
@@ -238,7 +239,7 @@ pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployme
     deployment
 }
 
-/// Marks the Deployment of a gateway: see [`annotation::ROLLED`].
+/// Sets the rollout mark of a Deployment: see [`annotation::ROLLED`].
 pub(super) fn mark(deployment: &mut Deployment, mark: Option<String>) {
     let annotations = deployment.metadata.annotations.get_or_insert_default();
     annotations.extend(mark.map(|mark| (annotation::ROLLED.to_owned(), mark)));
@@ -256,10 +257,10 @@ pub fn service(place: &Place, shape: &Shape) -> Service {
 }
 
 /// What may reach the gateway, and what it may reach: its tunnel's port from
-/// anywhere; from it DNS, the pods of its namespace and the tenant's networks.
-/// Its packets to clients are replies, which every engine lets out; and to
-/// Services' addresses, which most engines see behind the translation, the rule
-/// of its namespace holds.
+/// anywhere; from it, DNS, the pods of its namespace and the tenant's networks. Its
+/// packets to clients are replies, which every CNI allows. For packets to addresses
+/// of Services, which most CNIs see after translation, the rule for the pods of its
+/// namespace applies.
 #[must_use]
 pub fn policy(place: &Place, shape: &Shape, settings: &Settings) -> NetworkPolicy {
     let block = |cidr: &IpNet| NetworkPolicyPeer {
@@ -295,7 +296,7 @@ pub fn policy(place: &Place, shape: &Shape, settings: &Settings) -> NetworkPolic
             ports: None,
         },
     ];
-    // A rule to nowhere would be one to everywhere.
+    // A rule without destinations would allow all destinations.
     if !shape.networks.is_empty() {
         egress.push(NetworkPolicyEgressRule {
             to: Some(shape.networks.iter().map(block).collect()),

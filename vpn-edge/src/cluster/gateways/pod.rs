@@ -9,16 +9,16 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::settings::{Place, Settings};
 use crate::cluster::GATEWAY;
 
-/// The container that is the gateway.
+/// The gateway's container.
 pub const MAIN: &str = "gateway";
 
-/// The container before it.
+/// The init container.
 pub const INIT: &str = "init";
 
-/// Key of the Secret, and so the file's name.
+/// Key in the Secret, and the name of the file.
 pub const CONFIG: &str = "gateway.json";
 
-/// Where the gateway tells how it is.
+/// The gateway's status socket.
 pub const STATUS: &str = "/run/vpn-edge/status.sock";
 
 const MOUNTED_CONFIG: &str = "/etc/vpn-edge/gateway.json";
@@ -26,7 +26,7 @@ const MOUNTED_CONFIG: &str = "/etc/vpn-edge/gateway.json";
 /// Where programs look for the TUN device.
 const DEVICES: &str = "/dev/net";
 
-/// Time for the device to be taken down, in seconds.
+/// Grace period for removing the device, in seconds.
 const GRACE: i64 = 5;
 
 pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSpec {
@@ -37,7 +37,7 @@ pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSp
         name: name.into(),
         image: Some(settings.image.clone()),
         command: Some(command(&[&["--generation", &generation], more].concat())),
-        // The last lines of a gateway that failed are its pod's message.
+        // The last lines of a failed gateway's log become its termination message.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         resources: Some(resources.clone()),
         security_context: Some(security),
@@ -64,7 +64,7 @@ pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSp
     PodSpec {
         init_containers: Some(vec![init]),
         containers: vec![Container {
-            // Often until it is ready, and seldom then.
+            // Often until it is ready, rarely afterwards.
             startup_probe: Some(probe(1, 60)),
             readiness_probe: Some(probe(10, 2)),
             ..main
@@ -74,7 +74,7 @@ pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSp
                 name: "config".into(),
                 secret: Some(SecretVolumeSource {
                     secret_name: Some(GATEWAY.into()),
-                    // Without DAC_OVERRIDE, root reads what is its own.
+                    // Without DAC_OVERRIDE, root can read only its own files.
                     default_mode: Some(0o400),
                     ..SecretVolumeSource::default()
                 }),
@@ -101,9 +101,9 @@ pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSp
     }
 }
 
-/// Forwarding is switched on below `/proc/sys`, which is writable in privileged
-/// containers alone: as a `sysctl` of the pod, it would take every kubelet's
-/// leave. The device node takes MKNOD.
+/// Forwarding is enabled below `/proc/sys`, which is writable only in privileged
+/// containers: as a `sysctl` of the pod, each kubelet would have to allow it.
+/// Creating the device node needs MKNOD.
 fn privileged() -> SecurityContext {
     SecurityContext {
         privileged: Some(true),
@@ -113,9 +113,9 @@ fn privileged() -> SecurityContext {
     }
 }
 
-/// WireGuard, addresses and nftables take NET_ADMIN, which reaches the pod's own
-/// network. It takes root besides, as Kubernetes gives no capability to others;
-/// a root that owns nothing and gains nothing.
+/// WireGuard, addresses and nftables need NET_ADMIN, which applies only to the pod's
+/// own network. It needs root as well, since Kubernetes gives capabilities to no
+/// other user; a root that owns nothing and cannot gain privileges.
 fn confined() -> SecurityContext {
     SecurityContext {
         privileged: Some(false),
@@ -140,13 +140,13 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: volume.into(),
         mount_path: path.into(),
-        // The API server leaves a false one out.
+        // The API server drops a `false`.
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     }
 }
 
-/// Holds a socket or a device node: no file of any size.
+/// For a socket or a device node: nothing of any size.
 fn in_memory(name: &str) -> Volume {
     Volume {
         name: name.into(),

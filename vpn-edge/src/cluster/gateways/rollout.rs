@@ -1,7 +1,7 @@
-//! Which gateways are brought up to date next.
+//! Chooses which gateways are updated next.
 //!
-//! All that counts is in the Deployments, so that another leader goes on where
-//! this one stopped. One that served when a roll-out replaced it is marked.
+//! All relevant state is in the Deployments, so that another leader continues where
+//! this one stopped. A gateway that served when a rollout replaced it is marked.
 
 use std::collections::BTreeMap;
 
@@ -11,30 +11,31 @@ use kube::ResourceExt as _;
 
 use super::objects::annotation;
 
-/// How a gateway stands to what it is to be.
+/// The state of a gateway relative to its desired spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// As it is to be.
+    /// Up to date.
     Current,
-    /// As it is to be, but not back since a roll-out replaced it.
+    /// Up to date, but not ready since a rollout replaced it.
     Away,
-    /// Its tenant wants it run otherwise.
+    /// Its tenant changed how it should run.
     Wished,
-    /// Made with other settings.
+    /// Created with other settings.
     Outdated { serves: Serves },
 }
 
-/// Whether clients lose a gateway when it is replaced.
+/// Whether clients lose connections when the gateway is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
     Yes,
-    /// It did, until an earlier roll-out replaced it.
+    /// It served until an earlier rollout replaced it.
     Before,
     No,
 }
 
 impl Standing {
-    /// That of the gateway with this Deployment, which is to be as `wanted`.
+    /// The state of the gateway with this Deployment, whose desired state is
+    /// `wanted`.
     #[must_use]
     pub fn of(live: &Deployment, wanted: &Deployment) -> Self {
         let differs = |key| live.annotations().get(key) != wanted.annotations().get(key);
@@ -54,14 +55,12 @@ impl Standing {
     }
 }
 
-/// The gateways to be applied anew now. `waits` tells of those that were
-/// refused lately.
+/// The gateways to apply now. `waits` tells which ones were refused recently.
 ///
-/// Of the gateways that served before a roll-out replaced them, one, or one in
-/// a hundred, may be away at a time: a failing one holds back the rest until it
-/// is back or the settings change once more. Gateways that are new, have new
-/// keys or did not serve to begin with are not counted, so that they hold back
-/// nobody.
+/// Of the gateways that served before a rollout replaced them, only one, or one in a
+/// hundred, may be unavailable at a time: a failing one blocks the rollout until it
+/// is ready or the settings change again. Gateways that are new, have new keys or did
+/// not serve before are not counted, so they block nothing.
 #[must_use]
 pub fn choose(all: &BTreeMap<String, Standing>, waits: impl Fn(&str) -> bool) -> Vec<&str> {
     let away = all.values().filter(|standing| **standing == Standing::Away);
@@ -82,8 +81,8 @@ pub fn choose(all: &BTreeMap<String, Standing>, waits: impl Fn(&str) -> bool) ->
     chosen
 }
 
-/// The mark that the Deployment in place of this one is to have. `rolls` says
-/// that nobody asked for the gateway to be replaced.
+/// The rollout mark of the Deployment that replaces this one. `rolls` is true if
+/// nobody asked for the gateway to be replaced.
 #[must_use]
 pub fn mark(before: Option<&Deployment>, rolls: bool) -> Option<String> {
     let before = before?;
@@ -94,11 +93,11 @@ pub fn mark(before: Option<&Deployment>, rolls: bool) -> Option<String> {
     mark.filter(|_| !is_done(before))
 }
 
-/// A gateway that breaks this soon after a roll-out replaced it was broken by
-/// that. Later, it broke by itself.
+/// A gateway that fails within this time after a rollout replaced it was broken by
+/// the rollout; later, it failed by itself.
 const PROBATION: SignedDuration = SignedDuration::from_mins(5);
 
-/// Whether it is marked, and was back for long enough.
+/// Whether it is marked and has been ready for long enough.
 #[must_use]
 pub fn is_back(deployment: &Deployment, now: Timestamp) -> bool {
     let mark = deployment.annotations().get(annotation::ROLLED);
@@ -117,13 +116,13 @@ fn status(deployment: &Deployment) -> DeploymentStatus {
     deployment.status.clone().unwrap_or_default()
 }
 
-/// Whether clients lose the gateway when its pod is replaced.
+/// Whether clients lose connections when the gateway's pod is replaced.
 #[must_use]
 pub fn serves(deployment: &Deployment) -> bool {
     status(deployment).ready_replicas.unwrap_or(0) > 0
 }
 
-/// Whether the pod is of what the Deployment says now, and ready.
+/// Whether the pod matches the Deployment and is ready.
 fn is_done(deployment: &Deployment) -> bool {
     let status = status(deployment);
     status.observed_generation >= deployment.metadata.generation

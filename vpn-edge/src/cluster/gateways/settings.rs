@@ -1,4 +1,4 @@
-//! How gateways are run, and where.
+//! Settings of gateways, and their location.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::cluster::crd::GatewayPod;
 
-/// How gateways are run, the same for all.
+/// Settings of all gateways.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Has `vpn-edge` and `nft` on its path.
+    /// Must have `vpn-edge` and `nft` in its path.
     pub image: String,
-    /// Names of Secrets in the tenants' namespaces.
+    /// Names of image pull Secrets in the tenants' namespaces.
     pub image_pull_secrets: Vec<String>,
-    /// Where a tenant says nothing.
+    /// Used where a tenant sets none.
     pub resources: ResourceRequirements,
     /// Namespace and labels of the cluster's DNS servers.
     pub dns: (String, BTreeMap<String, String>),
 }
 
 impl Settings {
-    /// What fits most clusters.
+    /// Defaults that fit most clusters.
     #[must_use]
     pub fn new(image: String) -> Self {
         let quantities = |cpu: &str, memory: &str| {
@@ -57,7 +57,7 @@ impl Settings {
     }
 }
 
-/// Where a tenant's gateway is to run, and how.
+/// Where a tenant's gateway runs, and how.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub namespace: String,

@@ -1,4 +1,4 @@
-//! How a gateway is, from what the cluster says about its Deployment and pods.
+//! A gateway's state, computed from its Deployment and pods.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use super::pod;
 use crate::cluster::label;
 use crate::domain::GatewayState;
 
-/// The state of the gateway that `deployment` asks for. `pods` are those of its
-/// namespace, of whatever generation.
+/// The state of the gateway of `deployment`. `pods` are the pods of its namespace, of
+/// any generation.
 #[must_use]
 pub fn state<'a>(deployment: &Deployment, pods: impl Iterator<Item = &'a Pod>) -> GatewayState {
     if deployment.metadata.deletion_timestamp.is_some() {
@@ -50,15 +50,15 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     ))
 }
 
-/// What keeps a pod from its start.
+/// Why a pod does not start.
 fn failure(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     if let Some(("False", "Unschedulable", message)) = condition(pod, "PodScheduled") {
-        return Some(format!("no node takes its pod: {message}"));
+        return Some(format!("its pod cannot be scheduled: {message}"));
     }
     if status.phase.as_deref() == Some("Failed") {
         let message = status.message.as_ref().or(status.reason.as_ref());
-        let message = message.map_or("no reason is told", String::as_str);
+        let message = message.map_or("no reason given", String::as_str);
         return Some(format!("its pod has ended: {message}"));
     }
     let init = status.init_container_statuses.iter().flatten();
@@ -66,10 +66,10 @@ fn failure(pod: &Pod) -> Option<String> {
     init.chain(main).find_map(waiting)
 }
 
-/// What keeps a container from running.
+/// Why a container does not run.
 fn waiting(container: &ContainerStatus) -> Option<String> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let message = waiting.message.as_deref().unwrap_or("no reason is told");
+    let message = waiting.message.as_deref().unwrap_or("no reason given");
     match waiting.reason.as_deref()? {
         "CrashLoopBackOff" => Some(ended(container)),
         "ErrImagePull"
@@ -86,24 +86,24 @@ fn waiting(container: &ContainerStatus) -> Option<String> {
         | "RunContainerError"
         | "PreCreateHookError"
         | "PostStartHookError" => Some(format!("its container does not start: {message}")),
-        // On its way.
+        // Starting.
         _ => None,
     }
 }
 
-/// Why a container that is started again and again ended last.
+/// Why a container that restarts repeatedly terminated last.
 fn ended(container: &ContainerStatus) -> String {
     let last = container.last_state.as_ref();
     let Some(last) = last.and_then(|last| last.terminated.as_ref()) else {
         return "the gateway ended".into();
     };
     if last.reason.as_deref() == Some("OOMKilled") {
-        return "the gateway took more memory than its limit".into();
+        return "the gateway exceeded its memory limit".into();
     }
     let said = last.message.as_deref().unwrap_or_default();
     let said = said.lines().rfind(|line| !line.trim().is_empty());
     let what = if container.name == pod::INIT {
-        "its node could not be readied"
+        "its init container failed"
     } else {
         "the gateway ended"
     };
@@ -116,11 +116,10 @@ fn ended(container: &ContainerStatus) -> String {
     }
 }
 
-/// What keeps the Deployment from having a pod: a quota, or a policy of its
-/// namespace.
+/// Why the Deployment has no pod: a quota, or a policy of its namespace.
 fn refusal(deployment: &Deployment) -> Option<String> {
     let status = deployment.status.as_ref()?;
-    // Else this is about what it was before.
+    // Otherwise the condition is about an earlier spec.
     if status.observed_generation < deployment.metadata.generation {
         return None;
     }
@@ -128,11 +127,11 @@ fn refusal(deployment: &Deployment) -> Option<String> {
     conditions.find_map(|found| {
         let message: Cow<str> = match &found.message {
             Some(message) => message.into(),
-            None => "no reason is told".into(),
+            None => "no reason given".into(),
         };
         match (&*found.type_, &*found.status) {
             ("ReplicaFailure", "True") => Some(format!("the cluster refuses its pod: {message}")),
-            ("Progressing", "False") => Some(format!("its pod does not get ready: {message}")),
+            ("Progressing", "False") => Some(format!("its pod does not become ready: {message}")),
             _ => None,
         }
     })
@@ -234,7 +233,7 @@ mod tests {
         fails(
             json!({ "conditions": [{ "type": "PodScheduled", "status": "False",
                 "reason": "Unschedulable", "message": "0/3 nodes are available" }] }),
-            "no node takes its pod: 0/3 nodes are available",
+            "its pod cannot be scheduled: 0/3 nodes are available",
         );
         for reason in ["ErrImagePull", "ImagePullBackOff"] {
             fails(
@@ -269,7 +268,7 @@ mod tests {
                 pod::INIT,
                 json!({ "exitCode": 1, "message": "error: no TUN" }),
             ),
-            "its node could not be readied: no TUN",
+            "its init container failed: no TUN",
         );
         fails(
             crashed("containerStatuses", pod::MAIN, json!({ "exitCode": 139 })),
@@ -281,7 +280,7 @@ mod tests {
                 pod::MAIN,
                 json!({ "exitCode": 137, "reason": "OOMKilled" }),
             ),
-            "the gateway took more memory than its limit",
+            "the gateway exceeded its memory limit",
         );
     }
 

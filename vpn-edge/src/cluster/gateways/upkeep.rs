@@ -1,5 +1,5 @@
-//! Keeps gateways as they are to be: run as their tenants want and with the
-//! settings of now, and with what was applied still in place.
+//! Keeps gateways up to date: with their tenants' and the current settings, and with
+//! the applied objects unchanged.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -28,28 +28,28 @@ use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::domain::GatewayState;
 use crate::domain::tunnel::digest;
 
-/// What only time tells is looked at this often.
+/// How often states that change with time only are checked.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Pause after a gateway was refused, or changed back; doubled up to the
-/// longest, and forgotten once nothing came for as long again.
+/// First pause after a gateway was refused or its drift reverted; doubled up to the
+/// longest, and reset after as long without a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What the one who keeps gateways up knows. Another may begin with nothing.
+/// The state of the sync. A new leader starts with an empty one.
 #[derive(Default)]
 struct Upkeep {
     standings: BTreeMap<String, Standing>,
     drifted: BTreeSet<String>,
     pauses: HashMap<(String, Purpose), Pause>,
-    /// What the API server makes of what is applied, by namespace and kind,
-    /// where that is not the same: digests.
+    /// Digests of what the API server makes of applied objects, by namespace and
+    /// kind, where that differs from what was applied.
     accepted: HashMap<(String, String), String>,
-    /// Those of which it was said that they hold back the rest.
+    /// Gateways that were logged as blocking the rollout.
     told: BTreeSet<String>,
 }
 
-/// What one pauses with; the rest goes on.
+/// The reason for a pause; other work continues.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Purpose {
     RollOut,
@@ -64,10 +64,10 @@ struct Pause {
 }
 
 impl KubeGateways {
-    /// Brings gateways up to date: at once where tenants want them run
-    /// otherwise, a few at a time where they were made with other settings or
-    /// by another version. Changes back what others change of them, and starts
-    /// those anew that wait for a pod on a dead node. Runs for good; one
+    /// Updates gateways: immediately if tenants change how they run, a few at a time
+    /// if they were created with other settings or by another version. Reverts drift,
+    /// and replaces gateways that wait for a pod on a dead node. Runs forever; only
+    /// one controller at a time may run it.
     /// controller at a time may.
     pub async fn keep_up(&self) {
         let mut changes = self.changes.subscribe();
@@ -87,7 +87,7 @@ impl KubeGateways {
         }
     }
 
-    /// Applies the gateway anew if it is not up to date.
+    /// Applies the gateway if it is not up to date.
     async fn bring_up_to_date(&self, namespace: &str) -> Result<()> {
         let Some(_lock) = self.try_lock(namespace) else {
             return Ok(());
@@ -101,14 +101,14 @@ impl KubeGateways {
             Standing::Wished => false,
             Standing::Outdated { .. } => true,
         };
-        tracing::info!(tenant = %shape.tenant, "bringing its gateway up to date");
+        tracing::info!(tenant = %shape.tenant, "updating gateway");
         let mark = rollout::mark(Some(&before), rolls);
         let outcome = self.apply_all(&place, &shape, None, mark).await;
         self.note(namespace, shape.tenant, &outcome);
         outcome
     }
 
-    /// Takes the roll-out's mark off, whoever else has written it.
+    /// Removes the rollout mark, whoever last wrote it.
     async fn unmark(&self, deployment: &Deployment) -> Result<()> {
         let api: Api<Deployment> = self.api(&deployment.namespace().unwrap_or_default());
         let patch = Patch::Merge(json!({ "metadata": {
@@ -121,7 +121,7 @@ impl KubeGateways {
         Ok(())
     }
 
-    /// The namespace's gateway, with where it goes, unless it is going away.
+    /// The namespace's gateway, with its location, unless it is being deleted.
     pub(super) fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
         let placed = self.index().placed_in(namespace);
         placed.filter(|(_, _, deployment)| deployment.metadata.deletion_timestamp.is_none())
@@ -129,7 +129,7 @@ impl KubeGateways {
 }
 
 impl Upkeep {
-    /// Looks at the gateways of which something changed.
+    /// Checks the gateways that changed.
     fn look(&mut self, gateways: &KubeGateways) {
         let touched = std::mem::take(&mut *gateways.touched());
         for namespace in touched {
@@ -154,7 +154,7 @@ impl Upkeep {
                 }
             }
             if rollout::is_marked(&deployment) {
-                // To be looked at until it is no longer.
+                // Checked again until it is ready.
                 gateways.touched().insert(namespace.clone());
             }
             self.standings.insert(namespace, standing);
@@ -172,14 +172,14 @@ impl Upkeep {
         self.tell(gateways);
         for namespace in chosen {
             if let Err(error) = gateways.bring_up_to_date(&namespace).await {
-                tracing::error!(namespace, "its gateway stays as it is: {error:#}");
+                tracing::error!(namespace, "cannot update gateway; retrying: {error:#}");
                 self.pause(&namespace, Purpose::RollOut);
             }
             gateways.touched().insert(namespace);
         }
     }
 
-    /// Says of those that failed in a roll-out that they hold it back, once.
+    /// Logs once which failed gateways block a rollout.
     fn tell(&mut self, gateways: &KubeGateways) {
         let is_left = |standing: &Standing| matches!(standing, Standing::Outdated { .. });
         let is_under_way = self.standings.values().any(is_left);
@@ -189,7 +189,7 @@ impl Upkeep {
         self.told
             .retain(|namespace| is_under_way && is_away(namespace));
         if told > 0 && self.told.is_empty() {
-            tracing::info!("no gateway holds back the roll-out any more");
+            tracing::info!("no gateway blocks the rollout any more");
         }
         if !is_under_way {
             return;
@@ -205,7 +205,7 @@ impl Upkeep {
                 tracing::error!(
                     tenant = %gateway.tenant,
                     namespace,
-                    "the roll-out is held back until its gateway is ready, or the settings change: {reason}"
+                    "rollout blocked until this gateway is ready or the settings change: {reason}"
                 );
                 self.told.insert(namespace.clone());
             }
@@ -219,7 +219,7 @@ impl Upkeep {
                 continue;
             }
             if let Err(error) = self.change_back_in(&namespace, gateways).await {
-                tracing::error!(namespace, "what others changed of it stays: {error:#}");
+                tracing::error!(namespace, "cannot revert drift; retrying: {error:#}");
             }
             self.pause(&namespace, Purpose::ChangeBack);
             gateways.touched().insert(namespace);
@@ -256,7 +256,7 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Applies the object again if it is not as it was applied.
+    /// Applies the object again if it differs from what was applied.
     async fn restore<K>(
         &mut self,
         gateways: &KubeGateways,
@@ -272,21 +272,17 @@ impl Upkeep {
         if !self.has_drifted(&wanted, live.as_ref()) {
             return Ok(());
         }
-        tracing::warn!(
-            namespace,
-            "somebody changed its {}: changing it back",
-            K::kind(&())
-        );
-        // Not over what the registry, or anybody, has written meanwhile.
+        tracing::warn!(namespace, kind = %K::kind(&()), "reverting drift");
+        // Must not overwrite what the registry or others have written meanwhile.
         wanted.meta_mut().resource_version = live.and_then(|live| live.resource_version());
         let applied = match gateways.apply(&wanted).await {
             Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
-            // As beside somebody else's port on the same node port.
+            // For example because another Service has the node port.
             Err((_, Error::Api(_))) => {
                 let api: Api<K> = gateways.api(&namespace);
                 put_spec(&api, &wanted).await.map_err(late::told)?
             }
-            // Applied, it leaves in lists what others added.
+            // Server-side apply keeps list entries that others added.
             Ok(applied) if !drift::holds(&unversioned(&wanted), &applied) => {
                 wanted.meta_mut().resource_version = applied.resource_version();
                 objects(&mut gateways.index()).put(applied);
@@ -303,7 +299,8 @@ impl Upkeep {
             let kind = K::kind(&()).into_owned();
             tracing::warn!(
                 namespace,
-                "its {kind} does not become as applied: left like that"
+                kind,
+                "the API server changes what is applied; accepting it"
             );
             self.accepted
                 .insert((namespace, kind), spec_digest(&applied));
@@ -312,7 +309,7 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Whether the object is there, is of the gateway's keys, and was changed.
+    /// Whether the object exists, is for the gateway's keys, and was changed.
     fn has_drifted<K>(&self, wanted: &K, live: Option<&Arc<K>>) -> bool
     where
         K: Resource<DynamicType = ()> + Serialize,
@@ -321,7 +318,7 @@ impl Upkeep {
             return false;
         };
         let generation = |object: &K| object.labels().get(label::GENERATION).cloned();
-        // Of other keys, it is about to be applied by who changes them.
+        // With other keys, it is about to be applied by the controller.
         if generation(wanted) != generation(live) || drift::holds(wanted, &**live) {
             return false;
         }
@@ -332,14 +329,17 @@ impl Upkeep {
         self.accepted.get(&key) != Some(&spec_digest(&**live))
     }
 
-    /// Starts those anew that wait for a pod that nobody ends any more.
+    /// Replaces gateways that wait for a pod on a dead node.
     async fn replace(&mut self, gateways: &KubeGateways) {
         for namespace in gateways.overdue() {
             if self.waits(&namespace, Purpose::Replace) {
                 continue;
             }
             if let Err(error) = gateways.replace(&namespace).await {
-                tracing::error!(namespace, "its gateway waits for a dead node: {error:#}");
+                tracing::error!(
+                    namespace,
+                    "cannot replace the gateway on a dead node; retrying: {error:#}"
+                );
             }
             self.pause(&namespace, Purpose::Replace);
             gateways.touched().insert(namespace);
@@ -354,7 +354,7 @@ impl Upkeep {
     fn pause(&mut self, namespace: &str, purpose: Purpose) {
         let key = (namespace.to_owned(), purpose);
         let longest = match purpose {
-            // It ends once its node does.
+            // The pod terminates when its node is back.
             Purpose::Replace => FIRST_PAUSE * 4,
             Purpose::RollOut | Purpose::ChangeBack => LONGEST_PAUSE,
         };
@@ -376,8 +376,8 @@ fn unversioned<K: Resource + Clone>(object: &K) -> K {
     object
 }
 
-/// Writes the spec with its lists as they are, where applying would leave in
-/// them what others added.
+/// Replaces the spec including its lists, because apply would keep list entries that
+/// others added.
 async fn put_spec<K>(api: &Api<K>, wanted: &K) -> Result<K, NotApplied>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,

@@ -1,7 +1,7 @@
-//! What an agent tells controllers of sessions, and nobody else.
+//! The HTTP server by which an agent reports sessions to controllers only.
 //!
-//! A caller shows a token of the controllers' service account for the audience
-//! [`AUDIENCE`], and the API server says whether it is one.
+//! A caller presents a token of the controllers' service account for the audience
+//! [`AUDIENCE`], and the API server reviews it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,27 +27,29 @@ use uuid::Uuid;
 use crate::cluster::CONTROLLER;
 use crate::sessions::{Asked, EdgeSessions};
 
-/// What tokens that agents take are for.
+/// The audience of tokens that agents accept.
 pub const AUDIENCE: &str = "vpn-edge-agent";
 
-/// How long a token that was found good is not looked at again.
+/// How long a positive review of a token is cached.
 const TRUST: Duration = Duration::from_secs(60);
 
-/// How long the API server may take over one; no controller waits for longer.
+/// Timeout of a review; no controller waits longer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Tells controllers apart from everybody else.
+/// Admits controllers only.
 struct Gate {
     reviews: Api<TokenReview>,
-    /// The controllers' service account, as a user.
+    /// The user name of the controllers' service account.
     user: String,
-    /// Tokens found good, by their hashes, and until when.
+    /// Hashes of accepted tokens, and until when they are cached.
     good: Mutex<HashMap<Vec<u8>, Instant>>,
-    /// Strangers cost the API server one question at a time.
+    /// At most one review at a time, which bounds the load that unknown callers
+    /// cause.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// `/sessions/{port}/{tenant}/{generation}`, for controllers in the client's own namespace.
+/// Serves `/sessions/{port}/{tenant}/{generation}` to controllers in the client's own
+/// namespace.
 pub fn router(sessions: Arc<dyn EdgeSessions>, client: Client) -> Router {
     let namespace = client.default_namespace();
     let gate = Arc::new(Gate {
@@ -71,7 +73,7 @@ async fn session(
         Ok(Some(seen)) => Json(seen).into_response(),
         Ok(None) => StatusCode::NOT_FOUND.into_response(),
         Err(error) => {
-            tracing::error!("cannot tell of a session: {error}");
+            tracing::error!("cannot look up a session: {error}");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -110,7 +112,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether a token at least claims to be a controller's: others need no review.
+    /// Whether a token claims to be a controller's; others need no review.
     fn may_be_ours(&self, token: &str) -> bool {
         #[derive(Deserialize)]
         struct Claims {
@@ -122,7 +124,7 @@ impl Gate {
         claims.is_some_and(|claims| claims.sub == self.user)
     }
 
-    /// The tokens that are good now.
+    /// The tokens that are currently accepted.
     fn good(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -130,7 +132,7 @@ impl Gate {
         good
     }
 
-    /// Asks the API server whose token it is.
+    /// Has the API server review the token.
     async fn review(&self, token: &str) -> Result<(), StatusCode> {
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -141,11 +143,11 @@ impl Gate {
         };
         let review = self.reviews.create(&PostParams::default(), &review).await;
         let status = review.map_err(|error| {
-            tracing::warn!("cannot ask whose token it is: {error}");
+            tracing::warn!("cannot review a token: {error}");
             StatusCode::SERVICE_UNAVAILABLE
         })?;
         let status = status.status.unwrap_or_default();
-        // An API server that knows nothing of audiences names none.
+        // An API server without support for audiences returns none.
         let audiences = status.audiences.unwrap_or_default();
         let ours = audiences.iter().any(|audience| audience == AUDIENCE);
         if status.authenticated != Some(true) || !ours {

@@ -1,4 +1,4 @@
-//! The Service that claims a port.
+//! The Service that reserves a port.
 
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
@@ -8,14 +8,14 @@ use super::convert::{Kept, View, labels, owner};
 use crate::cluster::port_service::{CLAIMED, spec};
 use crate::cluster::{GATEWAY, GATEWAY_PORT, label};
 
-/// A claim that nothing came of is forgotten after this long: longer than
-/// whoever made it can still come to store keys.
+/// An unused reservation is dropped after this long: longer than its creator may
+/// still take to store keys.
 pub const CLAIM: SignedDuration = SignedDuration::from_mins(5);
 
 /// The Service that holds a port for a tenant until there is a gateway.
 ///
-/// A claim that is made over soon is as it was, and so no news: nobody who waits
-/// for news tries again because of what they did themselves.
+/// A reservation that is repeated soon is unchanged and causes no event, so that the
+/// reconciler does not react to its own attempts.
 pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) -> Value {
     let tenant = &view.resource;
     let claimed = claimed(view, kept, now).unwrap_or(now);
@@ -23,7 +23,8 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
     let mut labels = json!(labels(tenant, kept.generation));
     let mut annotations = json!({ CLAIMED: claimed.to_string() });
     if version.is_some() {
-        // No gateway's any more: whoever removes an old gateway leaves it be.
+        // It belongs to no gateway any more: removing the old gateway leaves it
+        // alone.
         labels[label::NAME] = Value::Null;
         annotations[GATEWAY_PORT] = Value::Null;
     }
@@ -42,7 +43,7 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
     })
 }
 
-/// When the same was claimed before, if that is not long ago.
+/// When the same reservation was made before, if that is recent.
 fn claimed(view: &View, kept: &Kept, now: Timestamp) -> Option<Timestamp> {
     let service = view.service.as_ref()?;
     let same = !service.gateway && service.ports == [kept.port];

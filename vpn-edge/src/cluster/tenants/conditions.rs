@@ -9,7 +9,7 @@ use crate::domain::{State, Tenant};
 const PORT_ALLOCATED: &str = "PortAllocated";
 const GATEWAY_READY: &str = "GatewayReady";
 
-/// All is as the spec asks for.
+/// Everything is as the spec asks for.
 pub const READY: &str = "Ready";
 
 /// A condition without its times.
@@ -30,8 +30,8 @@ pub fn says(type_: &'static str, status: bool, reason: &'static str, message: &s
     }
 }
 
-/// `published` is the port in the status, and `hindrance` the reason and message
-/// of what keeps the tenant from what it asks for.
+/// `published` is the port in the status; `hindrance` is reason and message of what
+/// blocks the spec from being carried out.
 pub fn conditions(
     view: &View,
     tenant: &Tenant,
@@ -44,20 +44,24 @@ pub fn conditions(
     let failure = vpn.failure.as_deref().unwrap_or_default();
     let absent = match vpn.state {
         State::Unavailable => ("PlanWithoutVpn", "the plan does not include the VPN"),
-        _ if !wanted => ("Disabled", "the VPN is not asked for"),
+        _ if !wanted => ("Disabled", "the spec does not enable the VPN"),
         State::Failed => ("KeysUnavailable", failure),
-        _ if !tenant.ready => ("TenantNotReady", "the rest of the tenant is not ready"),
-        _ => hindrance.unwrap_or(("Pending", "a port and keys are about to be made")),
+        _ if !tenant.ready => (
+            "TenantNotReady",
+            "spec.ready is false: set it once the tenant is provisioned",
+        ),
+        _ => hindrance.unwrap_or(("Pending", "a port and keys are being allocated")),
     };
     let port = match (&vpn.allocation, published) {
         (_, Some(port)) if !in_pool => {
             let message = format!(
-                "port {port} is the tenant's, but no pool has it any more: edges do not steer                  it. Disable and enable the VPN to get a port of a pool."
+                "port {port} is allocated to the tenant, but it is in no pool any more, and edges do not \
+                 steer it: disable and enable the VPN to get a port of a pool"
             );
             says(PORT_ALLOCATED, true, "OutsidePools", &message)
         }
         (_, Some(port)) => {
-            let message = format!("port {port} is the tenant's");
+            let message = format!("port {port} is allocated to the tenant");
             says(PORT_ALLOCATED, true, "Allocated", &message)
         }
         (Some(allocation), None) => {
@@ -90,20 +94,25 @@ pub fn conditions(
     let ready = match (wanted, &vpn.allocation) {
         (false, None) => match hindrance {
             Some((reason, message)) => says(READY, false, reason, message),
-            None => says(READY, true, "Disabled", "the VPN is off, as asked"),
+            None => says(READY, true, "Disabled", "the VPN is off, as the spec asks"),
         },
         (false, Some(_)) => {
-            let going = ("Disabling", "the VPN is about to be switched off");
+            let going = ("Disabling", "the VPN is being disabled");
             let (reason, message) = hindrance.unwrap_or(going);
             says(READY, false, reason, message)
         }
-        // It may serve, and yet not as it is asked for.
+        // It may serve without matching the spec.
         (true, Some(_)) if let Some((reason, message)) = hindrance => {
             says(READY, false, reason, message)
         }
         (true, _) => says(READY, serves, reason, message),
     };
-    let accepted = says(ACCEPTED, true, "Accepted", "this is the tenant of its id");
+    let accepted = says(
+        ACCEPTED,
+        true,
+        "Accepted",
+        "the spec is valid and no older VpnTenant has its id",
+    );
     vec![accepted, port, gateway, ready]
 }
 

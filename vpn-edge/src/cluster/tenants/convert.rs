@@ -1,8 +1,8 @@
-//! Between resources and tenants.
+//! Conversion between resources and tenants.
 //!
-//! The keys Secret says which port and keys a tenant has, and of which
-//! generation; the spec says the rest. The status is a view of both, but for
-//! what was observed: the phase of that generation, since when, and why.
+//! The keys Secret has a tenant's port, keys and generation; the spec has the rest.
+//! The status is a view of both, except for observations: the phase of that
+//! generation, since when, and why.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,34 +21,34 @@ use crate::domain::subnet::{is_tunnel_subnet, tunnel_subnet};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
 use crate::wireguard::{ClientKey, KeyError, PrivateKey, PublicKey};
 
-/// Type of the keys Secret, which can never change.
+/// Type of the keys Secret, which is immutable.
 pub const KEYS_TYPE: &str = "vpn-edge.dev/keys";
 
-/// The key in the Secret that earlier builds did not write.
+/// A key of the Secret that earlier versions did not write.
 const SUBNET: &str = "subnet";
 
-/// Generations grow by one a change from the tenant's creation in milliseconds. One
-/// that is further ahead than this was not written by a controller.
+/// Generations start at the tenant's creation in milliseconds and grow by one per
+/// change. One that is further ahead than this was not written by a controller.
 const MAX_GENERATION_LEAD: u64 = 1 << 32;
 
-/// Condition of a resource that is a tenant.
+/// The condition of a resource that is a tenant.
 pub const ACCEPTED: &str = "Accepted";
 
-/// A tenant's keys as they are kept.
+/// A tenant's stored keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub port: u16,
-    /// The tunnel's; none in what an earlier build stored.
+    /// The tunnel's subnet; none if an earlier version stored the keys.
     pub subnet: Option<Ipv4Net>,
     pub keys: Keys,
     pub created_at: Timestamp,
     pub generation: u64,
-    /// The spec's keyGeneration that the keys were made for.
+    /// The spec's keyGeneration for which the keys were made.
     pub key_generation: i64,
 }
 
 impl Kept {
-    /// These keys, which are of a tenant's generation.
+    /// The stored form of these keys.
     pub fn of(allocation: &Allocation, generation: u64, key_generation: i64) -> Self {
         let Allocation {
             port,
@@ -67,29 +67,28 @@ impl Kept {
     }
 }
 
-/// The Secret that keeps them.
+/// The Secret that stores them.
 #[derive(Clone, Debug)]
 pub struct KeysSecret {
     pub uid: String,
     pub version: String,
-    /// Uid of the VpnTenant that it belongs to.
+    /// UID of the VpnTenant that owns it.
     pub owner: Option<String>,
-    /// None when it is none of ours, or cannot be read.
+    /// None if it is not ours or cannot be parsed.
     pub kept: Option<Kept>,
 }
 
-/// All that is known of a tenant.
+/// All objects of a tenant.
 #[derive(Clone, Debug)]
 pub struct View {
     pub namespace: String,
     pub resource: Arc<VpnTenant>,
     pub keys: Option<KeysSecret>,
-    /// The gateway's.
+    /// The gateway's Service.
     pub service: Option<Held>,
 }
 
-/// The version of a resource as the number that it is; none for what was never
-/// stored.
+/// The resource's version as a number; zero for resources that were never stored.
 pub fn version(meta: &ObjectMeta) -> u64 {
     let version = meta.resource_version.as_deref();
     version.and_then(|text| text.parse().ok()).unwrap_or(0)
@@ -134,13 +133,13 @@ fn kept(secret: &Secret) -> Option<Kept> {
     })
 }
 
-/// One that a tunnel can have.
+/// The subnet, if it can be a tunnel's.
 fn subnet(text: &str) -> Option<Ipv4Net> {
     let subnet: Ipv4Net = text.parse().ok()?;
     is_tunnel_subnet(subnet).then_some(subnet)
 }
 
-/// The Secret for these keys, to be made or, with a version, to replace one.
+/// The Secret for these keys; with a version, to replace an existing one.
 pub fn secret(tenant: &VpnTenant, kept: &Kept, version: Option<String>) -> Secret {
     let Kept {
         port,
@@ -179,7 +178,7 @@ pub fn secret(tenant: &VpnTenant, kept: &Kept, version: Option<String>) -> Secre
     }
 }
 
-/// Of what is made for a tenant, without the name that gateways are found by.
+/// Labels of a tenant's objects, without the name by which gateways are found.
 pub fn labels(tenant: &VpnTenant, generation: u64) -> BTreeMap<String, String> {
     [
         (label::MANAGED_BY, "vpn-edge".to_owned()),
@@ -190,20 +189,20 @@ pub fn labels(tenant: &VpnTenant, generation: u64) -> BTreeMap<String, String> {
     .into()
 }
 
-/// What goes with its VpnTenant.
+/// The owner reference of objects that are deleted with their VpnTenant.
 pub fn owner(tenant: &VpnTenant) -> Option<Vec<OwnerReference>> {
     Some(vec![tenant.controller_owner_ref(&())?])
 }
 
-/// When a resource was made.
+/// When a resource was created.
 pub fn created(tenant: &VpnTenant) -> Timestamp {
     let time = tenant.metadata.creation_timestamp.as_ref();
     time.map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
 impl View {
-    /// The keys, if they are this VpnTenant's and not of one that was deleted, and
-    /// of a generation that it can have come to.
+    /// The keys, if they belong to this VpnTenant and not to a deleted one, and have
+    /// a possible generation.
     pub fn kept(&self) -> Option<&Kept> {
         let keys = self.keys.as_ref()?;
         let ours = keys.owner.is_some() && keys.owner == self.resource.metadata.uid;
@@ -234,11 +233,11 @@ impl View {
         self.service.as_ref()?.ports.first().copied()
     }
 
-    /// The public key that the spec gives for the client.
+    /// The client-provided public key of the spec.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words for its author.
+    /// What is wrong with it, for its author.
     pub fn given(&self) -> Result<Option<PublicKey>, String> {
         let text = self.resource.spec.vpn.client_public_key.as_deref();
         let key = text.map(str::parse).transpose();
@@ -247,7 +246,7 @@ impl View {
 
     /// # Errors
     ///
-    /// What makes the spec none of a tenant, in words for its author.
+    /// Why the spec is not a tenant's, for its author.
     pub fn tenant(&self, cluster_ranges: &[IpNet]) -> Result<Tenant, String> {
         let made = created(&self.resource);
         let mut tenant = self.resource.spec.tenant(&self.namespace, made)?;
@@ -258,8 +257,9 @@ impl View {
         Ok(tenant)
     }
 
-    /// The subnet of the tunnel with these keys. Where they were stored without, it
-    /// is what an earlier build told of it, or would have.
+    /// The subnet of the tunnel with these keys. For keys that were stored without
+    /// one, it is the subnet in the status, or the one that the earlier version would
+    /// have computed.
     fn subnet(&self, kept: &Kept, id: Uuid, cluster_ranges: &[IpNet]) -> Result<Ipv4Net, String> {
         let status = self.resource.status.as_ref();
         let told = || subnet(status?.subnet.as_ref()?);
@@ -277,8 +277,8 @@ impl View {
         let reason = status.and_then(|status| status.reason.clone());
         let last = self.last_generation();
         let Some(kept) = self.kept() else {
-            // A phase of something that is no tenant is none of a tenant's VPN,
-            // and without its Secret a port is gone.
+            // The phase of a resource that was refused says nothing about a VPN, and
+            // without the Secret there is no port.
             let attempted = status.is_some_and(|s| s.port.is_none() && !refused(s));
             let state = match phase {
                 _ if !self.resource.spec.plan.has_vpn() => State::Unavailable,
@@ -294,7 +294,7 @@ impl View {
             });
         };
         let port = kept.port;
-        // Whoever may write the Secret may write any port into it.
+        // Anybody who may write the Secret may write any port into it.
         let reserved = self.reserves(port) || self.publishes(port, kept.generation);
         let current = reserved
             && status.is_some_and(|status| {
@@ -321,9 +321,9 @@ impl View {
         })
     }
 
-    /// The highest generation that the tenant is known to have had. It starts
-    /// at its creation in milliseconds, which nobody's changes outrun, so that
-    /// a tenant that was deleted and made again goes on above where it ended.
+    /// The highest generation that the tenant is known to have had. It starts at the
+    /// tenant's creation in milliseconds, which changes cannot outrun, so that a
+    /// tenant that was deleted and created again continues above its last generation.
     fn last_generation(&self) -> u64 {
         let status = self.resource.status.as_ref();
         let stored = status.map_or(0, |status| status.generation);

@@ -1,7 +1,7 @@
-//! What keeps a tenant from what it asks for, as its conditions say it.
+//! What blocks a spec from being carried out, as shown by the tenant's conditions.
 //!
-//! Only who tries knows, and may have gone: a condition says it until somebody
-//! has tried again, or until the tenant has moved on.
+//! Only the process that tries knows it, and that process may have ended: a condition
+//! stays until somebody has tried again, or the tenant has changed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -15,37 +15,37 @@ const NOT_READY: &str = "TenantNotReady";
 const APPLY_FAILED: &str = "ApplyFailed";
 const GATEWAY_DEGRADED: &str = "GatewayDegraded";
 
-/// What these two were called in v0.0.1, whose conditions are still read.
+/// Names of these two in v0.0.1, whose conditions are still read.
 const APPLY_FAILED_BEFORE: &str = "Refused";
 const GATEWAY_DEGRADED_BEFORE: &str = "Hindered";
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Hindrance {
-    /// Whoever asks has not tried: what was told last holds.
+    /// Not tried yet: the conditions stay as they are.
     #[default]
     Unknown,
     Nothing,
     NoPorts,
     NotReady,
-    /// The API server refuses a step, in these words.
+    /// The API server refuses a step, with this message.
     Refused(String),
-    /// Its gateway is not, or cannot be made, as it is asked for.
+    /// The gateway does not match the spec, or cannot be created, for this reason.
     Gateway(String),
 }
 
 impl Hindrance {
-    /// What a refusal by the rules of a tenant comes down to.
+    /// The blocker that a refusal by the tenant's rules means.
     pub fn of(error: VpnError) -> Self {
         match error {
             VpnError::NoPortsAvailable => Self::NoPorts,
             VpnError::TenantNotReady => Self::NotReady,
-            // Somebody was faster.
+            // Somebody else was faster.
             _ => Self::Nothing,
         }
     }
 
-    /// What the conditions of a status say.
+    /// The blocker that a status reports.
     pub fn told(conditions: &[Condition]) -> Self {
         let told = conditions.iter().find(|told| told.type_ == READY);
         let Some(told) = told else {
@@ -61,8 +61,8 @@ impl Hindrance {
         }
     }
 
-    /// This, or where it is not known what `status` told, as long as that is
-    /// about the tenant as it now is.
+    /// This blocker; if unknown, the one in `status`, as long as it applies to the
+    /// tenant's current state.
     pub fn or_told(&self, status: &VpnTenantStatus, tenant: &Tenant) -> Self {
         if *self != Self::Unknown {
             return self.clone();
@@ -82,8 +82,14 @@ impl Hindrance {
     pub fn says(&self) -> Option<(&'static str, &str)> {
         match self {
             Self::Unknown | Self::Nothing => None,
-            Self::NoPorts => Some((NO_PORTS, "every port of every pool is held")),
-            Self::NotReady => Some((NOT_READY, "the rest of the tenant is not ready")),
+            Self::NoPorts => Some((
+                NO_PORTS,
+                "all ports in all pools are in use; retried when a port is released",
+            )),
+            Self::NotReady => Some((
+                NOT_READY,
+                "spec.ready is false: set it once the tenant is provisioned",
+            )),
             Self::Refused(words) => Some((APPLY_FAILED, words)),
             Self::Gateway(words) => Some((GATEWAY_DEGRADED, words)),
         }

@@ -1,4 +1,4 @@
-//! What is known of all tenants and ports. Pure: events in, views out.
+//! All known tenants and ports. Pure: events in, views out.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,45 +17,48 @@ use crate::cluster::port_service::{Held, held};
 use crate::cluster::{GATEWAY, KEYS, TENANT, VpnTenant};
 use crate::domain::{Pools, PortPool, Ports, Tenant};
 
-/// Who holds a port that no tenant holds.
+/// The holder of a port that no tenant holds.
 const STRANGER: Uuid = Uuid::max();
 
-/// A port that the API server refused is asked for again after this long. Who
-/// holds it is not always seen: a Service that is gone holds it a moment longer.
+/// A port that the API server refused is tried again after this long. Its holder is
+/// not always visible: a deleted Service holds the port for a moment longer.
 const REFUSED: SignedDuration = SignedDuration::from_secs(2);
 
-/// Who has the port that a tenant's keys Secret names. The API server decides it,
-/// by the Service that it gave the node port to; the Secret is only a claim.
+/// Who holds the port that a tenant's keys Secret names. The API server decides this
+/// by the Service that it allocated the node port to; the Secret is only a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reservation {
     /// The tenant's own Service.
     Held,
-    /// Nobody, and it is a port of a pool: the gateway's Service takes it.
+    /// Nobody, and a pool has it: the gateway's Service takes it.
     Free,
-    /// Another Service, or no pool has it.
+    /// Another Service, or it is in no pool.
     Lost,
 }
 
-/// What a VpnTenant is.
+/// How a VpnTenant is treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     Tenant(Arc<Tenant>),
-    /// It was deleted, and goes once all it had is gone.
+    /// It is being deleted, and its finalizer stays until everything of it is
+    /// removed.
     Leaving,
-    /// It is none, for this reason.
+    /// It is not valid, for this reason.
     Invalid(String),
-    /// An older one, in this namespace, has the id.
+    /// An older VpnTenant, in this namespace, has the same ID.
     Duplicate(String),
 }
 
 impl Standing {
-    /// Reason and message of why it is no tenant.
+    /// Reason and message why it is not a tenant.
     pub fn refusal(&self) -> Option<(&'static str, String)> {
         match self {
             Self::Tenant(_) | Self::Leaving => None,
             Self::Invalid(reason) => Some(("Invalid", reason.clone())),
             Self::Duplicate(namespace) => {
-                let message = format!("the id belongs to the VpnTenant in {namespace}");
+                let message = format!(
+                    "the id is used by the VpnTenant in namespace {namespace}: choose another id"
+                );
                 Some(("DuplicateId", message))
             }
         }
@@ -68,13 +71,13 @@ pub struct Index {
     tenants: Cache<Arc<VpnTenant>>,
     keys: Cache<KeysSecret>,
     services: Cache<Held>,
-    /// Namespaces of each id, and the other way round.
+    /// The namespaces of each ID, and the reverse.
     by_id: BTreeMap<String, BTreeSet<String>>,
     ids: BTreeMap<String, String>,
-    /// The tenants, and the namespaces of each, but for what is unsettled.
+    /// The tenants and their namespaces, except for unsettled ones.
     settled: BTreeMap<Uuid, Arc<Tenant>>,
     settled_in: BTreeMap<String, Uuid>,
-    /// Namespaces of whose tenants something is new since then.
+    /// Namespaces whose tenants changed since then.
     unsettled: BTreeSet<String>,
     /// Longest released first.
     released: Vec<u16>,
@@ -84,10 +87,10 @@ pub struct Index {
     cluster_ranges: Vec<IpNet>,
 }
 
-/// What happened since it was asked last.
+/// Changes since the last query.
 #[derive(Debug, Default)]
 pub struct News {
-    /// Namespaces of whose tenants something is new.
+    /// Namespaces whose tenants changed.
     pub namespaces: BTreeSet<String>,
     /// Ports were freed.
     pub freed: bool,
@@ -95,10 +98,10 @@ pub struct News {
 
 /// The kinds of objects that are watched.
 pub trait Kind: ResourceExt {
-    /// Tenants are made of it.
+    /// Whether tenants are made from it.
     const TELLS: bool;
 
-    /// Takes in what a watch tells. Says whether it was news.
+    /// Applies an event of a watch. Returns whether it changed anything.
     fn take(index: &mut Index, event: &Event<Self>) -> bool
     where
         Self: Sized;
@@ -146,8 +149,8 @@ fn name(namespace: &str, name: &str) -> Name {
 }
 
 impl Index {
-    /// Nothing is known yet. Keys that an earlier build stored without a subnet have
-    /// one clear of `cluster_ranges`.
+    /// An empty index. Keys that an earlier version stored without a subnet get one
+    /// that does not overlap `cluster_ranges`.
     pub fn new(cluster_ranges: Vec<IpNet>) -> Self {
         Self {
             cluster_ranges,
@@ -155,7 +158,7 @@ impl Index {
         }
     }
 
-    /// All that is known of the tenant of a namespace.
+    /// The objects of the tenant in a namespace.
     pub fn view(&self, namespace: &str) -> Option<View> {
         Some(View {
             namespace: namespace.to_owned(),
@@ -165,7 +168,7 @@ impl Index {
         })
     }
 
-    /// The tenant of an id.
+    /// The tenant with an ID.
     pub fn find(&self, id: Uuid) -> Option<(View, Arc<Tenant>)> {
         let view = self.view(&self.holder_of(&id.to_string())?)?;
         match self.standing(&view) {
@@ -174,16 +177,17 @@ impl Index {
         }
     }
 
-    /// All tenants, by id.
+    /// All tenants, by ID.
     pub fn tenants(&mut self) -> Vec<Arc<Tenant>> {
         self.settle();
         self.settled.values().cloned().collect()
     }
 
-    /// Makes tenants of what is new.
+    /// Recomputes the tenants that changed.
     fn settle(&mut self) {
         let unsettled = std::mem::take(&mut self.unsettled);
-        // Of two of one id, news of either may change which of them it is.
+        // If two have the same ID, a change of either may decide which one is the
+        // tenant.
         let of_their_ids = unsettled.iter().filter_map(|namespace| {
             let id = self.ids.get(namespace)?;
             self.by_id.get(id)
@@ -223,13 +227,13 @@ impl Index {
         }
     }
 
-    /// Whether somebody has this id, a deleted one included.
+    /// Whether the ID is in use, including by a tenant that is being deleted.
     pub fn has(&self, id: Uuid) -> bool {
         self.by_id.contains_key(&id.to_string())
     }
 
-    /// The namespace whose tenant an id is: the oldest. Of one second, times
-    /// being no finer, one that has keys.
+    /// The namespace that has the ID: the oldest one. Creation times have a
+    /// resolution of one second; if equal, one with keys.
     fn holder_of(&self, id: &str) -> Option<String> {
         let namespaces = self.by_id.get(id)?.iter();
         let first = namespaces.min_by_key(|namespace| {
@@ -244,9 +248,9 @@ impl Index {
         first.cloned()
     }
 
-    /// The ports as they are for this tenant. It is offered first what its
-    /// Service holds already, then ports in an order of its own, which makes
-    /// two tenants seldom ask for the same, and last those released lately.
+    /// The ports for this tenant: first the one that its Service already holds, then
+    /// ports in a tenant-specific order, so that two tenants rarely ask for the same,
+    /// and last those that were released recently.
     pub fn pool(
         &mut self,
         pools: &Pools,
@@ -257,7 +261,7 @@ impl Index {
         self.settle();
         let mut holders = self.holders(now);
         let allocated = tenant.vpn.allocation.as_ref().map(|a| a.port);
-        // Its own, but not what its keys are for: free for it to take.
+        // Its own ports are free for it, except for the one of its keys.
         holders.retain(|port, holder| *holder != tenant.id || Some(*port) == allocated);
         let claim = view.claim();
         let turns: BTreeMap<u16, usize> = self.released.iter().copied().zip(1..).collect();
@@ -272,8 +276,8 @@ impl Index {
         PortPool::over(pools.ranges(), holders, free).expect("a map has each port once")
     }
 
-    /// Who holds each port. A Service settles it where two think they do, as
-    /// the API server gives each port to one.
+    /// The holder of each port. If two tenants claim a port, the Service decides,
+    /// since the API server allocates each port to only one.
     fn holders(&self, now: Timestamp) -> BTreeMap<u16, Uuid> {
         let mut holders = BTreeMap::new();
         for ((namespace, _), keys) in self.keys.iter() {
@@ -298,10 +302,10 @@ impl Index {
         holders
     }
 
-    /// Who has the port of these keys; none if there are no keys.
+    /// Who holds the port of the tenant's keys; none without keys.
     ///
-    /// A port that has left its pool stays the tenant's for as long as its
-    /// Service holds it.
+    /// A port that is in no pool any more stays the tenant's while its Service holds
+    /// it.
     pub fn reservation(&self, view: &View, pools: &Pools) -> Option<Reservation> {
         let port = view.kept()?.port;
         if view.reserves(port) {
@@ -317,17 +321,17 @@ impl Index {
         Some(Reservation::Free)
     }
 
-    /// The tenant that holds what a namespace has; nobody's else.
+    /// The tenant in the namespace, or the stranger's ID.
     fn holder(&self, namespace: &str) -> Uuid {
         self.settled_in.get(namespace).copied().unwrap_or(STRANGER)
     }
 
-    /// Takes note that the API server did not give out this port.
+    /// Records that the API server did not allocate this port.
     pub fn refuse(&mut self, port: u16, now: Timestamp) {
         self.refused.insert(port, now);
     }
 
-    /// Versions of VpnTenant, keys and gateway's Service as they are known.
+    /// Known versions of VpnTenant, keys and the gateway's Service.
     pub fn versions(&self, namespace: &str) -> [u64; 3] {
         [
             self.tenants.version(&name(namespace, TENANT)),
@@ -336,8 +340,8 @@ impl Index {
         ]
     }
 
-    /// Takes note that a tenant's keys of this version were the last. Says
-    /// whether that was news.
+    /// Records that a tenant's keys were deleted at this version. Returns whether
+    /// that was new.
     pub fn absent_keys(&mut self, namespace: &str, version: u64) -> bool {
         let change = self.keys.delete(&name(namespace, KEYS), version);
         change.iter().for_each(|of| self.keys_changed(of));
@@ -358,7 +362,7 @@ impl Index {
         change.is_some()
     }
 
-    /// Something outside the resources is new about the tenant of this id.
+    /// Marks the tenant with this ID as changed by something outside the resources.
     pub fn tell_of(&mut self, id: Uuid) {
         self.news.namespaces.extend(self.holder_of(&id.to_string()));
     }
@@ -385,7 +389,7 @@ impl Index {
         self.note(&change.name.0);
     }
 
-    /// Tells its tenant, or the one whose port a stranger's Service has.
+    /// Marks its tenant, or the one whose port a stranger's Service has, as changed.
     fn service_changed(&mut self, Change { name, before }: &Change<Held>) {
         if name.1 == GATEWAY {
             self.note(&name.0);
@@ -434,15 +438,15 @@ impl Index {
         }
     }
 
-    /// Takes note that something is new of a namespace's tenant.
+    /// Marks a namespace's tenant as changed.
     fn note(&mut self, namespace: &str) {
         self.news.namespaces.insert(namespace.to_owned());
         self.unsettled.insert(namespace.to_owned());
     }
 }
 
-/// Ports for one tenant, looked up when the first is asked for: most changes
-/// take none.
+/// Ports for one tenant, determined when the first is requested: most changes need
+/// none.
 pub struct Offer<F> {
     gather: F,
     gathered: Option<PortPool>,
@@ -475,7 +479,7 @@ impl<F: Fn() -> PortPool> Ports for Offer<F> {
     }
 }
 
-/// A number for each pair of tenant and port, spread evenly (splitmix64).
+/// A number for each pair of tenant and port, evenly distributed (splitmix64).
 fn weight(id: Uuid, port: u16) -> u64 {
     let (high, low) = id.as_u64_pair();
     let mix = |seed: u64| {

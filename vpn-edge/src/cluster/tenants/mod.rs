@@ -1,9 +1,9 @@
 //! The registry of a cluster: a VpnTenant and a Secret for each tenant.
 //!
-//! Guarantees, with any number of these at once: a port is held by one tenant,
-//! as the API server gives it to one Service; a change is stored whole or not
-//! at all, the keys Secret being its commit; and what stops half way is either
-//! carried on or taken back by whoever follows the tenants' wishes.
+//! Guarantees, with any number of processes: a port is held by one tenant, because
+//! the API server allocates it to one Service; a change is stored whole or not at
+//! all, with the keys Secret as its commit; and an interrupted change is completed or
+//! reverted by the reconciler.
 
 mod claim;
 mod conditions;
@@ -37,14 +37,14 @@ use crate::cluster::{CONTROLLERS_PAUSE, KEYS, TENANT, VpnTenant, VpnTenantSpec, 
 use crate::domain::{Pools, Tenant, TunnelSettings};
 use crate::registry::{Change, Registry, RegistryError, UpdateError};
 
-/// What tenants are given, and what their status says of it.
+/// Settings that tenants and their status are made with.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub pools: Pools,
     pub tunnels: TunnelSettings,
 }
 
-/// Tenants in a cluster. It watches them for as long as it is there.
+/// Tenants in a cluster, watched for the lifetime of this value.
 pub struct KubeRegistry {
     inner: Arc<Inner>,
     _watches: Tasks,
@@ -59,27 +59,27 @@ struct Inner {
     troubles: Mutex<Troubles>,
 }
 
-/// So long does what another leader told of a gateway's trouble hold, unless this
-/// one has come to see it.
+/// How long gateway problems that another leader reported stay, until this one has
+/// observed the gateways itself.
 const SETTLING: Duration = Duration::from_secs(60);
 
-/// What the gateways' part says, which this process alone knows.
+/// Problems reported by the controller of this process.
 #[derive(Default)]
 struct Troubles {
     of: BTreeMap<Uuid, String>,
-    /// Tenants that had one.
+    /// Tenants that had a problem.
     seen: BTreeSet<Uuid>,
-    /// When this began to follow.
+    /// When reconciling began.
     since: Option<Instant>,
 }
 
 impl KubeRegistry {
-    /// Watches the cluster's tenants, keys and ports. Returns once all are
-    /// known, and waits for an API server that does not answer yet.
+    /// Watches the cluster's tenants, keys and ports. Returns once all are listed;
+    /// retries while the API server does not answer.
     ///
     /// # Errors
     ///
-    /// When the API server refuses: a definition or a permission is missing.
+    /// If the API server refuses: a definition or a permission is missing.
     pub async fn start(client: Client, settings: Settings) -> Result<Self, RegistryError> {
         let mut watches = Watches::new(client, CONTROLLERS_PAUSE);
         let registry = Self::follow(&mut watches, settings);
@@ -87,7 +87,7 @@ impl KubeRegistry {
         Ok(registry)
     }
 
-    /// The same by watches that are yet to be started, and to be used only then.
+    /// The same, on watches that are started later; to be used only then.
     pub fn follow(watches: &mut Watches, settings: Settings) -> Self {
         let index = Index::new(settings.tunnels.cluster_ranges.clone());
         let inner = Arc::new(Inner {
@@ -110,13 +110,13 @@ impl KubeRegistry {
         }
     }
 
-    /// Runs for good: carries out what VpnTenants ask for, keeps their status,
-    /// and tells of it in events. One at a time is enough; several do no harm.
+    /// Runs forever: reconciles VpnTenants, updates their status, and records Events.
+    /// One process is enough; several do no harm.
     pub async fn follow_wishes(self: Arc<Self>) {
         wishes::follow(Arc::clone(&self.inner)).await;
     }
 
-    /// Runs `work` to its end, even when the caller goes away.
+    /// Runs `work` to its end, even if the caller goes away.
     async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -167,7 +167,7 @@ impl Registry for KubeRegistry {
 
 impl Inner {
     fn with<T>(&self, ask: impl FnOnce(&mut Index) -> T) -> T {
-        // Whatever panicked left maps whose entries are whole.
+        // After a panic the maps still have only complete entries.
         ask(&mut self.index.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -180,7 +180,7 @@ impl Inner {
         }
     }
 
-    /// Takes in what a write returned.
+    /// Puts an object that a write returned into the index.
     fn took<K: Kind>(&self, object: K) {
         self.take(&Event::Apply(object));
     }
@@ -198,15 +198,15 @@ impl Inner {
         self.news.notify_one();
     }
 
-    /// Begins to follow, with what others have told.
+    /// Begins reconciling, with the problems that others reported.
     fn settle_in(&self) {
         let mut known = self.troubles();
         known.seen.clear();
         known.since = Some(Instant::now());
     }
 
-    /// What keeps the gateway of the tenant with this status from being as it is
-    /// to be, if nothing else is in the way.
+    /// Why the gateway of the tenant with this status does not match the spec, if
+    /// nothing else blocks it.
     fn trouble(&self, id: Uuid, status: &VpnTenantStatus) -> Hindrance {
         let known = self.troubles();
         if let Some(words) = known.of.get(&id) {
@@ -223,7 +223,7 @@ impl Inner {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in that something is not there.
+    /// Records that an object does not exist.
     fn gone(&self, tell: impl FnOnce(&mut Index) -> bool) {
         if self.with(tell) {
             self.news.notify_one();
@@ -255,7 +255,7 @@ impl Inner {
         self.took(made);
         match self.with(|index| index.find(tenant.id)) {
             Some((view, tenant)) if view.namespace == namespace => Ok(Arc::unwrap_or_clone(tenant)),
-            // Somebody else made one at the same time.
+            // Somebody else created one at the same time.
             _ => {
                 let preconditions = Preconditions {
                     uid,
@@ -289,11 +289,11 @@ impl Inner {
         let view = self
             .with(|index| index.view(&view.namespace))
             .unwrap_or(view);
-        // What is left to do, the wishes' follower does as well.
+        // The reconciler completes the rest as well.
         if view.deleting()
             && let Err(Miss::Failed(error)) = self.delete_keys(&view).await
         {
-            tracing::warn!(tenant = %id, "its keys are left for later: {error}");
+            tracing::warn!(tenant = %id, "cannot delete the tenant's keys; retrying: {error}");
         }
         Ok(true)
     }

@@ -1,4 +1,4 @@
-//! Requests to the API server, and how they fail.
+//! Requests to the API server and their errors.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tokio::time::timeout;
 use crate::cluster::MANAGER;
 use crate::registry::{RegistryError, UpdateError};
 
-/// How long one request may take.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a run of a change came to nothing.
+/// Why a run of a change failed.
 pub enum Miss {
-    /// Something is not as it was read.
+    /// An object changed since it was read.
     Conflict,
-    /// The API server has given this port to somebody else.
+    /// The API server has allocated this port to somebody else.
     Taken(u16),
     Failed(UpdateError),
 }
@@ -40,8 +40,8 @@ impl From<UpdateError> for Miss {
     }
 }
 
-/// A failed request as the registry's failure: a refusal, with the API server's
-/// words, if that is its answer.
+/// A failed request as a registry error; a refusal with the API server's message if
+/// it answered with one.
 pub fn storage(error: Error) -> RegistryError {
     match error {
         Error::Api(status) if is_refusal(&status) => RegistryError::Refused(status.message),
@@ -49,13 +49,13 @@ pub fn storage(error: Error) -> RegistryError {
     }
 }
 
-/// Whether this is the API server's word on what was asked, and not on how it
-/// is itself. A webhook that does not answer for it comes as an internal error.
+/// Whether this is the API server's answer to the request, not a problem of the API
+/// server itself. A webhook that does not answer is reported as an internal error.
 fn is_refusal(status: &Status) -> bool {
     matches!(status.code, 400 | 403 | 405 | 413 | 422 | 500) && !status.message.is_empty()
 }
 
-/// A request that is given up after a while.
+/// A request with a timeout.
 pub async fn prompt<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let late = |_| Error::Service("the API server did not answer in time".into());
     timeout(PATIENCE, request).await.map_err(late)?

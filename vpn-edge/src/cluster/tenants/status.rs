@@ -1,4 +1,4 @@
-//! What a VpnTenant's status says. Pure.
+//! Computes a VpnTenant's status. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -11,7 +11,7 @@ use super::index::Reservation;
 use crate::cluster::VpnTenantStatus;
 use crate::domain::{State, Tenant, TunnelSpec};
 
-/// The status of something that is no tenant, for this reason.
+/// The status of a resource that is not a tenant, for this reason.
 pub fn refused(
     view: &View,
     reason: &'static str,
@@ -37,13 +37,12 @@ pub fn refused(
     }
 }
 
-/// The status of `tenant`, whose resource and keys are the view's, and the port of
-/// these keys in this `reservation`. `hindered` is what keeps it from what it asks
-/// for.
+/// The status of `tenant`, whose resource and keys are in the view, and the port of
+/// these keys in this `reservation`. `hindered` is what blocks the spec.
 ///
-/// A port is published once the gateway's Service holds it: edges act on what
-/// they read here. It stays published while that Service is missing and nobody
-/// else has the port, so that deleting a Service costs no sessions.
+/// A port is published once the gateway's Service holds it: edges act on what they
+/// read here. It stays published while that Service is missing and nobody else has
+/// the port, so that deleting a Service ends no sessions.
 pub fn of(
     view: &View,
     tenant: &Tenant,
@@ -56,7 +55,7 @@ pub fn of(
     let vpn = &tenant.vpn;
     let hindered = hindered.or_told(&current, tenant);
     let hindrance = hindered.says();
-    // A state that came about without being asked for began unnoticed.
+    // The start of a state that was not requested was not observed.
     let known = current.since.as_ref().map(|since| since.0);
     let unnoticed = current.phase != Some(vpn.state) && known.is_some_and(|at| vpn.since <= at);
     let since = if unnoticed { now } else { vpn.since };
@@ -82,7 +81,7 @@ pub fn of(
     });
     if let Some(allocation) = published {
         let port = allocation.port;
-        // A port that is in no pool any more still leads where it led.
+        // A port that is in no pool any more keeps its endpoint.
         let old = current.endpoint.filter(|_| current.port == Some(port));
         let hostname = settings.pools.hostname(port);
         status.port = Some(port);
@@ -102,7 +101,7 @@ pub fn of(
     status
 }
 
-/// As resources write times.
+/// Resources have times in seconds.
 fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

@@ -1,4 +1,4 @@
-//! Resources as an API server would hand them out, for the tests.
+//! Resources as returned by an API server, for tests.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// Of this id, made this many seconds after [`MADE`].
+/// With this ID, created this many seconds after [`MADE`].
 pub fn resource(id: u128, namespace: &str, after: i64, version: u64) -> VpnTenant {
     let spec = json!({
         "id": Uuid::from_u128(id).to_string(),

@@ -1,5 +1,4 @@
-//! What VpnTenants ask for, carried out: whoever writes a spec is served as if
-//! they had called the API.
+//! Reconciles VpnTenants: carries out their specs as if somebody had called the API.
 
 mod events;
 
@@ -28,33 +27,33 @@ use crate::domain::{Keys, State, Tenant};
 use crate::registry::{Change, RegistryError, UpdateError};
 use crate::wireguard::PublicKey;
 
-/// All tenants are looked at this often, news or not.
+/// How often all tenants are reconciled, even without changes.
 const ROUND: Duration = Duration::from_secs(30);
 
-/// Tenants that are served at the same time.
+/// Maximum number of tenants reconciled at the same time.
 const AT_ONCE: usize = 32;
 
-/// Pause before what failed is tried again; doubled up to the longest.
+/// First pause before a retry; doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// A step towards what a VpnTenant asks for.
+/// A step towards the spec of a VpnTenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// The plan has no VPN, and there is one.
+    /// The plan has no VPN, but there is one.
     EndPlan,
     Enable,
     Disable,
     Regenerate,
-    /// The port is another's, or no pool has it.
+    /// The port belongs to somebody else, or is in no pool.
     Reallocate,
-    /// Keys of nobody.
+    /// Delete keys that belong to no tenant.
     DropKeys,
-    /// A port that was claimed, and then not taken.
+    /// Delete a Service that reserved a port and was not used.
     FreePort,
-    /// There are keys, and nothing would see to their end.
+    /// Add the finalizer: there are keys, but nothing would clean them up.
     Guard,
-    /// Nothing of a deleted tenant is left but its name.
+    /// Remove the finalizer: nothing else of a deleted tenant is left.
     Release,
 }
 
@@ -77,7 +76,7 @@ pub fn next(
         Standing::Leaving => {
             return match &view.service {
                 _ if view.keys.is_some() => Some(Wish::DropKeys),
-                // A gateway's goes with it.
+                // A gateway's Service is removed with the gateway.
                 Some(service) => (!service.gateway).then_some(Wish::FreePort),
                 None => guarded.then_some(Wish::Release),
             };
@@ -109,11 +108,11 @@ pub fn next(
     }
 }
 
-/// How far one came with a tenant.
+/// The result of a reconciliation.
 enum Came {
-    /// Nothing to do until there is news.
+    /// Nothing to do until something changes.
     Settled,
-    /// Try again after a pause.
+    /// Retry after a pause.
     Hindered,
 }
 
@@ -124,19 +123,18 @@ struct Visit {
     cause: Cause,
 }
 
-/// What a try depends on, as far as the tenant's own resources go: the
-/// VpnTenant's uid and generation of its spec, versions of keys and Service. The
-/// status is no part of it.
+/// What an attempt depends on, of the tenant's own resources: the VpnTenant's UID and
+/// the generation of its spec, and the versions of keys and Service; not the status.
 type Cause = (Option<(String, i64)>, [u64; 2]);
 
-/// What is to be tried again.
+/// A pending retry.
 struct Later {
     at: Instant,
     backoff: Backoff,
     cause: Cause,
 }
 
-/// Runs for good.
+/// Runs forever.
 pub async fn follow(inner: Arc<Inner>) {
     let told = inner.with(|index| {
         let told =
@@ -147,7 +145,7 @@ pub async fn follow(inner: Arc<Inner>) {
     let mut due: BTreeSet<String> = BTreeSet::new();
     let mut under_way = JoinSet::new();
     let mut busy: BTreeSet<String> = BTreeSet::new();
-    // News of those that were being looked at.
+    // Namespaces that changed while they were being reconciled.
     let mut missed: BTreeSet<String> = BTreeSet::new();
     let mut later: BTreeMap<String, Later> = BTreeMap::new();
     inner.settle_in();
@@ -168,7 +166,8 @@ pub async fn follow(inner: Arc<Inner>) {
             () = inner.news.notified() => {
                 let news = inner.with(|index| index.news());
                 for namespace in news.namespaces {
-                    // What a try said of itself is no reason for another.
+                    // A change caused by an attempt itself is no reason for another
+                    // attempt.
                     let waits = later.get(&namespace);
                     if waits.is_none_or(|later| later.cause != inner.cause(&namespace)) {
                         due.insert(namespace);
@@ -177,7 +176,7 @@ pub async fn follow(inner: Arc<Inner>) {
                     }
                 }
                 if news.freed {
-                    // The API server may give them out a moment later.
+                    // The API server may allocate them only a moment later.
                     due.extend(later.keys().cloned());
                     for later in later.values_mut() {
                         later.at = Instant::now() + FIRST_PAUSE;
@@ -237,12 +236,12 @@ impl Inner {
             Ok(came) => came,
             Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
             Err(Miss::Failed(error)) => {
-                tracing::warn!(namespace, "cannot do what its VpnTenant asks for: {error}");
+                tracing::warn!(namespace, "cannot reconcile VpnTenant; retrying: {error}");
                 Came::Hindered
             }
             Err(Miss::Conflict | Miss::Taken(_)) => {
                 if let Err(error) = self.refresh(&namespace).await {
-                    tracing::warn!(namespace, "cannot read: {error}");
+                    tracing::warn!(namespace, "cannot read VpnTenant: {error}");
                 }
                 Came::Hindered
             }
@@ -252,7 +251,7 @@ impl Inner {
             Some(Seen::new(&view, &index.standing(&view), hindered))
         });
         Visit {
-            // As it was asked, and as it is by then.
+            // The spec as it was at the start, the other resources as they are now.
             cause: (asked, self.cause(&namespace).1),
             namespace,
             came,
@@ -271,8 +270,7 @@ impl Inner {
         })
     }
 
-    /// `hindered` is told what keeps the tenant from what it asks for, as far as
-    /// that was found out.
+    /// Sets `hindered` to what blocks the tenant, as far as that is known.
     async fn serve(&self, namespace: &str, hindered: &mut Hindrance) -> Result<Came, Miss> {
         let now = Timestamp::now();
         let known = self.with(|index| {
@@ -300,7 +298,7 @@ impl Inner {
         outcome.map(|(came, _)| came)
     }
 
-    /// Takes the next step towards what a tenant asks for.
+    /// Takes the next step towards the spec.
     async fn step(
         &self,
         view: &View,
@@ -309,7 +307,7 @@ impl Inner {
         now: Timestamp,
     ) -> Result<(Came, Hindrance), Miss> {
         let wish = next(view, standing, reservation, now);
-        // A tenant's is valid.
+        // The key of a valid tenant is valid.
         let given = view.given().ok().flatten();
         let ranges = &self.settings.tunnels.cluster_ranges;
         Ok(match (wish, standing) {
@@ -340,7 +338,7 @@ impl Inner {
         match self.update(tenant.id, change, Some(wish)).await {
             Ok(after) => {
                 if after.vpn != tenant.vpn {
-                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "as asked for");
+                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "reconciled");
                 }
                 Ok(Hindrance::Nothing)
             }
@@ -364,7 +362,7 @@ impl Inner {
             (Wish::Release, _) => {
                 let deployments: Api<Deployment> =
                     Api::namespaced(self.client.clone(), &view.namespace);
-                // Nobody tells when it is gone.
+                // Deployments are not watched here.
                 if prompt(deployments.get_metadata_opt(GATEWAY))
                     .await?
                     .is_some()
@@ -391,8 +389,8 @@ impl Inner {
     }
 }
 
-/// What a wish is as a change of a tenant, whose client may have given a key, if
-/// it is one.
+/// The change of the tenant for a step, if it is one. `given` is the client-provided
+/// key.
 fn change(
     wish: Wish,
     given: Option<PublicKey>,

@@ -1,10 +1,10 @@
-//! A change, carried out step by step.
+//! Carries out a change of a tenant, step by step.
 //!
-//! Order: the spec says what is wanted; a Service takes the port, which the API
-//! server gives to one; the keys Secret is the commit; the status tells of it.
-//! Each step holds only if what it changes is as it was read. Whoever stops
-//! between two steps leaves a tenant as it was before, with a spec that says
-//! what is wanted: its follower goes on from there.
+//! Order: the spec says what is desired; a Service takes the port, which the API
+//! server allocates to only one; the keys Secret is the commit; the status reports
+//! the result. Each step applies only if the object is still as it was read. A
+//! process that stops between two steps leaves the tenant in its previous state, with
+//! a spec that says what is desired: the reconciler continues from there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,24 +32,24 @@ use crate::domain::{State, Tenant, VpnError};
 use crate::registry::{Change, RegistryError, UpdateError};
 use crate::wireguard::PublicKey;
 
-/// Ports that may be refused to a change before it is given up.
+/// How many refused ports a change tries before it gives up.
 const REFUSALS: u32 = 256;
 
-/// Runs of a change before somebody else's have had their way too often.
+/// How often a change is retried after conflicts before it gives up.
 const RUNS: u32 = 16;
 
-/// Pause after the first conflict; doubled up to the longest, and varied.
+/// First pause after a conflict; doubled up to the longest, and randomised.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Keys are stored this soon after their port was claimed, or not at all.
+/// Keys must be stored within this time after their port was reserved.
 const PROMPT: Duration = Duration::from_secs(30);
 
 const OLD_DEFINITION: &str = "the cluster's VpnTenant definition is older than this controller: \
                               apply the new manifests";
 
-/// What a change means for the spec. Only who asks for it changes the spec; who
-/// follows the spec does not.
+/// The patch of the spec for a change. Only API calls change the spec; the reconciler
+/// does not.
 fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Value> {
     let mut spec = Map::new();
     let mut set = |name: &str, value: Value| spec.insert(name.to_owned(), value);
@@ -60,12 +60,12 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
         };
         let (old, new) = (fields(before), fields(after));
         for name in old.keys().chain(new.keys()) {
-            // What is left out is as if nothing were said.
+            // A field that is left out has its default.
             if old.get(name) != new.get(name) {
                 set(name, new.get(name).cloned().unwrap_or_default());
             }
         }
-        // What is seen of a gateway moves states too, and is nobody's wish.
+        // Observations of a gateway also change the state, but not the spec.
         let holds = |tenant: &Tenant| tenant.vpn.allocation.is_some();
         let began =
             after.vpn.generation != before.vpn.generation && before.vpn.state != State::Enabled;
@@ -102,25 +102,25 @@ fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Va
     changes.then_some(patch)
 }
 
-/// Whether this is the API server's word that it does not know a field.
+/// Whether the API server reports an unknown field.
 fn is_unknown_field(status: &Status) -> bool {
     matches!(status.code, 400 | 422) && status.message.contains("unknown field")
 }
 
-/// The key that the client of a tenant with keys gave, if it gave one.
+/// The client-provided key of a tenant with keys, if there is one.
 fn given(tenant: &Tenant) -> Option<Option<PublicKey>> {
     let allocation = tenant.vpn.allocation.as_ref()?;
     Some(allocation.keys.client.given())
 }
 
-/// Whether this is the API server's word that a port is somebody's.
+/// Whether the API server reports that a port is already allocated.
 fn is_port_taken(status: &Status) -> bool {
     status.is_invalid() && status.message.contains("port is already allocated")
 }
 
 impl Inner {
-    /// Runs a change until it holds, or is refused. One that carries out a wish is
-    /// run only for as long as that is the tenant's.
+    /// Runs a change until it succeeds or is refused. A change that carries out a
+    /// step of the spec runs only as long as that is still the tenant's next step.
     pub async fn update(
         &self,
         id: Uuid,
@@ -144,7 +144,7 @@ impl Inner {
                 Err(Miss::Conflict) => {
                     runs += 1;
                     if runs == RUNS {
-                        let why = "others changed the tenant again and again";
+                        let why = "too many concurrent changes of the tenant; try again";
                         return Err(RegistryError::Storage(why.into()).into());
                     }
                     sleep(backoff.varied()).await;
@@ -157,8 +157,8 @@ impl Inner {
         }
     }
 
-    /// Runs a change once. `wished` is the outcome that the spec asks for by now:
-    /// the leader may be first to carry it out, which is no refusal.
+    /// Runs a change once. `wished` is the result that the spec now asks for: the
+    /// leader may have carried it out first, which is not a refusal.
     async fn run(
         &self,
         id: Uuid,
@@ -174,7 +174,7 @@ impl Inner {
         });
         let (mut view, before, reservation) = found.ok_or(UpdateError::NotFound)?;
         if let Some(wish) = wish {
-            // Somebody may have carried it out, or taken it back, since it was seen.
+            // The step may have been carried out or revoked since it was read.
             let standing = Standing::Tenant(Arc::clone(&before));
             if wishes::next(&view, &standing, reservation, Timestamp::now()) != Some(wish) {
                 return Ok(Arc::unwrap_or_clone(before));
@@ -197,7 +197,7 @@ impl Inner {
         if after == before {
             return Ok(before);
         }
-        // The leader was first, and its gateway answers by now.
+        // The leader was first, and its gateway may answer already.
         let was_first = |wished: &Tenant| {
             given(wished) == given(&before) && before.vpn.generation >= wished.vpn.generation
         };
@@ -209,10 +209,10 @@ impl Inner {
             && view.given() != Ok(key)
         {
             if !asked {
-                // It is asked for another key by now: that comes next.
+                // The spec asks for another key meanwhile: that is the next step.
                 return Ok(before);
             }
-            // Somebody else's call has asked for that key, and comes first.
+            // Another call has asked for that key and is carried out first.
             let pending = match given(&before) {
                 Some(kept) => view.given() != Ok(kept),
                 None => before.vpn.state == State::Disabled,
@@ -250,7 +250,7 @@ impl Inner {
         Ok(after)
     }
 
-    /// Stores keys, once their port is the tenant's.
+    /// Stores keys, once their port is reserved for the tenant.
     async fn store(&self, view: &View, before: &Tenant, kept: &Kept) -> Result<(), Miss> {
         let start = Instant::now();
         let port = kept.port;
@@ -263,7 +263,7 @@ impl Inner {
             if keys.kept.is_some() {
                 version = Some(keys.version.clone());
             } else {
-                // Its type cannot be changed, so that it has to go.
+                // The type of a Secret is immutable, so it is deleted first.
                 self.delete_keys(view).await?;
             }
         }
@@ -311,15 +311,19 @@ impl Inner {
             }
             Err(Error::Api(status)) if is_port_taken(&status) => {
                 let port = kept.port;
-                tracing::info!(port, "not to be had: {}", status.message);
+                tracing::info!(
+                    port,
+                    "port not available; trying another: {}",
+                    status.message
+                );
                 Err(Miss::Taken(port))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Deletes the tenant's keys. The status knows their generation first, so
-    /// that no later keys are taken for them.
+    /// Deletes the tenant's keys. The status gets their generation first, so that
+    /// later keys always have a higher one.
     async fn revoke(&self, view: &mut View) -> Result<(), Miss> {
         let generation = view.kept().map_or(0, |kept| kept.generation.cast_signed());
         let known = view
@@ -337,7 +341,7 @@ impl Inner {
         self.delete_keys(view).await
     }
 
-    /// Deletes the Secret that was seen, and no later one.
+    /// Deletes the Secret in the version that was read, and no later one.
     pub async fn delete_keys(&self, view: &View) -> Result<(), Miss> {
         let Some(keys) = &view.keys else {
             return Ok(());
@@ -350,7 +354,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Deletes the gateway's Service that was seen, and no later one.
+    /// Deletes the gateway's Service in the version that was read, and no later one.
     pub async fn delete_service(&self, namespace: &str, service: &Held) -> Result<(), Miss> {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let params = exactly(&service.uid, &service.version);
@@ -360,8 +364,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes the status of a tenant after a change. Where the change holds
-    /// already, the status may also be written later, by its follower.
+    /// Writes the status of a tenant after a change. If the change is already
+    /// committed, a failure is not an error: the reconciler writes the status later.
     async fn tell(&self, namespace: &str, tenant: &Tenant, committed: bool) -> Result<(), Miss> {
         let known = self.with(|index| {
             let view = index.view(namespace)?;
@@ -379,12 +383,15 @@ impl Inner {
             Err(_) => {}
         }
         if let Err(Miss::Failed(error)) = self.show(namespace, &hindered).await {
-            tracing::warn!(namespace, "the status is late: {error}");
+            tracing::warn!(
+                namespace,
+                "cannot write VpnTenant status; retrying: {error}"
+            );
         }
         Ok(())
     }
 
-    /// Writes the status of a tenant as it now is.
+    /// Writes the tenant's current status.
     pub async fn show(&self, namespace: &str, hindered: &Hindrance) -> Result<(), Miss> {
         for _ in 0..RUNS {
             let now = Timestamp::now();
@@ -412,7 +419,7 @@ impl Inner {
         Err(Miss::Conflict)
     }
 
-    /// Writes a status that is another than the view's.
+    /// Writes a status that differs from the view's.
     pub async fn write_status(&self, view: &View, status: &VpnTenantStatus) -> Result<(), Miss> {
         if view.resource.status.as_ref() == Some(status) {
             return Ok(());
@@ -429,8 +436,8 @@ impl Inner {
     pub async fn patch_tenant(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let patch = Patch::Merge(patch);
-        // A definition that lacks a field would drop it without a word, and
-        // whoever gave a key would get a made one.
+        // With an older definition, the API server would silently drop an unknown
+        // field, and a client that provided a key would get a generated one.
         let params = PatchParams {
             field_validation: Some(ValidationDirective::Strict),
             ..patching()
@@ -454,12 +461,12 @@ impl Inner {
         Ok(patched)
     }
 
-    /// Reads what there is of a tenant now.
+    /// Reads the current objects of a tenant.
     pub async fn refresh(&self, namespace: &str) -> Result<(), Error> {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
-        // What comes in meanwhile is newer than an answer that there is none.
+        // Objects that arrive meanwhile are newer than the answer that there is none.
         let [tenant, keys, service] = self.with(|index| index.versions(namespace));
         match prompt(tenants.get_opt(TENANT)).await? {
             Some(found) => self.took(found),

@@ -1,4 +1,4 @@
-//! What Kubernetes and Prometheus ask of a controller.
+//! A controller's health, readiness and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ struct Health {
     identity: Arc<Identity>,
 }
 
-/// `/healthz`, `/readyz` and `/metrics`. Whoever has its resources is ready: the
-/// API answers on all controllers, not on the leader alone.
+/// `/healthz`, `/readyz` and `/metrics`. A controller is ready once it has listed its
+/// resources: all controllers serve the API, not only the leader.
 pub fn router(
     leads: watch::Receiver<bool>,
     registry: Arc<dyn Registry>,
@@ -45,7 +45,7 @@ pub fn router(
         })
 }
 
-/// A restart would not mend the token file.
+/// A restart would not repair the token file.
 async fn healthz(State(health): State<Health>) -> String {
     match health.identity.token_file_problem() {
         None => "ok\n".to_owned(),

@@ -9,11 +9,12 @@ use vpn_edge_ebpf::guard;
 use super::{MapError, Maps, Reader, ip, to_address, unreadable, unwritable};
 
 impl Reader {
-    /// Addresses of other edge nodes; none where an earlier build made the maps.
+    /// Addresses of other edge nodes; none if the maps are from a version without
+    /// this map.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a lookup.
+    /// If the kernel refuses a lookup.
     pub fn nodes(&self) -> Result<BTreeSet<IpAddr>, MapError> {
         let Some(nodes) = &self.nodes else {
             return Ok(BTreeSet::new());
@@ -24,18 +25,17 @@ impl Reader {
             .collect()
     }
 
-    /// Whether a client is another edge node, which sends for a client of its
-    /// own.
+    /// Whether a client is another edge node, which forwards for a client of its own.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the lookup.
+    /// If the kernel refuses the lookup.
     pub fn is_edge_node(&self, edge: &Edge, client: SocketAddr) -> Result<bool, MapError> {
         if guard::hop(edge, client.port()).is_none() {
             return Ok(false);
         }
         let Some(nodes) = &self.nodes else {
-            // The programs of that build go by the port alone.
+            // The programs of that version consider only the port.
             return Ok(true);
         };
         match nodes.get(&to_address(client.ip()), 0) {
@@ -47,12 +47,12 @@ impl Reader {
 }
 
 impl Maps {
-    /// Makes `wanted` the set of other edge nodes' addresses. What is in the map
-    /// and wanted is not touched. Of more than [`NODES`] the first are taken.
+    /// Replaces the set of other edge nodes' addresses by `wanted`. Entries that stay
+    /// are not written. Of more than [`NODES`], the first are used.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a lookup or an update.
+    /// If the kernel refuses a lookup or an update.
     pub fn set_nodes(&mut self, wanted: &BTreeSet<IpAddr>) -> Result<(), MapError> {
         let known = self.nodes()?;
         let Steps { remove, add } = steps(&known, wanted);
@@ -60,7 +60,7 @@ impl Maps {
             return Ok(());
         };
         let failed = |source| unwritable(map::NODES, source);
-        // First, as a full map takes nothing in.
+        // First, because a full map accepts no entries.
         for address in remove {
             nodes.remove(&address).map_err(failed)?;
         }

@@ -1,4 +1,4 @@
-//! What the maps tell of a tenant's live session.
+//! A tenant's live session, as recorded in the maps.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,35 +7,34 @@ use vpn_edge_common::Sessions;
 
 use super::{MapError, Reader, tick_length, ways};
 
-/// When a slot's client was last heard, and from where. See
-/// [`Reader::session_times`].
+/// When and from where a slot's client was last heard. See [`Reader::session_times`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionTimes {
-    /// Since the last handshake that both ends had a part in.
+    /// Time since the last handshake that both ends took part in.
     pub handshake: Option<Duration>,
-    /// The client that was answered and was heard last, and since when. Another
-    /// edge node, which sends for a client of its own, is none.
+    /// The answered client that was heard last, and the time since then. Never
+    /// another edge node, which forwards for a client of its own.
     pub client: Option<(SocketAddr, Duration)>,
-    /// Since whoever was answered was heard last, other edge nodes included.
+    /// Time since an answered sender was heard, including other edge nodes.
     pub heard: Option<Duration>,
 }
 
 impl Reader {
-    /// When the slot's client was last heard, and from where.
+    /// When and from where the slot's client was last heard.
     ///
-    /// All of it is forgotten with the sessions, when the tenant gets new keys
-    /// or loses its port.
+    /// This is reset with the sessions, when the tenant gets new keys or loses its
+    /// port.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a lookup.
+    /// If the kernel refuses a lookup.
     pub fn session_times(&self, slot: u16) -> Result<SessionTimes, MapError> {
         let edge = self.edge()?;
         let at = usize::from(slot);
         let handshake = handshake(&self.replays[at], &self.sessions[at], edge.session_life);
         let now = self.tick();
         let mut flows = self.flows(slot)?;
-        // Whoever forges an address is not answered there.
+        // Senders with a forged address are not answered.
         flows.retain(|flow| flow.proven.is_some());
         flows.sort_by_key(|flow| flow.seen);
         let client = flows.iter().find(|flow| !flow.edge_node);
@@ -47,9 +46,9 @@ impl Reader {
     }
 }
 
-/// The tick of the last handshake: the client's message was let in, and the
-/// gateway announced a session. The earlier of the two, as either end may go on
-/// to try alone. Entries stand for `life`, and stay where they are after it.
+/// The tick of the last handshake: the client's message was let in, and the gateway
+/// announced a session. The earlier of the two, because either end may continue to
+/// try alone. Entries are valid for `life`, and stay in place afterwards.
 fn handshake(let_in: &Sessions, announced: &Sessions, life: u32) -> Option<u32> {
     let last = |entries: &Sessions| {
         let expiries = ways(entries).map(|way| way.load() as u32);

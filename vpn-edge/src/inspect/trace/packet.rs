@@ -1,4 +1,4 @@
-//! The packets to trace: from fields, from hex, from a capture.
+//! The packets to trace: from options, hex, or a capture.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -30,35 +30,37 @@ pub enum Kind {
     Data,
 }
 
-/// A message as the options describe it.
+/// A message as given by options.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub kind: Kind,
-    /// The session's: the receiver's index, or the sender's in an initiation.
+    /// The session's index: the receiver's, or the sender's in an initiation.
     pub index: u32,
-    /// Bytes of the message; the least that its type has if not given.
+    /// Length of the message in bytes; by default the minimum of its type.
     pub length: Option<u16>,
-    /// Whose mac1 a handshake message carries.
+    /// The public key for the mac1 of a handshake message.
     pub public_key: Option<PublicKey>,
 }
 
 impl Fields {
-    /// The frame, as the uplink would see it.
+    /// The frame, as received by the uplink.
     ///
     /// # Errors
     ///
-    /// When there is no such message.
+    /// If no such packet is possible.
     pub fn frame(&self) -> Result<Vec<u8>> {
         let message = self.message()?;
         let mut frame = Vec::new();
-        // XDP looks at no Ethernet address.
+        // XDP ignores Ethernet addresses.
         let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
         let packet = match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
             (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
-            (from, to) => bail!("no packet goes from {from} to {to}: name two of one IP version"),
+            (from, to) => {
+                bail!("{from} and {to} are of different IP versions: use two of the same")
+            }
         };
         packet
             .udp(self.source.port(), self.destination.port())
@@ -104,11 +106,11 @@ fn mac1(public_key: &PublicKey, covered: &[u8]) -> [u8; 16] {
     mac.chain_update(covered).finalize().into_bytes().into()
 }
 
-/// A frame in hex, with whatever space or colons between its bytes.
+/// A frame in hex; its bytes may be separated by white space or colons.
 ///
 /// # Errors
 ///
-/// When it is no hex, or no frame.
+/// If it is not hex, or not a frame.
 pub fn from_hex(text: &str) -> Result<Vec<u8>> {
     let mut digits = Vec::new();
     for (at, character) in text.chars().enumerate() {
@@ -141,11 +143,11 @@ pub fn from_hex(text: &str) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The frames of a capture: pcap or pcapng.
+/// The frames of a pcap or pcapng capture.
 ///
 /// # Errors
 ///
-/// When it cannot be read, is of another link type, or its packets were cut.
+/// If it cannot be read, has another link type, or its packets are truncated.
 pub fn from_pcap(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read capture {}", path.display()))?;
@@ -153,7 +155,7 @@ pub fn from_pcap(path: &Path) -> Result<Vec<Vec<u8>>> {
 }
 
 fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-    // All of it in one piece, so that nothing is incomplete but a cut file.
+    // The whole file is in the buffer, so that only a truncated file is incomplete.
     let Ok(mut reader) = pcap_parser::create_reader(bytes.len() + 1, bytes) else {
         bail!("neither pcap nor pcapng: `tcpdump -w` and Wireshark write such files");
     };
@@ -190,7 +192,7 @@ fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
                 reader.consume(used);
             }
             Err(PcapError::Eof) => break,
-            // Only then does it see that there is no more.
+            // The reader notices the end only then.
             Err(PcapError::Incomplete(_)) if !at_end => {
                 at_end = true;
                 let _ = reader.refill();
@@ -202,16 +204,16 @@ fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     Ok(frames)
 }
 
-/// A captured packet, if it is all there.
+/// A captured packet, if it is complete.
 fn whole(number: usize, link: Option<&Linktype>, data: &[u8], length: u32) -> Result<Vec<u8>> {
     ensure!(
         link == Some(&Linktype::ETHERNET),
-        "packet {number} is not of an Ethernet link: capture on the uplink, not on `any` \
+        "packet {number} is not from an Ethernet link: capture on the uplink, not on `any` \
          or a tunnel"
     );
     ensure!(
         data.len() >= length as usize,
-        "packet {number} has {} of {length} bytes, and would be judged for that: capture \
+        "packet {number} has only {} of {length} bytes: capture \
          whole packets (`tcpdump -s 0`)",
         data.len()
     );
@@ -223,18 +225,18 @@ fn whole(number: usize, link: Option<&Linktype>, data: &[u8], length: u32) -> Re
     Ok(data.to_vec())
 }
 
-/// What a frame is at a glance, as the programs read it.
+/// A summary of a frame, as the programs parse it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Glance {
-    /// Bytes of the frame.
+    /// Length of the frame in bytes.
     pub length: usize,
-    /// None where it is no UDP with ports to be seen, as with all that follows.
+    /// None if it is not UDP with visible ports; then all following fields are none.
     pub source: Option<SocketAddr>,
     pub destination: Option<SocketAddr>,
-    /// None where it is no whole datagram, as with all that follows.
+    /// None if it is not a complete datagram; then all following fields are none.
     pub message: Option<String>,
     pub message_length: Option<u16>,
-    /// The session that it names; in an initiation the one that it announces.
+    /// The session index in the message; in an initiation, the announced one.
     pub index: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! A world that writes down what a decision asks of it.
+//! A `World` that records the lookups of a decision.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -26,71 +26,71 @@ use super::packet::Glance;
 use crate::datapath::{ip, tick_length};
 use crate::inspect::{Gateways, interface_name, mode_name, own_addresses, tenant};
 
-/// One question and its answer, as things stood before the packet.
+/// A lookup and its result, before the packet changed anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "asked", rename_all = "snake_case")]
 pub enum Step {
-    /// Whose a port is: the destination's; then, where that is nobody's and
-    /// gateways on other nodes answer to it, the source's.
+    /// The allocation of a port: of the destination; then, if that has none and
+    /// gateways on other nodes reply to it, of the source.
     Allocation { port: u16, found: Option<Found> },
-    /// What the node's addresses are.
+    /// The node's addresses.
     Edge {
         destination: Option<IpAddr>,
-        /// Whether it is one of the next.
+        /// Whether it is one of the following.
         is_own: bool,
         own: Vec<IpAddr>,
     },
     /// Whether the gateway announced the session.
     Session { index: u32, answer: Session },
-    /// Whether unknown sessions pass.
+    /// Whether packets of unknown sessions are let in.
     Grace {
-        /// None if they do not.
+        /// None if they are not.
         seconds_left: Option<u64>,
         packets_left: u64,
     },
-    /// How many packets of unknown sessions may still go on to the gateway's
+    /// How many packets of unknown sessions may still be forwarded to the gateway's
     /// node.
     Relay { packets_left: u64 },
-    /// How many handshake messages its source may still send.
+    /// How many handshake messages the source may still send.
     Source {
         address: Option<IpAddr>,
-        /// Of another edge node, whose ports are sources of their own.
+        /// Set for another edge node, whose ports count separately.
         port: Option<u16>,
         handshakes_left: u64,
     },
-    /// Whether it knows the gateway's public key.
+    /// Whether the sender knows the gateway's public key.
     Mac1 { good: bool },
     /// Whether the gateway got the same message before.
     Replay { known: bool },
-    /// How many handshake messages the gateway still takes.
+    /// How many handshake messages the gateway still accepts.
     Handshakes { handshakes_left: u64 },
-    /// How much the tenant's plan still allows.
+    /// What the tenant's plan still allows.
     Plan {
         packets: Option<Limit>,
         bytes: Option<Limit>,
     },
-    /// Whether the node knows the client.
+    /// Whether the client's flow is known.
     Flow {
-        /// None if the port stands for none.
+        /// None if the port is assigned to no client.
         client: Option<SocketAddr>,
         known: Option<Known>,
     },
 }
 
-/// A flow, as it was before the packet.
+/// A flow, before the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Known {
-    /// The port that stands for it where the gateway is on another node.
+    /// The hop port assigned to it, if the gateway is on another node.
     pub port: Option<u16>,
     /// The node's address that the client sends to.
     pub own: Option<IpAddr>,
-    /// Since the client's last packet.
+    /// Seconds since the client's last packet.
     pub seconds_ago: u64,
-    /// Since the last reply; none if there was none.
+    /// Seconds since the last reply; none if there was none.
     pub proven_seconds_ago: Option<u64>,
 }
 
-/// An allocation, as far as it matters here.
+/// The relevant part of an allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Found {
     pub tenant: Uuid,
@@ -99,8 +99,8 @@ pub struct Found {
     pub mode: &'static str,
     #[serde(flatten)]
     pub gateways: Gateways,
-    /// None while closed, when the gateway is on another node, or when it has
-    /// just gone.
+    /// None while closed, if the gateway is on another node, or if it was just
+    /// removed.
     pub interface: Option<String>,
 }
 
@@ -115,11 +115,11 @@ pub enum Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {
     pub per_second: u64,
-    /// At once, before it has to wait.
+    /// Immediately, before the sender has to wait.
     pub left: u64,
 }
 
-/// Decides over `frame` as it is to be, and tells what was asked.
+/// Decides on `frame` as the programs do, and returns the lookups.
 pub fn decide<'a, 'm>(
     tables: &'m Tables,
     glance: &Glance,
@@ -137,7 +137,7 @@ pub fn decide<'a, 'm>(
     };
     let decided = steer::decide(&recorder, frame, rung);
     let mut steps = recorder.steps.into_inner();
-    // What these were asked for is known only from what came of it.
+    // The results of these lookups are known only from the decision.
     if let Err(Refusal::Drop { reason, .. }) = decided {
         match steps.last_mut() {
             Some(Step::Mac1 { good }) => *good = reason != DropReason::Mac1,
@@ -161,19 +161,19 @@ pub fn decide<'a, 'm>(
 
 struct Recorder<'m> {
     tables: &'m Tables,
-    /// Which session of those that are asked for is meant.
+    /// The session index to look up.
     index: u32,
     located: Result<Located, Unlocated>,
-    /// The tenant's that was found.
+    /// The allocation that was found.
     allocation: Cell<Option<&'m Allocation>>,
-    /// Whether it is a gateway's answer.
+    /// Whether the packet is a gateway's reply.
     back: Cell<bool>,
-    /// The source's, if it is another edge node.
+    /// The source port, if the source is another edge node.
     port: Cell<Option<u16>>,
     steps: RefCell<Vec<Step>>,
 }
 
-/// What the map has for a port that is nobody's.
+/// The map's value for a port that is not allocated.
 static NOBODYS: LazyLock<Allocation> = LazyLock::new(Allocation::default);
 
 impl Recorder<'_> {
@@ -252,7 +252,8 @@ impl Recorder<'_> {
         self.allocation.get().map_or(mode::NONE, |found| found.mode)
     }
 
-    /// The limit that is asked for, which the question before tells.
+    /// The step for the current limit; the previous lookup determines which one that
+    /// is.
     fn limit(&self, limits: &Limits) -> Step {
         let now = self.tables.now;
         match self.steps.borrow().last() {
@@ -287,7 +288,7 @@ impl Recorder<'_> {
         } as usize;
         let allocation = self.allocation.get();
         let rates = allocation.map_or_else(Default::default, |allocation| allocation.rates);
-        // In 1/1024 nanoseconds, as bytes are counted.
+        // In 1/1024 nanoseconds, the unit of costs per byte.
         let limit = |word: &Word, cost: u64| {
             (cost != 0).then(|| {
                 let ahead = word.load().saturating_sub(self.tables.now);
@@ -305,7 +306,7 @@ impl Recorder<'_> {
     }
 }
 
-/// How many more a bucket gives at once.
+/// How many more a token bucket allows immediately.
 pub fn left_of(bucket: &Word, now: u64, rate: Rate) -> u64 {
     let ahead = bucket.load().saturating_sub(now);
     match rate.ahead.checked_sub(ahead) {
@@ -318,7 +319,7 @@ impl<'m> World<'m> for Recorder<'m> {
     fn allocation(&self, port: u16) -> Option<&'m Allocation> {
         let found = self.tables.allocation(port);
         let found = found.filter(|allocation| allocation.mode != mode::NONE);
-        // The second question is about a port that gateways answer to.
+        // The second lookup is for a port that gateways reply to.
         self.back.set(!self.steps.borrow().is_empty());
         self.allocation.set(found);
         self.note(Step::Allocation {
@@ -341,7 +342,7 @@ impl<'m> World<'m> for Recorder<'m> {
 
     fn sessions(&self, slot: u16) -> Option<&'m Sessions> {
         let sessions = self.tables.sessions(slot);
-        // It is there to be written to when a gateway answers.
+        // For replies, it exists so that it can be updated.
         if !self.back.get() {
             self.note(Step::Session {
                 index: self.index,

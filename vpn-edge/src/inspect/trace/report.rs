@@ -1,4 +1,4 @@
-//! What a trace tells, for people and as JSON.
+//! The result of a trace, for people and as JSON.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,19 +14,19 @@ use super::record::Step;
 use crate::datapath::ip;
 use crate::inspect::interface_name;
 
-/// What became of one packet. The JSON form is this, field by field.
+/// The result for one packet. The JSON form has the same fields.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Traced {
-    /// From one on.
+    /// Counted from one.
     pub number: usize,
     pub packet: Glance,
-    /// XDP, tc, or both in turn.
+    /// XDP, tc, or both in this order.
     pub stages: Vec<Stage>,
-    /// Whether the kernel did as it should; none if it was not asked.
+    /// Whether the kernel's result is the expected one; none without a test run.
     pub agrees: Option<bool>,
 }
 
-/// One program's part.
+/// The decision of one program.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stage {
     pub rung: &'static str,
@@ -39,7 +39,7 @@ pub struct Stage {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
-    /// To the kernel, as if the edge were not there.
+    /// Passed to the kernel as if there were no edge.
     Pass { why: &'static str },
     Drop {
         reason: &'static str,
@@ -52,7 +52,7 @@ pub enum Verdict {
     },
 }
 
-/// Where a packet goes.
+/// Where a packet is steered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "way", rename_all = "snake_case")]
 pub enum Way {
@@ -61,7 +61,7 @@ pub enum Way {
         gateway: IpAddr,
         interface: Option<String>,
     },
-    /// On to the gateway's node.
+    /// Forwarded to the gateway's node.
     Node {
         node: SocketAddr,
         from: SocketAddr,
@@ -75,7 +75,7 @@ pub enum Way {
     },
 }
 
-/// What the running program made of it.
+/// The result of the running program.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Kernel {
@@ -85,11 +85,11 @@ pub enum Kernel {
     Ran {
         program: u32,
         answer: &'static str,
-        /// The reasons for which packets were dropped meanwhile, if it drops it.
+        /// The reasons of packets dropped during the run, if it drops the packet.
         reasons: Vec<&'static str>,
-        /// The destination of the frame that it would send somewhere.
+        /// The destination of the frame that it sends.
         destination: Option<SocketAddr>,
-        /// How it differs from what was expected, if it does.
+        /// How it differs from the expected result, if it does.
         differs: Option<String>,
         note: Option<&'static str>,
     },
@@ -152,7 +152,7 @@ impl Verdict {
     }
 }
 
-/// What a packet is to be: source, destination, hop limit.
+/// Source, destination and hop limit of the rewritten packet.
 fn ends(journey: &Journey) -> (SocketAddr, SocketAddr, u8) {
     let Ends {
         source,
@@ -182,7 +182,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gateway { gateway, interface } => {
-                let interface = interface.as_deref().unwrap_or("an interface that is gone");
+                let interface = interface.as_deref().unwrap_or("a removed interface");
                 write!(f, "steer to {gateway} behind {interface}")
             }
             Self::Node {

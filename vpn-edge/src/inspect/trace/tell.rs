@@ -1,4 +1,4 @@
-//! A trace's steps, told to people.
+//! The steps of a trace as text.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use vpn_edge_ebpf::limit::{HANDSHAKES, Rate, SOURCE};
 use super::record::{Session, Step, left_of};
 
 impl Step {
-    /// What is asked for, in a word.
+    /// The name of the lookup.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Allocation { .. } => "allocation",
@@ -30,12 +30,12 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Allocation { port, found: None } => write!(f, "port {port} is no tenant's"),
+            Self::Allocation { port, found: None } => write!(f, "port {port} is not allocated"),
             Self::Allocation {
                 port,
                 found: Some(found),
             } => {
-                write!(f, "port {port} is tenant {}'s", found.tenant)?;
+                write!(f, "port {port} is allocated to tenant {}", found.tenant)?;
                 write!(f, ", generation {}, {}", found.generation, found.mode)?;
                 if !found.gateways.is_empty() {
                     write!(f, ", gateway {}", found.gateways)?;
@@ -125,7 +125,7 @@ impl fmt::Display for Step {
                     limits => write!(f, "{}", limits.join("; ")),
                 }
             }
-            Self::Flow { client: None, .. } => write!(f, "the port stands for no client"),
+            Self::Flow { client: None, .. } => write!(f, "the port is assigned to no client"),
             Self::Flow {
                 client: Some(client),
                 known: None,

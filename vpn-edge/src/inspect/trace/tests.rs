@@ -434,44 +434,44 @@ fn host_and_kernel_agree_only_if_verdict_reason_and_frame_are_the_same() {
             Expected::Pass,
             ran(Pass, rewritten),
             vec![],
-            "it passes it changed",
+            "the program passes a changed packet",
         ),
         (
             Expected::Pass,
             ran(Drop, frame),
             vec![DropReason::Mac1],
-            "it drops it: mac1",
+            "the program drops it: mac1",
         ),
         (
             steer(),
             ran(Redirect, frame),
             vec![],
-            "it makes another frame of it",
+            "the program makes another frame of it",
         ),
-        (steer(), ran(Pass, frame), vec![], "it passes it"),
+        (steer(), ran(Pass, frame), vec![], "the program passes it"),
         (
             dropped(),
             ran(Redirect, rewritten),
             vec![],
-            "it redirects it",
+            "the program redirects it",
         ),
         (
             dropped(),
             ran(Drop, frame),
             vec![],
-            "it drops it without a reason",
+            "the program drops it without a reason",
         ),
         (
             dropped(),
             ran(Drop, frame),
             vec![DropReason::NoGateway],
-            "it drops it for another reason: no_gateway",
+            "the program drops it for another reason: no_gateway",
         ),
         (
             steer(),
             ran(Other(0), frame),
             vec![],
-            "it answers 0, which means nothing",
+            "the program returns 0, which is no verdict",
         ),
     ];
     for (expected, ran, counted, said) in differ {
@@ -487,7 +487,7 @@ fn a_disagreement_stands_out() {
         answer: "redirect",
         reasons: Vec::new(),
         destination: Some("100.64.121.26:31001".parse().unwrap()),
-        differs: Some("it makes another frame of it".into()),
+        differs: Some("the program makes another frame of it".into()),
         note: Some("found by its name"),
     };
     insta::assert_snapshot!(format!("  {:<11} {kernel}", "kernel"));

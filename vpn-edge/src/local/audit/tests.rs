@@ -206,7 +206,7 @@ async fn a_file_that_is_no_log_is_named_with_what_to_do() {
     let start = format!("cannot open the audit log {}: ", file.display());
     assert!(error.starts_with(&start), "{error}");
     assert!(
-        error.ends_with("move it away to begin a new one"),
+        error.ends_with("move it away to start a new one"),
         "{error}"
     );
 }

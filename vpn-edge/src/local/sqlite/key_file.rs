@@ -1,9 +1,9 @@
-//! A file with the sealing keys of one database.
+//! The file with the sealing keys of one database.
 //!
-//! Whoever has it open has it for itself: two databases, of which one may be a
-//! copy of the other, do not rotate the same file at the same time. A key that
-//! a rotation drops is in the file of that name and `.old` before it is gone
-//! from this one, for backups of the database from before.
+//! It is locked while it is open: two databases, one of which may be a copy of the
+//! other, cannot rotate the same file at the same time. A key that a rotation drops
+//! is first stored in the file of that name plus `.old`, for backups of the database
+//! from before.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -26,21 +26,20 @@ const HEADER: &str = "\
 /// An open key file.
 pub struct KeyFile {
     path: PathBuf,
-    /// The name of the database that the keys are of.
+    /// The name of the database that the keys belong to.
     database: String,
     /// Newest first; never empty.
     keys: Vec<SealingKey>,
-    /// Held, not read.
+    /// Held as a lock, not read.
     lock: File,
 }
 
 impl KeyFile {
-    /// None when there is none.
+    /// None if the file does not exist.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or another process has it; in words for the
-    /// operator.
+    /// If it cannot be read or another process has it open; for the operator.
     pub fn open(path: &Path) -> Result<Option<KeyFile>, String> {
         loop {
             let Some(file) = open(path)? else {
@@ -58,8 +57,7 @@ impl KeyFile {
                     return Err(format!("cannot lock {}: {error}", path.display()));
                 }
             }
-            // A rotation may have put another file in its place before it
-            // released this one.
+            // A rotation may have replaced the file before it released this one.
             let Some(now) = open(path)? else {
                 continue;
             };
@@ -68,9 +66,9 @@ impl KeyFile {
                 continue;
             }
             let (database, keys) = read(&file, path)?;
-            // What an interrupted write left may have keys.
+            // The remains of an interrupted write may contain keys.
             for left in [".new", ".old.new"].map(|more| with(path, more)) {
-                // A folder that is read-only refuses to remove what is not there.
+                // A read-only folder refuses to remove even missing files.
                 if fs::symlink_metadata(&left).is_err() {
                     continue;
                 }
@@ -90,11 +88,11 @@ impl KeyFile {
         }
     }
 
-    /// A new file with a new key.
+    /// Creates a file with a new key.
     ///
     /// # Errors
     ///
-    /// In words for the operator.
+    /// For the operator.
     pub fn create(path: &Path, database: &str) -> Result<KeyFile, String> {
         let keys = vec![SealingKey::generate().map_err(|error| error.to_string())?];
         let lock = write(path, database, &keys, true)?;
@@ -118,8 +116,7 @@ impl KeyFile {
     ///
     /// # Errors
     ///
-    /// When their file cannot be read, or is another database's; in words for
-    /// the operator.
+    /// If their file cannot be read or belongs to another database; for the operator.
     pub fn dropped(&self) -> Result<Vec<SealingKey>, String> {
         let path = with(&self.path, ".old");
         let Some(file) = open(&path)? else {
@@ -135,24 +132,24 @@ impl KeyFile {
         Ok(keys)
     }
 
-    /// Puts a new key before the others.
+    /// Adds a new first key.
     ///
     /// # Errors
     ///
-    /// In words for the operator.
+    /// For the operator.
     pub fn add(&mut self) -> Result<(), String> {
-        // Before anything depends on it.
+        // Fails early, before anything depends on it.
         self.dropped()?;
         let mut keys = vec![SealingKey::generate().map_err(|error| error.to_string())?];
         keys.extend_from_slice(&self.keys);
         self.replace(keys)
     }
 
-    /// Drops all keys but the first.
+    /// Drops all keys except the first.
     ///
     /// # Errors
     ///
-    /// In words for the operator.
+    /// For the operator.
     pub fn drop_others(&mut self) -> Result<(), String> {
         let mut dropped = self.keys[1..].to_vec();
         if dropped.is_empty() {
@@ -203,7 +200,7 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
     let unreadable = |error: io::Error| format!("cannot read {shown}: {error}");
     let meta = file.metadata().map_err(unreadable)?;
     if !meta.is_file() {
-        return Err(format!("{shown} is no file"));
+        return Err(format!("{shown} is not a file"));
     }
     let (mode, owner) = (meta.mode() & 0o777, meta.uid());
     if mode & 0o077 != 0 {
@@ -218,7 +215,7 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
              `vpn-edge key rotate` if somebody may have done so"
         ));
     }
-    // All of its room at once: one that grows leaves copies behind.
+    // Allocated at its full size: a growing buffer would leave copies of keys behind.
     let room = usize::try_from(meta.len()).unwrap_or(0).saturating_add(1);
     let mut text = Zeroizing::new(String::with_capacity(room));
     file.read_to_string(&mut text).map_err(unreadable)?;
@@ -230,7 +227,7 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
         } else if !line.is_empty() && !line.starts_with('#') {
             let key = SealingKey::from_base64(line);
             keys.push(key.ok_or_else(|| {
-                format!("line {number} of {shown} is no key: restore the file from a backup")
+                format!("line {number} of {shown} is not a key: restore the file from a backup")
             })?);
         }
     }
@@ -241,30 +238,30 @@ fn read(mut file: &File, path: &Path) -> Result<(String, Vec<SealingKey>), Strin
     Ok((database.ok_or_else(|| lacks("database's name"))?, keys))
 }
 
-/// Writes a key file, mode 0600, whole or not at all; it is on the disk when
-/// this returns, and locked. A `new` one replaces none.
+/// Writes a key file with mode 0600, completely or not at all; on return it is synced
+/// to disk and locked. A `new` file does not replace an existing one.
 fn write(path: &Path, database: &str, keys: &[SealingKey], new: bool) -> Result<File, String> {
     let failed = |error: io::Error| format!("cannot write {}: {error}", path.display());
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     let parent = parent.unwrap_or(Path::new("."));
     let folder = File::open(parent).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!(
-            "cannot write {}: there is no folder {}: make it first, mode 700",
+            "cannot write {}: there is no folder {}: create it first, with mode 700",
             path.display(),
             parent.display()
         ),
         _ => failed(error),
     })?;
-    // One writer at a time: there may be no file yet that could be locked.
+    // One writer at a time: the file to lock may not exist yet.
     folder.lock().map_err(failed)?;
     if new && fs::symlink_metadata(path).is_ok() {
         return Err(format!(
-            "{} was made by another vpn-edge just now: start again",
+            "{} was created by another vpn-edge just now: start again",
             path.display()
         ));
     }
     let unfinished = with(path, ".new");
-    // One of an interrupted attempt may be there, with a mode of its own.
+    // The remains of an interrupted attempt may have another mode.
     if let Err(error) = fs::remove_file(&unfinished)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -296,7 +293,7 @@ fn write(path: &Path, database: &str, keys: &[SealingKey], new: bool) -> Result<
     match written {
         Ok(()) => Ok(file),
         Err(error) => {
-            // It may have keys.
+            // It may contain keys.
             drop(fs::remove_file(&unfinished));
             Err(failed(error))
         }

@@ -1,4 +1,4 @@
-//! Where sealing keys come from: a file, or an environment variable.
+//! The source of sealing keys: a file, or an environment variable.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -8,26 +8,26 @@ use zeroize::Zeroizing;
 
 use super::seal::{KeyRing, SealingKey};
 
-/// Environment variable that may hold the keys instead of a file: base64, with
-/// white space between them if there are more.
+/// Environment variable that may hold the keys instead of a file: base64, separated
+/// by white space if there are several.
 pub const KEY_VARIABLE: &str = "VPN_EDGE_KEY";
 
 /// See the module.
 #[derive(Clone)]
 pub enum KeySource {
-    /// Made when it is missing and the database has nothing encrypted yet.
+    /// Created if it is missing and nothing in the database is encrypted yet.
     File(PathBuf),
     Given(KeyRing),
 }
 
 impl KeySource {
-    /// What the environment variable has; else `file`; else the file beside
-    /// `database` of its name and `.key`.
+    /// The environment variable if it is set; otherwise `file`; otherwise the
+    /// database's name plus `.key`.
     ///
     /// # Errors
     ///
-    /// When there is both a file and the variable, or the variable has no keys;
-    /// in words for the operator.
+    /// If both a file and the variable are given, or the variable contains no valid
+    /// keys; for the operator.
     pub fn of(file: Option<PathBuf>, database: &Path) -> Result<KeySource, String> {
         KeySource::choose(std::env::var_os(KEY_VARIABLE), file, database)
     }
@@ -56,7 +56,7 @@ impl KeySource {
         KeySource::File(name.into())
     }
 
-    /// As messages call it.
+    /// The name in messages.
     pub fn name(&self) -> String {
         match self {
             KeySource::File(path) => path.display().to_string(),
@@ -71,7 +71,7 @@ fn given(bytes: &[u8]) -> Result<KeyRing, String> {
     let keys: Option<Vec<SealingKey>> = keys.collect();
     keys.and_then(KeyRing::new).ok_or_else(|| {
         format!(
-            "{KEY_VARIABLE} is no key: it takes base64 of 32 bytes, as `head -c 32 /dev/urandom | base64` prints"
+            "{KEY_VARIABLE} is not a key: it must be base64 of 32 bytes, as `head -c 32 /dev/urandom | base64` prints"
         )
     })
 }
@@ -109,7 +109,7 @@ mod tests {
         let texts: [&[u8]; 5] = [b"", b" ", b"c2VjcmV0", b"\xff", &spoilt];
         for text in texts {
             let refused = choose(Some(text), None).err().unwrap();
-            assert!(refused.contains("is no key"), "{refused}");
+            assert!(refused.contains("is not a key"), "{refused}");
             assert!(!refused.contains("c2VjcmV0"), "{refused}");
         }
     }

@@ -1,4 +1,4 @@
-//! Tenants as rows, the schema of the database, and how older ones become it.
+//! Tenants as rows, the schema of the database, and its migrations.
 
 use std::str::FromStr;
 
@@ -14,7 +14,7 @@ use crate::domain::subnet::tunnel_subnet;
 use crate::domain::{Allocation, State, Tenant, Vpn};
 use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
 
-/// The columns that are encrypted.
+/// The encrypted columns.
 pub const SERVER_KEY: &str = "server_key";
 pub const CLIENT_KEY: &str = "client_key";
 
@@ -106,11 +106,11 @@ pub const MIGRATIONS: [&str; 3] = [
 ",
 ];
 
-/// Brings the tables up to this program's.
+/// Migrates the tables to the current schema.
 ///
 /// # Errors
 ///
-/// When it is none of this program's, or newer.
+/// If it is another program's database, or its schema is newer.
 pub fn migrate(connection: &mut Connection) -> Result<(), String> {
     let sql = |error: rusqlite::Error| error.to_string();
     let number = |connection: &Connection, query: &str| {
@@ -270,8 +270,7 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
     })
 }
 
-/// Gives the tunnels of a database of an earlier build, which did not store their
-/// subnets, those that it worked out.
+/// Stores the subnets of tunnels that an earlier version computed but did not store.
 pub fn give_subnets(connection: &mut Connection, cluster_ranges: &[IpNet]) -> Result<(), String> {
     let sql = |error: rusqlite::Error| error.to_string();
     let transaction = begin(connection).map_err(sql)?;

@@ -1,4 +1,4 @@
-//! Private keys as the database has them: encrypted, each for its place.
+//! Private keys in the database: encrypted, each bound to its place.
 
 use std::fmt;
 
@@ -16,21 +16,21 @@ const NONCE: usize = 24;
 const KEY: usize = 32;
 const TAG: usize = 16;
 
-/// Bytes of a sealed private key: the sealing key's id, the nonce, the
-/// ciphertext and its tag.
+/// Size of a sealed private key: the sealing key's ID, the nonce, the ciphertext and
+/// its tag.
 pub const SEALED: usize = ID + NONCE + KEY + TAG;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
-    #[error("it is encrypted under key {0}, which is not at hand")]
+    #[error("it is encrypted under key {0}, which is not available")]
     UnknownKey(KeyId),
     #[error("it was changed, or is another tenant's")]
     Forged,
 }
 
-/// Says which key it is, and nothing else of it.
+/// Identifies a key without revealing anything of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyId([u8; ID]);
 
@@ -46,7 +46,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A key that private keys are encrypted under.
+/// A key that encrypts private keys.
 #[derive(Clone)]
 pub struct SealingKey {
     key: Zeroizing<[u8; KEY]>,
@@ -55,7 +55,7 @@ pub struct SealingKey {
 
 impl SealingKey {
     fn new(key: Zeroizing<[u8; KEY]>) -> SealingKey {
-        // A tag over a text of its own. No key is sealed with this nonce.
+        // A tag over a constant text. This nonce is never used to seal a key.
         let tag = cipher(&key)
             .encrypt_in_place_detached(&XNonce::default(), b"vpn-edge sealing key", &mut [])
             .expect("nothing is not too long");
@@ -70,9 +70,9 @@ impl SealingKey {
         Ok(SealingKey::new(key))
     }
 
-    /// None for what is not base64 of 32 bytes.
+    /// None if it is not base64 of 32 bytes.
     pub fn from_base64(text: &str) -> Option<SealingKey> {
-        // The decoder wants room for whole groups of three bytes.
+        // The decoder needs room for whole groups of three bytes.
         let mut bytes = Zeroizing::new([0; 33]);
         if STANDARD.decode_slice(text, bytes.as_mut_slice()).ok()? != KEY {
             return None;
@@ -96,20 +96,20 @@ fn cipher(key: &[u8; KEY]) -> XChaCha20Poly1305 {
     XChaCha20Poly1305::new(key.into())
 }
 
-/// What a private key is: a ciphertext opens in its own place alone.
+/// Where a private key belongs: a ciphertext can be decrypted only in its own place.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub tenant: Uuid,
     pub generation: u64,
-    /// The client's public key, if it brought one: nobody is to put another in
-    /// its place.
+    /// The client-provided public key, if there is one, so that it cannot be
+    /// exchanged.
     pub given: Option<[u8; KEY]>,
-    /// Of the table.
+    /// The column of the table.
     pub column: &'static str,
 }
 
 impl Place {
-    /// Different for each: only the last part's length varies.
+    /// Unique per place: only the last part has a variable length.
     fn associated_data(&self) -> Vec<u8> {
         let generation = self.generation.to_be_bytes();
         let given = self.given.unwrap_or_default();
@@ -124,7 +124,7 @@ impl Place {
     }
 }
 
-/// The sealing keys at hand: the first one seals, each of them opens. Never
+/// The available sealing keys: the first one seals, each of them can open. Never
 /// empty.
 #[derive(Clone)]
 pub struct KeyRing(Vec<SealingKey>);
@@ -135,7 +135,7 @@ impl KeyRing {
         (!keys.is_empty()).then_some(KeyRing(keys))
     }
 
-    /// These keys, and `more` that open.
+    /// These keys, plus `more` that can open.
     pub fn and(mut self, more: &[SealingKey]) -> KeyRing {
         self.0.extend_from_slice(more);
         self
@@ -189,7 +189,7 @@ impl KeyRing {
     }
 }
 
-/// Which key it takes to open this.
+/// The ID of the key that can open this.
 pub fn sealed_under(sealed: &[u8; SEALED]) -> KeyId {
     let mut id = [0; ID];
     id.copy_from_slice(&sealed[..ID]);

@@ -1,10 +1,10 @@
-//! The way from a database and keys to one that can be read.
+//! Unlocks a database with its keys.
 //!
-//! A rotation, each step of which is on the disk before the next begins: the key
-//! file gets a new first key; all private keys are encrypted under it, in one
-//! transaction; the database is rewritten; the file loses the other keys.
-//! Whoever opens the database takes the last three steps, if there is anything
-//! to do, so that an interrupted rotation ends with a later start.
+//! A rotation has four steps, each synced to disk before the next begins: the key
+//! file gets a new first key; all private keys are encrypted with it in one
+//! transaction; the database is rewritten; the other keys are dropped from the file.
+//! Opening the database performs the last three steps if any are due, so that an
+//! interrupted rotation is completed by a later start.
 
 use rusqlite::Connection;
 use zeroize::Zeroizing;
@@ -16,21 +16,21 @@ use super::seal::{KeyId, KeyRing, Place, SEALED, SealError, sealed_under};
 use super::{begin, scrub};
 use crate::wireguard::PrivateKey;
 
-/// What reads a database.
+/// The keys that decrypt a database.
 pub struct Unlocked {
     pub ring: KeyRing,
-    /// Nothing unencrypted is in its files.
+    /// Whether the files contain nothing unencrypted.
     pub sealed: bool,
-    /// None when the keys are the environment's.
+    /// None if the keys are from the environment.
     file: Option<KeyFile>,
 }
 
-/// Finds the keys of this database, all of whose private keys they open. A key
-/// file is made where there is none and nothing to be read with it.
+/// Finds the keys of this database, and checks that they decrypt all of its private
+/// keys. Creates a key file if there is none and nothing is encrypted yet.
 ///
 /// # Errors
 ///
-/// In words for the operator.
+/// For the operator.
 pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, String> {
     let sql = |error: rusqlite::Error| error.to_string();
     let (name, state) = sealing(connection).map_err(sql)?;
@@ -57,8 +57,8 @@ pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, S
             };
             if file.database() != name {
                 return Err(format!(
-                    "the key file {} is of database {}, and this is database {name}: name its \
-                     own with --key-file, or for a new database a file that is not there yet",
+                    "the key file {} belongs to database {}, but this is database {name}: give its \
+                     own with --key-file, or for a new database a file that does not exist yet",
                     path.display(),
                     file.database()
                 ));
@@ -72,7 +72,7 @@ pub fn unlock(connection: &Connection, source: &KeySource) -> Result<Unlocked, S
             .iter()
             .all(|row| row.under().is_none_or(|id| ring.has(id)))
     {
-        // A backup from before a rotation.
+        // For a backup from before a rotation.
         ring = ring.and(&file.dropped()?);
     }
     for row in &rows {
@@ -101,11 +101,11 @@ fn ring_of(file: &KeyFile) -> KeyRing {
 }
 
 impl Unlocked {
-    /// Puts a new key before the others.
+    /// Adds a new first key.
     ///
     /// # Errors
     ///
-    /// In words for the operator.
+    /// For the operator.
     pub fn renew(&mut self) -> Result<(), String> {
         let Some(file) = &mut self.file else {
             return Err(format!(
@@ -114,18 +114,18 @@ impl Unlocked {
             ));
         };
         file.add()?;
-        // The others may be of an earlier rotation.
+        // The other keys may be from an earlier rotation.
         self.ring = ring_of(file).and(self.ring.keys());
         Ok(())
     }
 
-    /// Has all private keys encrypted under the first key, nothing of how they
-    /// were before left in the database's files, and the other keys dropped.
+    /// Encrypts all private keys with the first key, removes earlier copies from the
+    /// database's files, and drops the other keys.
     ///
     /// # Errors
     ///
-    /// In words for the operator. Until it is [`sealed`](Self::sealed), that is
-    /// no state to go on from; else it is, and the next call goes on.
+    /// For the operator. If it is not [`sealed`](Self::sealed) then, the database
+    /// must not be used; otherwise it can be, and the next call continues.
     pub fn settle(&mut self, connection: &mut Connection) -> Result<(), String> {
         self.reseal(connection)?;
         scrub(connection)?;
@@ -171,7 +171,7 @@ impl Unlocked {
     }
 }
 
-/// How the database says that its private keys are not encrypted.
+/// The database's mark that its private keys are not encrypted.
 const PLAIN: &str = "plain";
 
 /// The database's name, and how far its private keys are encrypted.
@@ -180,14 +180,14 @@ fn sealing(connection: &Connection) -> rusqlite::Result<(String, String)> {
     connection.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-/// A private key as it is stored.
+/// A stored private key.
 struct Stored {
     place: Place,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Stored {
-    /// What it takes to open it, if it is sealed.
+    /// The ID of the key that decrypts it, if it is sealed.
     fn under(&self) -> Option<KeyId> {
         self.bytes.as_slice().try_into().ok().map(sealed_under)
     }

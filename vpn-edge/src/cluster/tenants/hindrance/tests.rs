@@ -46,7 +46,7 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
     let gateway = Hindrance::Gateway("its pod".to_owned());
     let said = "False ApplyFailed: over quota";
     let serving = "True Serving: the gateway answers and the edge steers to it";
-    let port = "True Allocated: port 30000 is the tenant's";
+    let port = "True Allocated: port 30000 is allocated to the tenant";
     let table = [
         (
             State::Disabled,
@@ -98,7 +98,7 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
         assert_eq!(status.reason.as_deref(), reason, "{state:?} {hindered:?}");
         assert_eq!(
             is(&status, "Accepted"),
-            "True Accepted: this is the tenant of its id"
+            "True Accepted: the spec is valid and no older VpnTenant has its id"
         );
         // The tenant is read as it was, whatever is said of it.
         let vpn = view.tenant(&[]).unwrap().vpn;

@@ -1,4 +1,4 @@
-//! Events of a VpnTenant: what `kubectl describe` tells of its past.
+//! Events of a VpnTenant, as shown by `kubectl describe`.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use super::super::hindrance::Hindrance;
 use super::super::index::Standing;
 use crate::domain::State;
 
-/// Characters that an event's note may have.
+/// Maximum length of an Event's note, in characters.
 const NOTE: usize = 1024;
 
-/// What a VpnTenant was like when it was looked at.
+/// The observed state of a VpnTenant.
 #[derive(Clone, Debug)]
 pub struct Seen {
     reference: ObjectReference,
@@ -32,7 +32,7 @@ enum Is {
         failure: Option<String>,
     },
     Leaving,
-    /// It is no tenant. Reason and message of the condition.
+    /// It is not a tenant. Reason and message of the condition.
     Refused(String, String),
 }
 
@@ -63,8 +63,8 @@ impl Seen {
         }
     }
 
-    /// What its status says, which was told of when it was written. None where
-    /// there is no status yet.
+    /// The state in its status, for which Events were recorded when it was written.
+    /// None if there is no status yet.
     pub fn told(view: &View) -> Option<Self> {
         let status = view.resource.status.as_ref()?;
         let mut conditions = status.conditions.iter();
@@ -89,11 +89,11 @@ impl Seen {
     }
 }
 
-/// What was told of a VpnTenant last.
+/// The last recorded state of a VpnTenant.
 struct Known {
     seen: Seen,
-    /// Words of a hindrance. What comes and goes until it is over for good, as a
-    /// pod that ends again and again, is told once.
+    /// The message of the last blocker. One that comes and goes until it is resolved,
+    /// such as a pod that crashes repeatedly, is recorded once.
     words: Option<String>,
 }
 
@@ -104,7 +104,7 @@ impl Known {
     }
 }
 
-/// Tells what changed since it last heard of a VpnTenant.
+/// Records the changes of VpnTenants as Events.
 pub struct Teller {
     client: Client,
     reporter: Reporter,
@@ -114,7 +114,7 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// One that knows what was told already.
+    /// A recorder that knows the states recorded so far.
     pub fn new(client: Client, told: impl IntoIterator<Item = (String, Seen)>) -> Self {
         let reporter = Reporter {
             controller: "vpn-edge".to_owned(),
@@ -130,7 +130,7 @@ impl Teller {
         }
     }
 
-    /// Publishes, without waiting for it, what is new about a namespace.
+    /// Publishes the changes of a namespace's VpnTenant, without waiting.
     pub fn tell(&mut self, namespace: String, seen: Option<Seen>) {
         while self.under_way.try_join_next().is_some() {}
         let Some(seen) = seen else {
@@ -143,7 +143,7 @@ impl Teller {
         if !events.is_empty() {
             let reference = known.seen.reference.clone();
             let recorder = self.recorder.clone();
-            // A recorder takes what differs in words alone for the same.
+            // A recorder aggregates events that differ only in their note.
             let fresh = Recorder::new(self.client.clone(), self.reporter.clone());
             self.under_way.spawn(async move {
                 for event in events {
@@ -152,7 +152,7 @@ impl Teller {
                         EventType::Normal => &recorder,
                     };
                     if let Err(error) = recorder.publish(&event, &reference).await {
-                        tracing::warn!("an event is lost: {error}");
+                        tracing::warn!("cannot publish Event: {error}");
                     }
                 }
             });
@@ -161,7 +161,7 @@ impl Teller {
     }
 }
 
-/// What there is to tell, and what is then told.
+/// The Events to publish, and the state that is then recorded.
 fn news(before: Option<Known>, seen: Seen) -> (Vec<Event>, Known) {
     let change = change(before.as_ref().map(|known| &known.seen.is), &seen.is);
     let mut words = before.and_then(|known| known.words);
@@ -192,7 +192,7 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
             return Some(event(EventType::Warning, reason, message.clone()));
         }
         Is::Leaving => {
-            let note = "keys, port and gateway are given up";
+            let note = "keys, port and gateway are being released";
             return Some(event(normal, "Deleting", note.to_owned()));
         }
         Is::Tenant {
@@ -213,7 +213,7 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
     let (type_, reason, note) = match state {
         State::Enabling => {
             let note = format!(
-                "port and keys are there, of generation {generation}; the gateway is awaited"
+                "port and keys of generation {generation} are allocated; waiting for the gateway"
             );
             (normal, "Enabling", note)
         }
@@ -227,13 +227,13 @@ fn change(before: Option<&Is>, now: &Is) -> Option<Event> {
             "Failed",
             failure.clone().unwrap_or_default(),
         ),
-        // As every tenant begins.
+        // The initial state of every tenant.
         State::Disabled | State::Unavailable if past.is_none() => return None,
-        State::Disabled => (normal, "Disabled", "port and keys are given up".to_owned()),
+        State::Disabled => (normal, "Disabled", "port and keys are released".to_owned()),
         State::Unavailable => (
             normal,
             "PlanWithoutVpn",
-            "the plan does not include the VPN; port and keys are given up".to_owned(),
+            "the plan does not include the VPN; port and keys are released".to_owned(),
         ),
     };
     Some(event(type_, reason, note))

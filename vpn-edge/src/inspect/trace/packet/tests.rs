@@ -264,9 +264,9 @@ fn a_capture_of_no_use_is_refused_with_what_to_do() {
     assert_eq!(cut_off, "damaged or cut off after 0 packets");
 
     let cooked = pcap(u32::to_le_bytes, MICRO, LINUX_COOKED, &[(&data, all)]);
-    assert!(said(&cooked).contains("is not of an Ethernet link"));
+    assert!(said(&cooked).contains("is not from an Ethernet link"));
     let cooked = pcapng(LINUX_COOKED, &[(&data, all)]);
-    assert!(said(&cooked).contains("is not of an Ethernet link"));
+    assert!(said(&cooked).contains("is not from an Ethernet link"));
     let snapped = pcap(
         u32::to_le_bytes,
         MICRO,

@@ -60,10 +60,10 @@ fn only_its_owners_own_file_is_taken() {
     let link = dir.path().join("link");
     symlink(&path, &link).unwrap();
     assert!(refused(&link).contains("symbolic link"));
-    assert!(refused(dir.path()).contains("is no file"));
+    assert!(refused(dir.path()).contains("is not a file"));
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-    assert!(refused(&fifo).contains("is no file"));
+    assert!(refused(&fifo).contains("is not a file"));
     assert!(KeyFile::open(&path).unwrap().is_some());
 }
 
@@ -94,7 +94,7 @@ fn a_missing_folder_is_the_operators_to_make() {
     assert!(KeyFile::open(&path).unwrap().is_none());
     let refused = KeyFile::create(&path, DATABASE).err().unwrap();
     let says = format!(
-        "there is no folder {}: make it first",
+        "there is no folder {}: create it first",
         dir.path().join("none").display()
     );
     assert!(refused.contains(&says), "{refused}");

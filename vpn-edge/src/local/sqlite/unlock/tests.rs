@@ -120,7 +120,7 @@ async fn without_the_right_key_nothing_opens_and_nothing_is_lost() {
     let other = SealingKey::generate().unwrap();
     let refused = scene.refused(&only(&other));
     let says = format!(
-        "it is encrypted under key {}, which is not at hand",
+        "it is encrypted under key {}, which is not available",
         right.id()
     );
     assert!(refused.contains(&says), "{refused}");
@@ -177,7 +177,7 @@ async fn a_backup_from_before_a_rotation_opens_while_the_old_key_is_there() {
     fs::copy(&backup, &scene.database).unwrap();
     fs::remove_file(scene.old()).unwrap();
     let refused = scene.refused(&scene.source);
-    assert!(refused.contains("which is not at hand"), "{refused}");
+    assert!(refused.contains("which is not available"), "{refused}");
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn a_key_file_is_of_one_database() {
         for refused in [opened.err().unwrap(), rotated.err().unwrap()] {
             let refused = refused.to_string();
             assert!(
-                refused.contains("name its own with --key-file"),
+                refused.contains("give its own with --key-file"),
                 "{refused}"
             );
         }
