@@ -64,7 +64,7 @@ fn both_ends_of_a_packet_are_of_one_ip_version() {
         ..fields(Kind::Data)
     };
     let said = mixed.frame().unwrap_err().to_string();
-    assert!(said.contains("one IP version"), "{said}");
+    assert!(said.contains("different IP versions"), "{said}");
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_capture_of_no_use_is_refused_with_what_to_do() {
     );
     let snapped = said(&snapped);
     assert!(
-        snapped.starts_with("packet 1 has 60 of 74 bytes") && snapped.contains("tcpdump -s 0"),
+        snapped.starts_with("packet 1 has only 60 of 74 bytes") && snapped.contains("tcpdump -s 0"),
         "{snapped}"
     );
     let tiny = pcap(u32::to_le_bytes, MICRO, ETHERNET_LINK, &[(&data[..9], 9)]);
