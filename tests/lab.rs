@@ -531,7 +531,7 @@ fn what_is_no_wireguard_is_dropped_and_counted_by_reason() -> Result<()> {
     let drops = &edge.ports()?[&port]["drops"];
     let expected = serde_json::json!({"message_length": 1, "message_type": 5, "truncated": 1});
     ensure!(*drops == expected, "{drops}");
-    let shown = edge.vpn_edge(&["ports", "show", &port.to_string()])?;
+    let shown = edge.vpn_edge(&["ports", "--port", &port.to_string()])?;
     ensure!(shown.contains("dropped message_type: 5"), "{shown}");
     Ok(())
 }
