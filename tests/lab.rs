@@ -604,6 +604,29 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
 }
 
 #[test]
+fn variables_set_the_daemons_options_and_none_of_a_gateways() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    let environment = [
+        ("VPN_EDGE_MTU", "1300"),
+        ("VPN_EDGE_PORTS", "31000-31009"),
+        // As if a gateway's options had some, which it inherits.
+        ("VPN_EDGE_CONFIG", "/nonexistent"),
+        ("VPN_EDGE_GENERATION", "77"),
+        ("VPN_EDGE_INIT", "true"),
+        ("VPN_EDGE_PROBE", "true"),
+    ];
+    let edge = Edge::with(&topology.edge, "eth0", &[], &environment)?;
+    let tenant = edge.enabled(&A)?;
+    let port = tenant.port;
+    ensure!((31_000..=31_009).contains(&port), "{port}");
+    let link = edge
+        .node
+        .sh(&format!("ip -n vpn-edge-{port} link show wg{port}"))?;
+    ensure!(link.contains(" mtu 1300 "), "{link}");
+    Client::up(&topology.client_a, &tenant.configuration)?.await_reach(A.server)
+}
+
+#[test]
 fn teardown_leaves_nothing_and_the_next_start_brings_all_back() -> Result<()> {
     let (topology, mut edge) = start()?;
     let before = edge.node.sh(LEFT)?;
