@@ -24,6 +24,7 @@ use vpn_edge::datapath::{self, DEFAULT_ROOT, OBJECT, Reader};
 use vpn_edge_common::{Allocation, map, mode, program};
 
 const SOURCE: &str = "192.0.2.2:51820";
+const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A client of tenant A whose tunnel is up.
 fn connected(uplink: Uplink) -> Result<(Edge, Client, Tenant, Topology)> {
@@ -168,13 +169,7 @@ fn a_packet_of_a_live_session_is_traced_to_its_gateway() -> Result<()> {
     ensure!(stage["kernel"]["destination"] == destination, "{stage:#}");
 
     let text = edge.vpn_edge(&[
-        "trace",
-        "--port",
-        &tenant.port.to_string(),
-        "--source",
-        SOURCE,
-        "--index",
-        &index,
+        "trace", "--tenant", &tenant.id, "--source", SOURCE, "--index", &index,
     ])?;
     ensure!(text.contains("is live for"), "{text}");
     ensure!(text.contains("says redirect to"), "{text}");
@@ -192,7 +187,7 @@ fn a_client_that_sends_from_a_port_between_nodes_is_a_client() -> Result<()> {
     let client = Client::up(&topology.client_a, &configuration)?;
     client.await_reach(A.server)?;
     let expected = format!("{}:61005", A.client);
-    let listed = edge.vpn_edge(&["flows", &tenant.port.to_string(), "-o", "json"])?;
+    let listed = edge.vpn_edge(&["flows", "--port", &tenant.port.to_string(), "-o", "json"])?;
     let listed: Vec<Value> = serde_json::from_str(&listed)?;
     let [flow] = listed.as_slice() else {
         anyhow::bail!("{listed:#?}");
@@ -208,7 +203,7 @@ fn a_client_that_sends_from_a_port_between_nodes_is_a_client() -> Result<()> {
 fn the_client_is_listed_with_the_way_to_its_gateway() -> Result<()> {
     let (edge, _client, tenant, _topology) = connected(Uplink::Veth)?;
     let port = tenant.port.to_string();
-    let listed = lines(&edge.vpn_edge(&["flows", &port, "-o", "json"])?)?;
+    let listed = lines(&edge.vpn_edge(&["flows", "--tenant", &tenant.id, "-o", "json"])?)?;
     let flows = listed[0].as_array().context("a list")?;
     ensure!(flows.len() == 1, "{flows:#?}");
     let (flow, row) = (&flows[0], &edge.ports()?[&tenant.port]);
@@ -224,9 +219,21 @@ fn the_client_is_listed_with_the_way_to_its_gateway() -> Result<()> {
 
     let text = edge.vpn_edge(&["flows"])?;
     ensure!(text.contains(client), "{text}");
-    let shown = edge.vpn_edge(&["ports", "show", &port])?;
+    let shown = edge.vpn_edge(&["ports", "--port", &port])?;
     ensure!(shown.contains("flows: 1"), "{shown}");
-    let said = refused(&edge, &["flows", "31999"])?;
+    let watched = edge.vpn_edge(&["ports", "--watch=0.1", "--count", "2", "-o", "json"])?;
+    let looks = lines(&watched)?;
+    ensure!(looks.len() == 2, "{watched}");
+    let rate = |look: &Value| look[0]["ingress"]["bits_per_second"].clone();
+    ensure!(
+        rate(&looks[0]).is_null() && rate(&looks[1]).is_u64(),
+        "{watched}"
+    );
+    for command in ["flows", "drops"] {
+        let watched = edge.vpn_edge(&[command, "--watch=0.1", "--count", "3", "-o", "json"])?;
+        ensure!(lines(&watched)?.len() == 3, "{command}: {watched}");
+    }
+    let said = refused(&edge, &["flows", "--port", "31999"])?;
     ensure!(said.contains("port 31999 is not allocated"), "{said}");
     Ok(())
 }
@@ -410,7 +417,13 @@ fn what_cannot_be_traced_is_refused_with_what_to_do() -> Result<()> {
             "cannot read capture /nonesuch.pcap",
         ),
         (&["drops", "--port", "31999"], "port 31999 is not allocated"),
-        (&["top"], "use `vpn-edge ports watch`"),
+        (&["ports", "--port", "31999"], "port 31999 is not allocated"),
+        (&["top", "--port", "31999"], "port 31999 is not allocated"),
+        (
+            &["trace", "--source", SOURCE, "--tenant", NOBODY],
+            "tenant 00000000-0000-0000-0000-000000000000 has no port",
+        ),
+        (&["top"], "use `vpn-edge ports --watch`"),
     ] {
         let said = refused(&edge, arguments)?;
         ensure!(said.contains(expected), "{arguments:?}: {said}");
@@ -636,7 +649,7 @@ fn top_draws_on_a_terminal_and_quits_on_q() -> Result<()> {
     let drawn = edge.node.sh(&format!(
         "export TERM=xterm
          {{ sleep 1; printf d; sleep 1; printf q; }} |
-         timeout 20 script -qec 'stty rows 24 cols 120; {program} top --interval 0.2; stty -a' /dev/null"
+         timeout 20 script -qec 'stty rows 24 cols 120; {program} top --watch=0.2; stty -a' /dev/null"
     ))?;
     ensure!(drawn.contains("1 tenant "), "{drawn}");
     ensure!(drawn.contains(&tenant.port.to_string()), "{drawn}");

@@ -531,7 +531,7 @@ fn what_is_no_wireguard_is_dropped_and_counted_by_reason() -> Result<()> {
     let drops = &edge.ports()?[&port]["drops"];
     let expected = serde_json::json!({"message_length": 1, "message_type": 5, "truncated": 1});
     ensure!(*drops == expected, "{drops}");
-    let shown = edge.vpn_edge(&["ports", "show", &port.to_string()])?;
+    let shown = edge.vpn_edge(&["ports", "--port", &port.to_string()])?;
     ensure!(shown.contains("dropped message_type: 5"), "{shown}");
     Ok(())
 }
@@ -601,6 +601,29 @@ fn a_daemon_that_cannot_start_says_why() -> Result<()> {
     says(&edge, &[], "sysctl -w net.ipv4.ip_forward=1")?;
     edge.node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
     edge.restart()
+}
+
+#[test]
+fn variables_set_the_daemons_options_and_none_of_a_gateways() -> Result<()> {
+    let topology = Topology::new(Uplink::Veth)?;
+    let environment = [
+        ("VPN_EDGE_MTU", "1300"),
+        ("VPN_EDGE_PORTS", "31000-31009"),
+        // As if a gateway's options had some, which it inherits.
+        ("VPN_EDGE_CONFIG", "/nonexistent"),
+        ("VPN_EDGE_GENERATION", "77"),
+        ("VPN_EDGE_INIT", "true"),
+        ("VPN_EDGE_PROBE", "true"),
+    ];
+    let edge = Edge::with(&topology.edge, "eth0", &[], &environment)?;
+    let tenant = edge.enabled(&A)?;
+    let port = tenant.port;
+    ensure!((31_000..=31_009).contains(&port), "{port}");
+    let link = edge
+        .node
+        .sh(&format!("ip -n vpn-edge-{port} link show wg{port}"))?;
+    ensure!(link.contains(" mtu 1300 "), "{link}");
+    Client::up(&topology.client_a, &tenant.configuration)?.await_reach(A.server)
 }
 
 #[test]

@@ -230,9 +230,9 @@ fn a_gateway_that_has_died_is_not_ready() -> Result<()> {
     let words = [
         "vpn-edge",
         "gateway",
+        "probe",
         "--config",
         "/etc/vpn-edge/gateway.json",
-        "--probe",
     ];
     let error = format!("{:#}", pod.exec(MAIN, &words).err().context("it answers")?);
     ensure!(error.contains("no gateway listens"), "{error}");

@@ -83,9 +83,9 @@ impl User {
 
 /// The port's drops by reason, as an operator sees them.
 fn drops(edge: &Edge, port: u16) -> Result<BTreeMap<String, u64>> {
-    let shown = edge.vpn_edge(&["ports", "show", &port.to_string(), "-o", "json"])?;
+    let shown = edge.vpn_edge(&["ports", "--port", &port.to_string(), "-o", "json"])?;
     let shown: Value = serde_json::from_str(&shown)?;
-    Ok(serde_json::from_value(shown["drops"].clone())?)
+    Ok(serde_json::from_value(shown[0]["drops"].clone())?)
 }
 
 /// Drops that came between two looks.

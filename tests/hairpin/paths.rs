@@ -34,7 +34,8 @@ fn a_client_reaches_a_gateway_on_another_node_by_either_edge_and_ip_version() ->
             ensure!(row["mode"] == "hop", "{row}");
         }
         // The worker knows whom it hears from: the edge of the handshake.
-        let flows = worker.vpn_edge(&["flows", &tenant.port.to_string(), "-o", "json"])?;
+        let flows =
+            worker.vpn_edge(&["flows", "--port", &tenant.port.to_string(), "-o", "json"])?;
         let flows: Vec<Value> = serde_json::from_str(&flows)?;
         let from = format!("{}:", bracketed(family.address(&EDGES[0])));
         let known = flows.iter().find(|flow| {

@@ -93,9 +93,9 @@ pub fn endpoint(worker: &Node, port: u16) -> Result<String> {
 
 /// The port's drops by reason on an edge, those that occurred.
 pub fn drops(agent: &Agent, port: u16) -> Result<BTreeMap<String, u64>> {
-    let shown = agent.vpn_edge(&["ports", "show", &port.to_string(), "-o", "json"])?;
+    let shown = agent.vpn_edge(&["ports", "--port", &port.to_string(), "-o", "json"])?;
     let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    Ok(serde_json::from_value(shown["drops"].clone())?)
+    Ok(serde_json::from_value(shown[0]["drops"].clone())?)
 }
 
 /// Addresses and ports of the clients that an edge knows of the tenant on

@@ -146,14 +146,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs what is to end by itself.
+    /// Prepares the node for the daemon, as an init container does.
     ///
     /// # Errors
     ///
     /// When it fails, with what it said.
-    pub fn runs_to_its_end(&self) -> Result<String> {
+    pub fn prepare_node(&self) -> Result<String> {
         let mut command = self.command();
-        command.arg("agent").args(&self.arguments);
+        command.args(["agent", "prepare"]).args(&self.arguments);
         stdout(self.node.output(command)?)
     }
 
@@ -177,15 +177,15 @@ impl Agent {
         command
     }
 
-    /// What the daemon would find on its node with `--check`: its status, and
-    /// what it prints.
+    /// What `agent check` finds with the daemon's options: its status, and what it
+    /// prints.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
     pub fn check(&self) -> Result<Output> {
         let mut command = self.command();
-        command.arg("agent").args(&self.arguments).arg("--check");
+        command.args(["agent", "check"]).args(&self.arguments);
         self.node.output(command)
     }
 

@@ -193,10 +193,13 @@ fn programs_maps_and_gateways_are_taken_over_without_losing_a_packet() -> Result
         );
         for (port, row) in edge.ports()? {
             ensure!(row["mode"] == "xdp", "{row}");
-            let shown = edge.vpn_edge(&["ports", "show", &port.to_string(), "-o", "json"])?;
+            let shown = edge.vpn_edge(&["ports", "--port", &port.to_string(), "-o", "json"])?;
             let shown: Value = serde_json::from_str(&shown)?;
             // Every session was known, none passed by grace.
-            ensure!(shown["graced"] == 0 && shown["dropped"] == 0, "{shown}");
+            ensure!(
+                shown[0]["graced"] == 0 && shown[0]["dropped"] == 0,
+                "{shown}"
+            );
         }
         Ok(())
     })

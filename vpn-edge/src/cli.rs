@@ -1,12 +1,17 @@
 //! The command line.
 
+use std::collections::BTreeSet;
+use std::env;
+
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{agent, controller, key, standalone, teardown};
 use crate::{api, client, cluster, gateway, inspect};
 
-/// A WireGuard edge: one port a tenant, steered by XDP.
+/// WireGuard gateways for the tenants of a Kubernetes cluster or of one machine:
+/// one UDP port for each tenant, steered by XDP.
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -16,46 +21,113 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the whole system on this machine.
+    /// Run the whole system on this machine: controller, edge, gateways and API.
+    #[command(after_help = VARIABLES)]
     Standalone(standalone::StandaloneArgs),
-    /// Be an edge node: for gateways on other nodes, or for those of a cluster.
+    /// Run an edge node for gateways on other nodes, or for those of a cluster.
+    #[command(after_help = VARIABLES)]
     Agent(agent::AgentArgs),
-    /// Run the tenants' lifecycle and the API in a Kubernetes cluster.
+    /// Run the lifecycle of tenants and the API in a Kubernetes cluster.
+    #[command(after_help = VARIABLES)]
     Controller(controller::ControllerArgs),
-    /// Print the definition of the VpnTenant resource, for `kubectl apply -f -`.
-    Crd,
-    /// Print the API's description, OpenAPI 3.1.
-    Openapi,
-    /// Take off this machine what `standalone` or `agent` leaves there when it ends.
-    Teardown(teardown::TeardownArgs),
-    /// Be a tenant's gateway, in the namespace this starts in.
+    /// Run a tenant's gateway in the current network namespace (internal).
     Gateway(gateway::GatewayArgs),
-    /// Show the port map as the kernel has it.
+    /// Remove what `standalone` or `agent` leaves in the kernel. Tenants and keys
+    /// stay in the database.
+    Teardown(teardown::TeardownArgs),
+    /// Show tenants' ports as the datapath has them.
     Ports(inspect::ports::PortsArgs),
-    /// Show what was dropped and why, or follow drops as they happen.
-    Drops(inspect::drops::DropsArgs),
-    /// Show the clients that each tenant was reached from lately.
+    /// Show the clients that tenants were reached from recently.
     Flows(inspect::flows::FlowsArgs),
-    /// Ask what the edge does with a packet, step by step.
-    Trace(inspect::trace::TraceArgs),
-    /// Show the tenants' traffic on a live screen.
+    /// Show dropped packets and why they were dropped.
+    Drops(inspect::drops::DropsArgs),
+    /// Show tenants' traffic on a live screen.
     Top(inspect::top::TopArgs),
-    /// Manage tenants and their VPN.
+    /// Trace a packet through the datapath.
+    Trace(inspect::trace::TraceArgs),
+    /// Manage tenants and their VPNs through the API.
     Tenant(client::TenantArgs),
-    /// Show who did what to which tenant.
+    /// Show the audit log: who did what to which tenant.
     Audit(client::AuditArgs),
-    /// Manage the API's tokens.
+    /// Manage API tokens in a token file.
     Token(client::TokenArgs),
-    /// Manage the key that the database's private keys are encrypted under.
+    /// Manage the key that encrypts private keys in the database.
     Key(key::KeyArgs),
+    /// Print the CustomResourceDefinition of VpnTenant, for `kubectl apply -f -`.
+    Crd,
+    /// Print the OpenAPI 3.1 description of the API.
+    Openapi,
+}
+
+const VARIABLES: &str = "\
+Environment variables in square brackets set the same as their options, lists
+with commas (limits with semicolons). An option has priority over its variable.
+An empty variable is ignored.";
+
+impl Cli {
+    /// What the command line says. Ends the process where it asks for help or is
+    /// wrong.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            // As `exit` does: there is nowhere to report that it cannot be printed.
+            let _ = error.print();
+            let words: Vec<String> = env::args_os()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
+            for (option, variable) in variables_of(&error, &words, Self::command()) {
+                eprintln!("note: {option} is set by the environment variable {variable}");
+            }
+            std::process::exit(error.exit_code())
+        })
+    }
+}
+
+/// The options that an error is about and the environment sets, with their
+/// variables.
+fn variables_of(
+    error: &clap::Error,
+    words: &[String],
+    mut command: clap::Command,
+) -> BTreeSet<(String, String)> {
+    command.build();
+    let mut command = &command;
+    for word in words.iter().skip(1) {
+        command = command.find_subcommand(word).unwrap_or(command);
+    }
+    let named =
+        [ContextKind::InvalidArg, ContextKind::PriorArg].map(|kind| match error.get(kind) {
+            Some(ContextValue::String(one)) => vec![one.clone()],
+            Some(ContextValue::Strings(several)) => several.clone(),
+            _ => Vec::new(),
+        });
+    // As in `--dns <ADDRESS>`.
+    let named = named.concat();
+    let named = named
+        .iter()
+        .filter_map(|name| name.split([' ', '=', '[']).next());
+    let mut found = BTreeSet::new();
+    for option in named {
+        let is_given = |word: &String| word.split('=').next() == Some(option);
+        let arg = command
+            .get_arguments()
+            .find(|arg| arg.get_long().map(|long| format!("--{long}")).as_deref() == Some(option));
+        let variable = arg.and_then(clap::Arg::get_env);
+        if let Some(variable) = variable
+            && env::var_os(variable).is_some()
+            && !words.iter().any(is_given)
+        {
+            found.insert((option.to_owned(), variable.to_string_lossy().into_owned()));
+        }
+    }
+    found
 }
 
 impl Cli {
-    /// Does what was asked for.
+    /// Runs the command.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from being done.
+    /// Whatever the command fails on.
     pub async fn run(self) -> Result<()> {
         match self.command {
             Command::Standalone(args) => standalone::run(args).await,
@@ -83,3 +155,6 @@ impl Cli {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod api;
 pub mod app;
+pub mod args;
 pub mod audit;
 pub mod auth;
 pub mod backoff;

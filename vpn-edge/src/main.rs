@@ -1,6 +1,5 @@
 use std::process::ExitCode;
 
-use clap::Parser;
 use vpn_edge::{cli::Cli, telemetry};
 
 #[tokio::main]
@@ -10,7 +9,7 @@ async fn main() -> ExitCode {
         eprintln!("error: cannot keep keys out of core dumps: {error}");
         return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
+    let cli = Cli::read();
     telemetry::init();
     rustls::crypto::ring::default_provider()
         .install_default()

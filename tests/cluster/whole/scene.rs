@@ -115,9 +115,8 @@ impl Scene {
         let capabilities = self.cluster.agents_capabilities()?;
         for (host, node) in self.region.hosts() {
             let kubeconfig = self.cluster.agents_kubeconfig()?;
-            let prepare = Agent::in_cluster(node, host.name, &kubeconfig, &["--prepare"])?;
-            prepare.runs_to_its_end()?;
             let mut agent = Agent::in_cluster(node, host.name, &kubeconfig, &[])?;
+            agent.prepare_node()?;
             agent.confine(&capabilities);
             agent.restart()?;
             let log = agent.log();

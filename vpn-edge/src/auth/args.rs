@@ -15,84 +15,44 @@ use super::sign_in::{Client, EXCHANGES, Secret};
 use super::{Identity, Oidc, Tokens, keys};
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Authentication")]
 pub struct IdentityArgs {
-    /// File that says which tokens may call the API (`vpn-edge token add` writes
-    /// it). It may be missing where there is an issuer.
-    #[arg(long, env = "VPN_EDGE_TOKENS", default_value = "/etc/vpn-edge/tokens")]
+    /// File with the API's tokens, written by `vpn-edge token add`. It may be
+    /// missing if there is an issuer.
+    #[arg(long, value_name = "FILE", default_value = "/etc/vpn-edge/tokens")]
     tokens: PathBuf,
-    /// OpenID issuer whose JWTs may call the API, to the letter as they have it
-    /// in `iss`.
-    #[arg(long, env = "VPN_EDGE_OIDC_ISSUER", value_name = "URL")]
+    /// OpenID issuer of JWTs for the API, exactly as in their `iss`.
+    #[arg(long, value_name = "URL")]
     oidc_issuer: Option<String>,
-    /// What JWTs must have in `aud`, other than --oidc-client-id.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_AUDIENCE",
-        value_name = "NAME",
-        requires = "oidc_issuer"
-    )]
+    /// Audience that JWTs must have in `aud`, besides --oidc-client-id.
+    #[arg(long, value_name = "NAME", requires = "oidc_issuer")]
     oidc_audience: Option<String>,
     /// Claim with the organisation's name: CLAIM, or PATH.TO.CLAIM.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_ORGANISATION_CLAIM",
-        value_name = "CLAIM",
-        default_value = "organisation"
-    )]
+    #[arg(long, value_name = "CLAIM", default_value = "organisation")]
     oidc_organisation_claim: String,
-    /// Who has this value in this claim, or in its list, is an admin: for example
-    /// groups=vpn-admins.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_ADMIN",
-        value_name = "CLAIM=VALUE",
-        requires = "oidc_issuer"
-    )]
+    /// Claim that makes a caller an admin if it has, or lists, this value; for
+    /// example groups=vpn-admins.
+    #[arg(long, value_name = "CLAIM=VALUE", requires = "oidc_issuer")]
     oidc_admin: Option<AdminClaim>,
-    /// PEM file of the certificates to trust at the issuer [default: the
-    /// system's].
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_CA",
-        value_name = "FILE",
-        requires = "oidc_issuer"
-    )]
+    /// PEM file of certificates to trust at the issuer [default: the system's].
+    #[arg(long, value_name = "FILE", requires = "oidc_issuer")]
     oidc_ca: Option<PathBuf>,
-    /// What the issuer knows this server as: lets browsers sign in.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_CLIENT_ID",
-        value_name = "ID",
-        requires_all = ["oidc_issuer", "public_url"]
-    )]
+    /// Client ID of this server at the issuer; lets browsers sign in.
+    #[arg(long, value_name = "ID", requires_all = ["oidc_issuer", "public_url"])]
     oidc_client_id: Option<String>,
-    /// File with the client's secret, where the issuer asks for one.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_CLIENT_SECRET_FILE",
-        value_name = "FILE",
-        requires = "oidc_client_id"
-    )]
+    /// File with the client secret, if the issuer requires one.
+    #[arg(long, value_name = "FILE", requires = "oidc_client_id")]
     oidc_client_secret_file: Option<PathBuf>,
-    /// Scopes to ask the issuer for, `openid` among them.
-    #[arg(
-        long,
-        env = "VPN_EDGE_OIDC_SCOPES",
-        default_value = "openid profile email"
-    )]
+    /// Scopes to request, `openid` among them.
+    #[arg(long, value_name = "SCOPES", default_value = "openid profile email")]
     oidc_scopes: String,
-    /// Where browsers find this server, like https://vpn.example.com. The issuer
-    /// is to allow /auth/callback there.
-    #[arg(long, env = "VPN_EDGE_PUBLIC_URL", value_name = "URL")]
+    /// URL of this server for browsers, such as https://vpn.example.com. The
+    /// issuer must allow /auth/callback there.
+    #[arg(long, value_name = "URL")]
     public_url: Option<String>,
-    /// Proxies in front, whose X-Forwarded-For tells a client's address. Who else
-    /// sends from there chooses the address that their failures are counted under.
-    #[arg(
-        long = "trusted-proxy",
-        env = "VPN_EDGE_TRUSTED_PROXIES",
-        value_name = "NETWORK",
-        value_delimiter = ','
-    )]
+    /// Network of proxies whose X-Forwarded-For is trusted; repeat for several.
+    /// Anyone else there can choose the address that failed sign-ins count for.
+    #[arg(long = "trusted-proxy", value_name = "NETWORK", value_delimiter = ',')]
     trusted_proxies: Vec<IpNet>,
 }
 

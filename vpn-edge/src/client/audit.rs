@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use uuid::Uuid;
 
-use super::{Output, ServerArgs, print_json, render};
+use super::{ServerArgs, print_json, render};
 use crate::api::{AuditList, AuditRecord};
+use crate::args::Output;
 
 /// Maximum number of records per request.
 const PAGE: usize = 1000;
@@ -17,11 +18,11 @@ const PAGE: usize = 1000;
 pub struct AuditArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Only of this tenant, which may be gone.
-    #[arg(long)]
+    /// Select the tenant with this ID, which may be deleted by now.
+    #[arg(long, value_name = "ID")]
     tenant: Option<Uuid>,
-    /// As many records, the newest first.
-    #[arg(long, default_value_t = 100)]
+    /// Number of records at most, newest first.
+    #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
 }
 
@@ -54,7 +55,7 @@ pub async fn execute(args: AuditArgs, out: &mut dyn Write) -> Result<()> {
             break;
         }
     }
-    match args.server.output {
+    match args.server.output.output {
         Output::Table => write!(out, "{}", render::audit(&records))?,
         Output::Json => print_json(out, &AuditList { records, next })?,
     }

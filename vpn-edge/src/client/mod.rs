@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use reqwest::Method;
 use serde::Serialize;
@@ -22,6 +22,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::api::{CreateTenant, NewKeys, PatchTenant, TenantBody, TenantList, VpnStatus};
+use crate::args::{Output, OutputArgs};
 use crate::auth::{self, Tokens};
 use crate::domain::{Plan, State};
 use crate::sessions::Session;
@@ -36,19 +37,19 @@ const WAIT_STEP: Duration = Duration::from_millis(250);
 /// The API, and how its answers are shown.
 #[derive(Debug, Args)]
 struct ServerArgs {
-    /// Where the API is.
+    /// URL of the API.
     #[arg(
         long,
         global = true,
         env = "VPN_EDGE_SERVER",
+        value_name = "URL",
         default_value = "http://127.0.0.1:8080"
     )]
     server: String,
-    /// A file with certificates, in PEM, to trust at the API instead of the
-    /// system's.
+    /// PEM file of certificates to trust at the API instead of the system's.
     #[arg(long, global = true, env = "VPN_EDGE_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The API token; as an argument it shows in the process list.
+    /// API token; as an argument it is visible in the process list.
     #[arg(
         long,
         global = true,
@@ -57,11 +58,11 @@ struct ServerArgs {
         conflicts_with = "token_file"
     )]
     token: Option<Token>,
-    /// A file with the API token.
-    #[arg(long, global = true)]
+    /// File with the API token.
+    #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl ServerArgs {
@@ -81,12 +82,6 @@ pub struct TenantArgs {
     server: ServerArgs,
     #[command(subcommand)]
     command: TenantCommand,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 #[derive(Clone)]
@@ -110,80 +105,105 @@ impl std::fmt::Debug for Token {
 enum TenantCommand {
     /// Add a tenant.
     Create {
-        #[arg(long)]
+        /// Organisation that the tenant belongs to.
+        #[arg(long, value_name = "NAME")]
         organisation: String,
-        /// developer, team, business or enterprise_cloud.
+        /// Plan: developer, team, business or enterprise_cloud. The last two have
+        /// a VPN.
         #[arg(long)]
         plan: Plan,
-        /// The tenant's UUID [default: a random one].
+        /// UUID of the tenant [default: a random one].
         #[arg(long)]
         id: Option<Uuid>,
-        /// The tenant is provisioned: its VPN may be enabled.
+        /// Mark the tenant as provisioned, so that its VPN may be enabled.
         #[arg(long)]
         ready: bool,
-        /// A DNS label [default: tenant-, and the id's first eight digits].
-        #[arg(long)]
+        /// Namespace of the tenant, a DNS label [default: tenant- and the first
+        /// eight digits of the ID].
+        #[arg(long, value_name = "NAME")]
         namespace: Option<String>,
-        /// A network that the tenant may reach; repeat it for more.
+        /// Network that the tenant may reach; repeat for several.
         #[arg(long = "network", value_name = "NETWORK")]
         networks: Vec<IpNet>,
     },
-    /// Show the tenants that the token may see.
+    /// List the tenants that the token may see.
     List,
     /// Show a tenant.
-    Show { id: Uuid },
-    /// Change a tenant; what is left out stays as it is.
-    Patch {
+    Show {
+        /// UUID of the tenant.
         id: Uuid,
+    },
+    /// Change a tenant. What no option names stays as it is.
+    Patch {
+        /// UUID of the tenant.
+        id: Uuid,
+        /// Plan: developer, team, business or enterprise_cloud.
         #[arg(long)]
         plan: Option<Plan>,
+        /// Whether the tenant is provisioned.
         #[arg(long, value_name = "true|false")]
         ready: Option<bool>,
-        /// A network that the tenant may reach; repeat it for more. Replaces
-        /// them all.
+        /// Network that the tenant may reach; repeat for several. Replaces all
+        /// networks of the tenant.
         #[arg(long = "network", value_name = "NETWORK")]
         networks: Vec<IpNet>,
-        /// The tenant may reach no network.
+        /// Remove all networks of the tenant.
         #[arg(long, conflicts_with = "networks")]
         no_networks: bool,
     },
-    /// Remove a tenant with its VPN.
-    Delete { id: Uuid },
-    /// Enable the VPN.
+    /// Delete a tenant and its VPN.
+    Delete {
+        /// UUID of the tenant.
+        id: Uuid,
+    },
+    /// Enable the VPN of a tenant.
     Enable {
-        id: Uuid,
-        /// The client's own key, as `wg pubkey` prints it; its private key stays
-        /// with the client [default: keys are made].
-        #[arg(long)]
-        public_key: Option<PublicKey>,
-        /// Do not wait until the VPN is enabled or has failed.
-        #[arg(long)]
-        no_wait: bool,
+        #[command(flatten)]
+        keys: KeysArgs,
     },
-    /// Disable the VPN: disconnects its clients at once and removes its keys.
-    Disable { id: Uuid },
-    /// Replace the keys: the configuration in use stops working at once.
+    /// Disable the VPN of a tenant: disconnect its clients at once and remove its
+    /// keys.
+    Disable {
+        /// UUID of the tenant.
+        id: Uuid,
+    },
+    /// Replace the keys of a VPN. The configuration in use stops working at once.
     Regenerate {
-        id: Uuid,
-        /// The client's own key, as `wg pubkey` prints it; its private key stays
-        /// with the client [default: keys are made].
-        #[arg(long)]
-        public_key: Option<PublicKey>,
-        /// Do not wait until the VPN is enabled or has failed.
-        #[arg(long)]
-        no_wait: bool,
+        #[command(flatten)]
+        keys: KeysArgs,
     },
-    /// Show the VPN's state.
-    Status { id: Uuid },
-    /// Show whether a client is connected, from where, and how much it sends.
-    Session { id: Uuid },
-    /// Get the client's WireGuard configuration.
-    Config {
+    /// Show the state of a VPN.
+    Status {
+        /// UUID of the tenant.
         id: Uuid,
-        /// A file to write it to, for its owner only [default: print it].
-        #[arg(long)]
+    },
+    /// Show whether a client is connected, from where, and its traffic.
+    Session {
+        /// UUID of the tenant.
+        id: Uuid,
+    },
+    /// Print the client's WireGuard configuration.
+    Config {
+        /// UUID of the tenant.
+        id: Uuid,
+        /// Write it to this file, readable by its owner only.
+        #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+}
+
+/// For which tenant to make keys, and how.
+#[derive(Debug, Args)]
+struct KeysArgs {
+    /// UUID of the tenant.
+    id: Uuid,
+    /// Public key of the client, as `wg pubkey` prints it. The private key stays
+    /// with the client [default: both keys are generated].
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<PublicKey>,
+    /// Do not wait until the VPN is enabled or has failed.
+    #[arg(long)]
+    no_wait: bool,
 }
 
 /// `vpn-edge token`.
@@ -195,9 +215,9 @@ pub struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a token, add its hash to the token file, and print it once.
+    /// Generate a token, add its hash to the token file, and print it once.
     Add {
-        /// The token file; created when missing.
+        /// Token file; created if missing.
         #[arg(long)]
         file: PathBuf,
         #[command(flatten)]
@@ -208,11 +228,11 @@ enum TokenCommand {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Role {
-    /// For the platform's admin.
+    /// Token of an admin.
     #[arg(long)]
     admin: bool,
-    /// For the members of this organisation.
-    #[arg(long)]
+    /// Token of a member of this organisation.
+    #[arg(long, value_name = "NAME")]
     organisation: Option<String>,
 }
 
@@ -239,7 +259,7 @@ fn execute_token(args: TokenArgs, out: &mut dyn Write) -> Result<()> {
 
 async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
     let client = args.server.client()?;
-    let output = args.server.output;
+    let output = args.server.output.output;
     let tenant = |body: TenantBody, out: &mut dyn Write| match output {
         Output::Table => Ok(write!(out, "{}", render::tenant(&body))?),
         Output::Json => print_json(out, &body),
@@ -297,20 +317,12 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
             client.send(Method::DELETE, &path(id), None::<&()>).await?;
             Ok(())
         }
-        TenantCommand::Enable {
-            id,
-            public_key,
-            no_wait,
-        } => {
-            let body = make_keys(&client, id, "enable", public_key, !no_wait).await?;
+        TenantCommand::Enable { keys } => {
+            let body = make_keys(&client, "enable", keys).await?;
             finish(body, |body| status(body, out))
         }
-        TenantCommand::Regenerate {
-            id,
-            public_key,
-            no_wait,
-        } => {
-            let body = make_keys(&client, id, "regenerate", public_key, !no_wait).await?;
+        TenantCommand::Regenerate { keys } => {
+            let body = make_keys(&client, "regenerate", keys).await?;
             finish(body, |body| status(body, out))
         }
         TenantCommand::Disable { id } => {
@@ -320,7 +332,7 @@ async fn execute(args: TenantArgs, out: &mut dyn Write) -> Result<()> {
         TenantCommand::Status { id } => status(client.get(&vpn(id)).await?, out),
         TenantCommand::Session { id } => {
             let session: Session = client.get(&format!("{}/session", vpn(id))).await?;
-            match args.server.output {
+            match output {
                 Output::Table => Ok(write!(out, "{}", render::session(&session))?),
                 Output::Json => print_json(out, &session),
             }
@@ -360,14 +372,13 @@ fn vpn(id: Uuid) -> String {
     format!("/v1/tenants/{id}/vpn")
 }
 
-/// Requests `action` and, if `wait`, waits for its result.
-async fn make_keys(
-    client: &Client,
-    id: Uuid,
-    action: &str,
-    public_key: Option<PublicKey>,
-    wait: bool,
-) -> Result<VpnStatus> {
+/// Asks for `action` and waits until it is done, unless told otherwise.
+async fn make_keys(client: &Client, action: &str, args: KeysArgs) -> Result<VpnStatus> {
+    let KeysArgs {
+        id,
+        public_key,
+        no_wait,
+    } = args;
     let path = format!("{}/{action}", vpn(id));
     let keys = NewKeys {
         public_key: public_key.map(|key| key.to_string()),
@@ -383,7 +394,7 @@ async fn make_keys(
         bail!("the VPN does not have the key {key}: {reason}; see `vpn-edge tenant status {id}`");
     }
     let deadline = Instant::now() + WAIT_DEADLINE;
-    while wait && body.state == State::Enabling {
+    while !no_wait && body.state == State::Enabling {
         if Instant::now() > deadline {
             bail!(
                 "the VPN is still being enabled after {} s; look again with `vpn-edge tenant status {id}`",

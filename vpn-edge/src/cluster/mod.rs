@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Error, Result};
-use kube::Client;
+pub use kube::Client;
 
 pub mod audit;
 mod cache;

@@ -3,18 +3,18 @@
 mod health;
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vpn_edge_common::NODE_SLOT;
 
-use crate::auth::IdentityArgs;
+use super::args::{ApiArgs, OBSERVERS, TunnelArgs};
+use crate::args::variable;
 use crate::cluster::audit::KubeLog;
 use crate::cluster::gateways::{self, KubeGateways};
 use crate::cluster::lease::Candidate;
@@ -23,80 +23,60 @@ use crate::cluster::tenants::{self, KubeRegistry};
 use crate::cluster::{self, catalog};
 use crate::controller::{Controller, steered};
 use crate::domain::{Pool, Pools, Steered, TunnelSettings};
-use crate::http::{HttpServer, TlsArgs, listen};
+use crate::http::{HttpServer, listen};
 use crate::{api, app};
 
 /// Timeout for releasing the lease at the end.
 const STEP_DOWN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
+#[command(mut_args(variable))]
 pub struct ControllerArgs {
-    /// A load balancer's host name and the UDP ports that it leads to the edges,
-    /// as HOSTNAME=FIRST-LAST; several where one load balancer has not enough
-    /// ports. Within the API server's --service-node-port-range.
+    /// Host name of a load balancer and the UDP ports that it forwards to the
+    /// edges, HOSTNAME=FIRST-LAST, within the API server's
+    /// --service-node-port-range; repeat for several load balancers.
     #[arg(
         long = "pool",
-        env = "VPN_EDGE_POOLS",
         value_name = "POOL",
         value_delimiter = ',',
         required = true
     )]
     pools: Vec<Pool>,
-    /// Image of the gateways' pods [default: the one that this runs from].
-    #[arg(long, env = "VPN_EDGE_IMAGE")]
+    #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
+    tunnels: TunnelArgs,
+    /// Image of the gateways' pods [default: the image of this controller].
+    #[arg(long, help_heading = "Gateways")]
     image: Option<String>,
-    /// Name of a Secret in the tenants' namespaces that this image is pulled
-    /// with; may be given several times.
+    /// Name of a Secret in the tenants' namespaces to pull the image with; repeat
+    /// for several.
     #[arg(
         long = "image-pull-secret",
-        env = "VPN_EDGE_IMAGE_PULL_SECRETS",
-        value_delimiter = ','
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Gateways"
     )]
     image_pull_secrets: Vec<String>,
-    /// Bytes that a packet in a tunnel may have [default: what the pods' network
-    /// leaves].
-    #[arg(long, env = "VPN_EDGE_MTU", value_parser = clap::value_parser!(u32).range(1280..=8920))]
-    mtu: Option<u32>,
-    #[command(flatten)]
-    callers: IdentityArgs,
-    /// Address and port of the HTTP API.
-    #[arg(long, env = "VPN_EDGE_LISTEN", default_value = "127.0.0.1:8080")]
-    listen: SocketAddr,
-    #[command(flatten)]
-    tls: TlsArgs,
-    /// Address and port of /healthz, /readyz and /metrics.
-    #[arg(long, env = "VPN_EDGE_METRICS", default_value = "127.0.0.1:9096")]
-    metrics: SocketAddr,
-    /// DNS server in clients' configurations.
-    #[arg(long, env = "VPN_EDGE_DNS", default_value = "10.96.0.10")]
-    dns: IpAddr,
-    /// Networks that clients route into the tunnel.
+    /// Namespace of the Lease for leader election and of the audit log.
     #[arg(
         long,
-        env = "VPN_EDGE_ALLOWED_IPS",
-        value_delimiter = ',',
-        default_value = "10.96.0.0/12,10.0.0.0/8"
+        env = "POD_NAMESPACE",
+        default_value = "vpn-edge-system",
+        help_heading = "Cluster"
     )]
-    allowed_ips: Vec<IpNet>,
-    /// Networks of the cluster's services, pods and nodes, that no tunnel may
-    /// overlap.
-    #[arg(
-        long,
-        env = "VPN_EDGE_CLUSTER_RANGES",
-        value_delimiter = ',',
-        default_value = "10.96.0.0/12,10.244.0.0/16"
-    )]
-    cluster_ranges: Vec<IpNet>,
-    /// Let tunnels carry IPv6 too.
-    #[arg(long, env = "VPN_EDGE_TUNNEL_IPV6")]
-    tunnel_ipv6: bool,
-    /// Namespace of the Lease by which one of several controllers leads, and of
-    /// the audit log.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "vpn-edge-system")]
     namespace: String,
-    /// This controller's name in the Lease, its alone [default: the host's].
-    #[arg(long, env = "POD_NAME")]
+    /// Unique name of this controller in the Lease [default: the host's].
+    #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = "Cluster")]
     identity: Option<String>,
+    /// Address and port of /healthz, /readyz and /metrics.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:9096",
+        help_heading = OBSERVERS
+    )]
+    metrics: SocketAddr,
 }
 
 /// Runs until SIGTERM or SIGINT, or until another controller leads. Gateways and
@@ -178,13 +158,9 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         ports <= usize::from(NODE_SLOT),
         "--pool has {ports} ports, but an edge serves {NODE_SLOT}: use fewer"
     );
-    if let Some(network) = args.ipv6_in_vain() {
-        bail!("{network} is IPv6, but tunnels are IPv4 only: add --tunnel-ipv6");
-    }
-    let tls = args.tls.load()?;
-    let callers = args.callers.load(tls.is_some())?;
-    let listener =
-        listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let tunnels = args.tunnels.settings(None)?;
+    let api = args.api.load()?;
+    let listener = args.api.listen()?;
     let observers = listen(args.metrics)
         .with_context(|| format!("cannot serve metrics on {}", args.metrics))?;
     let client = cluster::client().await?;
@@ -198,12 +174,6 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         None => cluster::own_image(client.clone(), &args.namespace, &identity).await?,
     };
 
-    let tunnels = TunnelSettings {
-        cluster_ranges: args.cluster_ranges.clone(),
-        dns: args.dns,
-        ipv6: args.tunnel_ipv6,
-        mtu: args.mtu,
-    };
     let tenants = tenants::Settings {
         pools: pools.clone(),
         tunnels: tunnels.clone(),
@@ -217,7 +187,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     let steered = steered::follow(registry.clone(), gateways.clone());
     let backends = api::Backends {
         registry: registry.clone(),
-        identity: callers.clone(),
+        identity: api.identity.clone(),
         audit: Arc::new(KubeLog::new(
             client.clone(),
             &args.namespace,
@@ -231,39 +201,20 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
         backends,
         api::Settings {
             pools,
-            allowed_ips: args.allowed_ips.clone(),
+            allowed_ips: args.tunnels.allowed_ips.clone(),
             tunnels: tunnels.clone(),
         },
     );
     let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
-    let health = health::router(candidate.leads(), registry.clone(), callers);
-    let serve = match args.callers.has_proxies() {
-        true => HttpServer::behind_proxies,
-        false => HttpServer::start,
-    };
-    tracing::info!(listen = %args.listen, metrics = %args.metrics, identity, "ready");
+    let health = health::router(candidate.leads(), registry.clone(), api.identity.clone());
+    tracing::info!(listen = %args.api.listen, metrics = %args.metrics, identity, "ready");
     Ok(Running {
         settings: tunnels,
         registry,
         gateways,
         steered,
         candidate,
-        api: serve(listener, tls, router),
+        api: api.serve(listener, router),
         health: HttpServer::observed(observers, health),
     })
-}
-
-impl ControllerArgs {
-    /// An IPv6 address or network in the options although tunnels are IPv4 only.
-    fn ipv6_in_vain(&self) -> Option<String> {
-        if self.tunnel_ipv6 {
-            return None;
-        }
-        if self.dns.is_ipv6() {
-            return Some(format!("--dns {}", self.dns));
-        }
-        let mut networks = self.allowed_ips.iter();
-        let network = networks.find(|network| network.addr().is_ipv6())?;
-        Some(format!("--allowed-ips {network}"))
-    }
 }

@@ -1,34 +1,10 @@
 //! `vpn-edge key`: the key that encrypts private keys in the database.
 
-use std::path::PathBuf;
-
-use anyhow::{Error, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use super::args::DatabaseArgs;
 use crate::local::SqliteRegistry;
-use crate::local::sqlite::KeySource;
-
-/// Where `standalone` keeps things.
-#[derive(Debug, Args)]
-pub struct DatabaseArgs {
-    /// SQLite file that holds tenants and keys; made if missing.
-    #[arg(long, default_value = "/var/lib/vpn-edge/vpn-edge.db")]
-    pub database: PathBuf,
-    /// File with the key that private keys in the database are encrypted under;
-    /// made if missing. The environment variable VPN_EDGE_KEY may hold the key
-    /// instead [default: the database's name and .key].
-    #[arg(long)]
-    pub key_file: Option<PathBuf>,
-}
-
-impl DatabaseArgs {
-    /// # Errors
-    ///
-    /// When two keys are named, or what is named is none.
-    pub fn key_source(&self) -> Result<KeySource> {
-        KeySource::of(self.key_file.clone(), &self.database).map_err(Error::msg)
-    }
-}
 
 /// `vpn-edge key`.
 #[derive(Debug, Args)]
@@ -39,8 +15,8 @@ pub struct KeyArgs {
 
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
-    /// Encrypt the private keys in the database under a new key. Stop
-    /// `standalone` for that; tunnels stay up meanwhile.
+    /// Encrypt the private keys in the database with a new key. Stop `standalone`
+    /// first; tunnels stay up.
     Rotate(DatabaseArgs),
 }
 

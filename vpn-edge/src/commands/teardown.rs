@@ -3,24 +3,22 @@
 //!
 //! Tenants and keys stay in the database: the next start restores everything.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 use vpn_edge_common::FLOWS;
 
+use crate::args::{BpffsArgs, RuntimeArgs, variable};
 use crate::datapath::{self, Reader};
 use crate::gateways::Gateways;
 use crate::local::netns::{NetnsGateways, Settings};
 use crate::preflight;
 
 #[derive(Debug, clap::Args)]
+#[command(mut_args(variable))]
 pub struct TeardownArgs {
-    /// The daemon's --runtime.
-    #[arg(long, default_value = "/run/vpn-edge")]
-    runtime: PathBuf,
-    /// The daemon's --bpffs.
-    #[arg(long, default_value = datapath::DEFAULT_ROOT)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
 /// Detaches programs, ends gateways, and removes pins and runtime files.
@@ -29,19 +27,20 @@ pub struct TeardownArgs {
 ///
 /// If the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
-    // An agent has no gateways of its own.
-    let gateways = match args.runtime.exists() {
-        true => Some(NetnsGateways::adopt(Settings::for_removal(args.runtime)).await?),
+    let (runtime, bpffs) = (args.runtime.runtime, args.maps.bpffs);
+    // An agent has none: no gateway is its own.
+    let gateways = match runtime.exists() {
+        true => Some(NetnsGateways::adopt(Settings::for_removal(runtime)).await?),
         false => None,
     };
-    // The hop ports are stored in the maps.
-    if let Ok(reader) = Reader::open(&args.bpffs)
+    // The maps know which ports are between nodes.
+    if let Ok(reader) = Reader::open(&bpffs)
         && let first @ 1.. = reader.edge()?.hop_ports
     {
         let last = first.saturating_add(FLOWS as u16 - 1);
         preflight::release(first..=last).context("cannot release the hop ports")?;
     }
-    datapath::remove(&args.bpffs)?;
+    datapath::remove(&bpffs)?;
     if let Some(gateways) = gateways {
         for gateway in gateways.list().await? {
             gateways.remove(gateway.port).await?;

@@ -18,23 +18,14 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// The API's certificate.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
-    /// A file with the API's certificate and those between it and its authority,
-    /// in PEM; read anew when it changes [default: plain HTTP].
-    #[arg(
-        long,
-        env = "VPN_EDGE_TLS_CERTIFICATE",
-        value_name = "FILE",
-        requires = "tls_key"
-    )]
+    /// PEM file with the API's certificate and its intermediates; read again when
+    /// it changes [default: plain HTTP].
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
-    /// A file with the certificate's private key, in PEM.
-    #[arg(
-        long,
-        env = "VPN_EDGE_TLS_KEY",
-        value_name = "FILE",
-        requires = "tls_certificate"
-    )]
+    /// PEM file with the certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
 }
 

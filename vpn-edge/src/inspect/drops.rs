@@ -4,7 +4,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,26 +16,29 @@ use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
 use vpn_edge_common::{Counters, DropReason, Event, NODE_SLOT};
 
-use super::{Output, Selection, message_name, tenant};
-use crate::datapath::{self, DEFAULT_ROOT, Events, MapError, Reader, ip, monotonic};
+use super::{RepeatArgs, Selection, message_name, tenant};
+use crate::args::{BpffsArgs, Output, OutputArgs};
+use crate::datapath::{self, Events, MapError, Reader, ip, monotonic};
+
+const MORE_HELP: &str = "\
+--follow shows about one drop a second for each tenant, reason and CPU, with the
+number of all of them so far. In JSON each is a line. --count is the number of
+drops to show then.";
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = MORE_HELP)]
 pub struct DropsArgs {
     #[command(flatten)]
     selection: Selection,
-    /// Show drops as they happen: for each tenant, reason and CPU one in about
-    /// a second, with the number of all so far.
-    #[arg(long)]
+    #[command(flatten)]
+    repeat: RepeatArgs,
+    /// Show samples of drops as they happen instead of counters.
+    #[arg(long, group = "updates")]
     follow: bool,
-    /// End after so many drops were shown.
-    #[arg(long, requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
-    /// How to print it; followed drops are one line of JSON each.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
-    /// Folder on bpffs where the agent pins.
-    #[arg(long, default_value = DEFAULT_ROOT)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
 /// One tenant's drops for one reason. The JSON form is this, field by field.
@@ -74,25 +77,26 @@ struct Sampled {
 /// If nothing is pinned, the selected tenant or port does not exist, or another
 /// process follows the drops.
 pub async fn run(args: &DropsArgs) -> Result<()> {
-    let reader = Reader::open(&args.bpffs)?;
-    let allocations = args.selection.of(reader.allocations())?;
+    let reader = Reader::open(&args.maps.bpffs)?;
+    let selected = || args.selection.of(reader.allocations());
     if args.follow {
+        selected()?;
         return follow(args, &reader).await;
     }
-    let mut rows = Vec::new();
-    for (port, allocation) in allocations {
-        let counters = reader.counters(allocation.slot)?;
-        rows.extend(describe(Some((port, tenant(&allocation))), &counters));
-    }
-    if args.selection.is_all() {
-        rows.extend(describe(None, &reader.counters(NODE_SLOT)?));
-    }
-    let mut stdout = io::stdout().lock();
-    match args.output {
-        Output::Json => writeln!(stdout, "{}", serde_json::to_string(&rows)?)?,
-        Output::Table => writeln!(stdout, "{}", table(&rows))?,
-    }
-    Ok(())
+    args.repeat.print(|| {
+        let mut rows = Vec::new();
+        for (port, allocation) in selected()? {
+            let counters = reader.counters(allocation.slot)?;
+            rows.extend(describe(Some((port, tenant(&allocation))), &counters));
+        }
+        if args.selection.is_all() {
+            rows.extend(describe(None, &reader.counters(NODE_SLOT)?));
+        }
+        Ok(match args.output.output {
+            Output::Json => serde_json::to_string(&rows)?,
+            Output::Table => table(&rows),
+        })
+    })
 }
 
 /// The drops of a tenant, or those without a known tenant.
@@ -133,13 +137,14 @@ fn table(rows: &[Row]) -> String {
 }
 
 async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
-    let _sole = sole(&args.bpffs)?;
+    let _sole = sole(&args.maps.bpffs)?;
     let start = monotonic();
-    let events = Events::open(&args.bpffs)?;
-    // SAFETY: the ring buffer keeps the same descriptor open as long as it lives.
+    let events = Events::open(&args.maps.bpffs)?;
+    // SAFETY: the ring buffer keeps its descriptor, always the same, open for
+    // as long as it lives.
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
         .map_err(std::io::Error::from)?;
-    let mut left = args.count.unwrap_or(u64::MAX);
+    let mut left = args.repeat.count.unwrap_or(u64::MAX);
     eprintln!("following drops; Ctrl-C ends it");
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
@@ -164,7 +169,7 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
             if !args.selection.takes(sampled.port, of) {
                 continue;
             }
-            let line = match args.output {
+            let line = match args.output.output {
                 Output::Json => serde_json::to_string(&sampled)?,
                 Output::Table => line(&sampled),
             };

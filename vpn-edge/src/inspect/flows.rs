@@ -1,8 +1,6 @@
 //! `vpn-edge flows`: the clients from which tenants were recently reached.
 
-use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,8 +9,9 @@ use serde::Serialize;
 use uuid::Uuid;
 use vpn_edge_common::{Allocation, Edge, mode};
 
-use super::{Gateways, Output, interface_name, interval, not_allocated, tenant};
-use crate::datapath::{ClientFlow, DEFAULT_ROOT, Reader};
+use super::{Gateways, RepeatArgs, Selection, interface_name, tenant};
+use crate::args::{BpffsArgs, Output, OutputArgs};
+use crate::datapath::{ClientFlow, Reader};
 
 const MORE_HELP: &str = "\
 A flow is a client's address and port, remembered for as long as a session may
@@ -24,21 +23,17 @@ address and that port. If it knows that this is an edge node, it says
 Where a gateway is on this node and the node has one address of each IP version,
 replies need no flow. Then LAST and ANSWERED are those of handshakes.";
 
-/// Show the clients that each tenant was reached from lately.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MORE_HELP)]
 pub struct FlowsArgs {
-    /// Only the tenant on this port.
-    port: Option<u16>,
-    /// Again and again, so many seconds apart.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
-    watch: Option<f64>,
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
-    /// Folder on bpffs where the agent pins.
-    #[arg(long, default_value = DEFAULT_ROOT)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    repeat: RepeatArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
 /// One flow, as shown. The JSON form is this, field by field.
@@ -71,38 +66,20 @@ struct Row {
 ///
 /// If nothing is pinned, or the selected port is not allocated.
 pub fn run(args: &FlowsArgs) -> Result<()> {
-    let reader = Reader::open(&args.bpffs)?;
-    let pause = args.watch.map(interval).transpose()?;
-    loop {
-        let rows = rows(&reader, args.port)?;
-        let mut stdout = std::io::stdout().lock();
-        if pause.is_some() && stdout.is_terminal() {
-            // Cursor home and clear to the end: unlike clearing the screen, without
-            // flicker.
-            write!(stdout, "\x1b[H\x1b[J")?;
-        }
-        match args.output {
-            Output::Json => writeln!(stdout, "{}", serde_json::to_string(&rows)?)?,
-            Output::Table => writeln!(stdout, "{}", table(&rows))?,
-        }
-        let Some(pause) = pause else {
-            return Ok(());
-        };
-        std::thread::sleep(pause);
-    }
+    let reader = Reader::open(&args.maps.bpffs)?;
+    args.repeat.print(|| {
+        let rows = rows(&reader, args.selection)?;
+        Ok(match args.output.output {
+            Output::Json => serde_json::to_string(&rows)?,
+            Output::Table => table(&rows),
+        })
+    })
 }
 
-fn rows(reader: &Reader, port: Option<u16>) -> Result<Vec<Row>> {
-    let allocations = match port {
-        None => reader.allocations(),
-        Some(port) => match reader.allocation(port) {
-            Some(allocation) => [(port, allocation)].into(),
-            None => return Err(not_allocated(port)),
-        },
-    };
+fn rows(reader: &Reader, selection: Selection) -> Result<Vec<Row>> {
     let edge = reader.edge()?;
     let mut rows = Vec::new();
-    for (port, allocation) in allocations {
+    for (port, allocation) in selection.of(reader.allocations())? {
         let flows = reader.flows(allocation.slot)?;
         rows.extend(describe(&edge, port, &allocation, flows));
     }

@@ -9,6 +9,7 @@ pub mod trace;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,23 +21,85 @@ use vpn_edge_common::{Address, Allocation, Edge, mode};
 
 use crate::datapath::ip;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
-    #[default]
-    Table,
-    Json,
+/// Which tenants a command is about: all, unless one is named.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[group(id = "tenants", multiple = false)]
+struct Selection {
+    /// Select the tenant on this UDP port.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Select the tenant with this ID.
+    #[arg(long, value_name = "ID")]
+    tenant: Option<Uuid>,
 }
 
-/// Which tenants are asked about: all, unless one is named.
+/// How often a command looks.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
-#[group(multiple = false)]
-struct Selection {
-    /// Only this tenant.
-    #[arg(long)]
-    tenant: Option<Uuid>,
-    /// Only the tenant on this port.
-    #[arg(long)]
-    port: Option<u16>,
+struct WatchArgs {
+    /// Update every SECONDS, 0.05 to 3600, until interrupted [default: 1].
+    #[arg(
+        long,
+        group = "updates",
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = seconds
+    )]
+    watch: Option<Duration>,
+}
+
+/// The same, for a command that may end by itself.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+struct RepeatArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// Exit after N updates.
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "updates",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    count: Option<u64>,
+}
+
+impl RepeatArgs {
+    /// Prints what `look` comes to: once, or as often as the options say.
+    fn print(self, mut look: impl FnMut() -> Result<String>) -> Result<()> {
+        let pause = self.watch.watch;
+        let mut left = match pause {
+            None => 1,
+            Some(_) => self.count.unwrap_or(u64::MAX),
+        };
+        loop {
+            let text = look()?;
+            let mut stdout = io::stdout().lock();
+            // Home and clear to the end: no flicker, unlike a cleared screen.
+            let start = match pause.is_some() && stdout.is_terminal() {
+                true => "\x1b[H\x1b[J",
+                false => "",
+            };
+            match writeln!(stdout, "{start}{}", text.trim_end()) {
+                // Whoever read has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
+            left -= 1;
+            match pause {
+                Some(pause) if left > 0 => std::thread::sleep(pause),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Seconds between two looks.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.05..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("name seconds from 0.05 to 3600".into()),
+    }
 }
 
 impl Selection {
@@ -181,15 +244,7 @@ fn message_name(first: u8) -> Option<String> {
     Some(name.into())
 }
 
-/// The interval given by an option, in seconds.
-fn interval(seconds: f64) -> Result<Duration> {
-    if !(0.05..=3600.0).contains(&seconds) {
-        bail!("--interval takes seconds from 0.05 to 3600");
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-/// A bit rate for people: 12.3 Mbit/s.
+/// A rate for people: 12.3 Mbit/s.
 fn bits(per_second: u64) -> String {
     scaled(
         per_second,
@@ -265,9 +320,56 @@ mod tests {
 
     #[test]
     fn an_interval_is_neither_nothing_nor_a_day() {
-        for seconds in [0.0, 0.01, -1.0, 86_400.0, f64::NAN] {
-            assert!(interval(seconds).is_err(), "{seconds}");
+        for text in ["0", "0.01", "-1", "86400", "NaN", "", "1s"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
-        assert_eq!(interval(0.5).unwrap(), Duration::from_millis(500));
+        assert_eq!(seconds("0.5").unwrap(), Duration::from_millis(500));
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Repeated {
+        #[command(flatten)]
+        repeat: RepeatArgs,
+        #[command(flatten)]
+        selection: Selection,
+    }
+
+    fn repeated(line: &str) -> Result<Repeated, String> {
+        use clap::Parser as _;
+        let words = std::iter::once("show").chain(line.split_ascii_whitespace());
+        Repeated::try_parse_from(words).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_command_looks_once_or_until_it_has_looked_often_enough() {
+        let looks = |line: &str| {
+            let mut looks = 0;
+            let look = || {
+                looks += 1;
+                Ok(String::new())
+            };
+            repeated(line).unwrap().repeat.print(look).unwrap();
+            looks
+        };
+        assert_eq!(looks(""), 1);
+        assert_eq!(looks("--watch=0.05 --count 3"), 3);
+        let every = |line| repeated(line).unwrap().repeat.watch.watch;
+        assert_eq!(every("--watch"), Some(Duration::from_secs(1)));
+        assert_eq!(every("--watch=2.5"), Some(Duration::from_millis(2500)));
+    }
+
+    #[test]
+    fn options_that_say_nothing_are_refused() {
+        let id = Uuid::nil();
+        for (line, expected) in [
+            ("--count 3".to_owned(), "--watch"),
+            ("--watch --count 0".into(), "0 is not in 1.."),
+            ("--watch=0".into(), "name seconds from 0.05 to 3600"),
+            ("--watch 2".into(), "unexpected argument '2'"),
+            (format!("--port 1 --tenant {id}"), "cannot be used with"),
+        ] {
+            let said = repeated(&line).unwrap_err();
+            assert!(said.contains(expected), "{line}: {said}");
+        }
     }
 }

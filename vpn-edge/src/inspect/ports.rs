@@ -1,8 +1,6 @@
 //! `vpn-edge ports`: the port map in the kernel.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -11,36 +9,25 @@ use serde::Serialize;
 use uuid::Uuid;
 use vpn_edge_common::{Allocation, Counters, DropReason, mode};
 
-use super::{Gateways, Output, bits, interface_name, interval, mode_name, not_allocated, tenant};
-use crate::datapath::{DEFAULT_ROOT, Reader};
+use super::{Gateways, RepeatArgs, Selection, bits, interface_name, mode_name, tenant};
+use crate::args::{BpffsArgs, Output, OutputArgs};
+use crate::datapath::Reader;
+
+const MORE_HELP: &str = "\
+--port and --tenant show details of the one port: its drops by reason, for one.
+--watch shows rates, too.";
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = MORE_HELP)]
 pub struct PortsArgs {
-    #[command(subcommand)]
-    command: Option<Command>,
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value_t, global = true)]
-    output: Output,
-    /// Folder on bpffs where the agent pins.
-    #[arg(long, default_value = DEFAULT_ROOT, global = true)]
-    bpffs: PathBuf,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Command {
-    /// Every allocated port (the default).
-    List,
-    /// One port, with its drops by reason.
-    Show { port: u16 },
-    /// The list, again and again, with rates.
-    Watch {
-        /// Seconds between two looks.
-        #[arg(long, default_value_t = 1.0)]
-        interval: f64,
-        /// End after so many looks.
-        #[arg(long)]
-        count: Option<u64>,
-    },
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    repeat: RepeatArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
 /// One port, as shown. The JSON form is this, field by field.
@@ -98,36 +85,11 @@ impl Traffic {
 ///
 /// If nothing is pinned, or the selected port is not allocated.
 pub fn run(args: &PortsArgs) -> Result<()> {
-    let reader = Reader::open(&args.bpffs)?;
-    match &args.command {
-        None | Some(Command::List) => {
-            let rows = rows(&reader)?;
-            print(&rows, args.output)
-        }
-        Some(Command::Show { port }) => {
-            let Some(allocation) = reader.allocation(*port) else {
-                return Err(not_allocated(*port));
-            };
-            show(&row(&reader, *port, &allocation)?, args.output)
-        }
-        Some(Command::Watch {
-            interval: seconds,
-            count,
-        }) => {
-            let count = count.unwrap_or(u64::MAX);
-            watch(&reader, interval(*seconds)?, count, args.output)
-        }
-    }
-}
-
-fn watch(reader: &Reader, interval: Duration, count: u64, output: Output) -> Result<()> {
+    let reader = Reader::open(&args.maps.bpffs)?;
     let mut before: Option<(Instant, Vec<Row>)> = None;
-    for look in 0..count {
-        if look > 0 {
-            std::thread::sleep(interval);
-        }
+    args.repeat.print(|| {
         let now = Instant::now();
-        let mut rows = rows(reader)?;
+        let mut rows = rows(&reader, args.selection)?;
         if let Some((then, old)) = &before {
             for row in &mut rows {
                 let same = |old: &&Row| old.port == row.port && old.tenant == row.tenant;
@@ -137,20 +99,18 @@ fn watch(reader: &Reader, interval: Duration, count: u64, output: Output) -> Res
                 }
             }
         }
-        let mut stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            // Cursor home and clear to the end: unlike clearing the screen, without
-            // flicker.
-            write!(stdout, "\x1b[H\x1b[J")?;
-        }
-        print(&rows, output)?;
+        let text = match args.output.output {
+            Output::Json => serde_json::to_string(&rows)?,
+            Output::Table if args.selection.is_all() => table(&rows),
+            Output::Table => rows.iter().map(show).collect(),
+        };
         before = Some((now, rows));
-    }
-    Ok(())
+        Ok(text)
+    })
 }
 
-fn rows(reader: &Reader) -> Result<Vec<Row>> {
-    let allocations = reader.allocations();
+fn rows(reader: &Reader, selection: Selection) -> Result<Vec<Row>> {
+    let allocations = selection.of(reader.allocations())?;
     allocations
         .iter()
         .map(|(&port, allocation)| row(reader, port, allocation))
@@ -215,24 +175,8 @@ fn describe(
     }
 }
 
-fn print(rows: &[Row], output: Output) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match output {
-        Output::Json => writeln!(stdout, "{}", serde_json::to_string(rows)?)?,
-        Output::Table => writeln!(stdout, "{}", table(rows))?,
-    }
-    Ok(())
-}
-
-fn show(row: &Row, output: Output) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    if let Output::Json = output {
-        writeln!(stdout, "{}", serde_json::to_string(row)?)?;
-        return Ok(());
-    }
-    writeln!(stdout, "{}", table(std::slice::from_ref(row)))?;
-    write!(stdout, "{}", details(row))?;
-    Ok(())
+fn show(row: &Row) -> String {
+    format!("{}\n{}", table(std::slice::from_ref(row)), details(row))
 }
 
 /// Details that do not fit into the table.
@@ -309,7 +253,7 @@ fn table(rows: &[Row]) -> String {
     table.trim_fmt()
 }
 
-/// One address, IPv4 if there is one; `ports show` prints both.
+/// One address, of IPv4 if there is one; `ports --port` has both.
 fn gateway(gateways: &Gateways) -> String {
     let first = gateways.of_version(false);
     let shown = if first.is_empty() { *gateways } else { first };

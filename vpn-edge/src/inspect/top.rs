@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::{Add as _, Range};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -15,21 +14,25 @@ use ratatui::widgets::{Cell, Row, Table, TableState};
 use uuid::Uuid;
 use vpn_edge_common::{Counters, DropReason, NODE_SLOT};
 
-use super::{bits, interval, mode_name, scaled, tenant};
-use crate::datapath::{DEFAULT_ROOT, Reader};
+use super::{Selection, WatchArgs, bits, mode_name, scaled, tenant};
+use crate::args::BpffsArgs;
+use crate::datapath::Reader;
 
 #[derive(Debug, clap::Args)]
 pub struct TopArgs {
-    /// Seconds between two looks.
-    #[arg(long, default_value_t = 1.0)]
-    interval: f64,
-    /// Folder on bpffs where the agent pins.
-    #[arg(long, default_value = DEFAULT_ROOT)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
-/// A sample of a tenant; or of the node, on port 0, with its drops of packets that
-/// may have been for any tenant.
+/// How often it looks where nothing is said.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A tenant at one moment; or the node, on no port, for what it dropped of
+/// packets that may have been for any tenant.
 #[derive(Clone, Debug)]
 struct Look {
     port: u16,
@@ -338,26 +341,28 @@ fn count(per_second: f64) -> String {
 ///
 /// If nothing is pinned, or there is no terminal.
 pub fn run(args: &TopArgs) -> Result<()> {
-    let interval = interval(args.interval)?;
-    let reader = Reader::open(&args.bpffs)?;
+    let interval = args.watch.watch.unwrap_or(INTERVAL);
+    let reader = Reader::open(&args.maps.bpffs)?;
+    args.selection.of(reader.allocations())?;
     ensure!(
         io::stdout().is_terminal() && io::stdin().is_terminal(),
-        "`top` needs a terminal; without one, use `vpn-edge ports watch`"
+        "`top` draws on a terminal, and this is none: use `vpn-edge ports --watch`"
     );
     // From here on a panic restores the terminal.
     let mut terminal = ratatui::try_init()?;
-    let shown = watch(&reader, interval, &mut terminal);
+    let shown = watch(&reader, args.selection, interval, &mut terminal);
     ratatui::restore();
     shown
 }
 
 fn watch(
     reader: &Reader,
+    selection: Selection,
     interval: Duration,
     terminal: &mut ratatui::DefaultTerminal,
 ) -> Result<()> {
     let mut screen = Screen::default();
-    let mut before = (Instant::now(), look(reader)?);
+    let mut before = (Instant::now(), look(reader, selection)?);
     screen.show(between(&before.1, &before.1, interval));
     loop {
         terminal.draw(|frame| screen.draw(frame))?;
@@ -371,7 +376,7 @@ fn watch(
         }
         // However many keys are pressed, samples are one interval apart.
         if Instant::now() >= due {
-            let after = (Instant::now(), look(reader)?);
+            let after = (Instant::now(), look(reader, selection)?);
             screen.show(between(&before.1, &after.1, after.0 - before.0));
             before = after;
         }
@@ -381,12 +386,12 @@ fn watch(
 /// The port number used for the node.
 const NODE: u16 = 0;
 
-/// Samples of all tenants, by port; preceded by the node's if it has dropped
-/// anything.
-fn look(reader: &Reader) -> Result<Vec<Look>> {
+/// The selected tenants, by port; with all of them the node comes first, if it ever
+/// dropped anything.
+fn look(reader: &Reader, selection: Selection) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
     let counters = reader.counters(NODE_SLOT)?;
-    if counters.drops.iter().any(|&drops| drops > 0) {
+    if selection.is_all() && counters.drops.iter().any(|&drops| drops > 0) {
         looks.push(Look {
             port: NODE,
             tenant: Uuid::nil(),
@@ -397,7 +402,11 @@ fn look(reader: &Reader) -> Result<Vec<Look>> {
             counters,
         });
     }
-    for (port, allocation) in reader.allocations() {
+    let allocations = reader.allocations().into_iter();
+    // One that has gone meanwhile leaves an empty screen.
+    for (port, allocation) in
+        allocations.filter(|(port, allocation)| selection.takes(*port, tenant(allocation)))
+    {
         looks.push(Look {
             port,
             tenant: tenant(&allocation),

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ArgGroup;
 use vpn_edge_common::{Counters, DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::parse::ETHERNET;
@@ -21,8 +22,9 @@ use vpn_edge_ebpf::rewrite;
 use vpn_edge_ebpf::steer::{Refusal, Rung, Way};
 use vpn_edge_ebpf::tables::Tables;
 
-use super::{Output, given, interface_name, not_allocated, own_addresses};
-use crate::datapath::{Answer, DEFAULT_ROOT, Hook, Ran, Reader, Running};
+use super::{Selection, given, interface_name, own_addresses};
+use crate::args::{BpffsArgs, Output, OutputArgs};
+use crate::datapath::{Answer, Hook, Ran, Reader, Running};
 use crate::wireguard::PublicKey;
 use packet::{Fields, Glance, Kind};
 use record::Step;
@@ -32,7 +34,7 @@ const MORE_HELP: &str = "\
 The steps and the verdict come from a copy of the maps as they are now. Then the
 program that is attached runs over the same frame in the kernel: the frame goes
 nowhere, but it is counted like any other and may take a place of a rate limit.
---dry-run leaves that out.
+--dry-run leaves that out. In JSON each packet is a line.
 
 Where a packet leaves for another node, or comes back from one, the kernel's
 routes have the last word on the way: the frame is compared behind its Ethernet
@@ -41,60 +43,63 @@ header. XDP may leave such a packet to tc, which comes next.
 The exit status is 1 if the two do not agree: then the program that runs is of
 another build, or the maps changed in between.";
 
-/// Ask what the edge does with a packet, step by step.
 #[derive(Debug, clap::Args)]
 #[command(after_help = MORE_HELP)]
-#[command(group(clap::ArgGroup::new("packet").required(true).args(["port", "hex", "pcap"])))]
+#[command(group(ArgGroup::new("packet").required(true).args(["port", "tenant", "hex", "pcap"])))]
+#[command(mut_group("tenants", |tenants| tenants.requires("source")))]
 pub struct TraceArgs {
-    /// A message to this port of the node's own address; see --source, --to,
-    /// --type, --index, --length and --public-key.
-    #[arg(long, requires = "source")]
-    port: Option<u16>,
-    /// Address and port that the message comes from.
-    #[arg(long, requires = "port", value_name = "ADDRESS:PORT")]
+    #[command(flatten)]
+    selection: Selection,
+    /// Source of a message to the tenant's port.
+    #[arg(long, requires = "tenants", value_name = "ADDRESS:PORT")]
     source: Option<SocketAddr>,
-    /// Which of the node's own addresses it is to [default: the first of the
-    /// source's IP version].
-    #[arg(long, requires = "port", value_name = "ADDRESS")]
+    /// Destination of the message, an address of the node [default: the first of
+    /// the source's IP version].
+    #[arg(long, requires = "tenants", value_name = "ADDRESS")]
     to: Option<IpAddr>,
-    /// What kind of message it is.
+    /// Type of the message.
     #[arg(
         long = "type",
-        requires = "port",
+        requires = "tenants",
         value_enum,
         default_value_t,
         value_name = "TYPE"
     )]
     kind: Kind,
-    /// The session that it names, also as 0x…; in an initiation the one that it
-    /// announces.
-    #[arg(long, requires = "port", value_parser = number, default_value = "0")]
+    /// Receiver index of the message, or the sender index of an initiation;
+    /// decimal or 0x….
+    #[arg(
+        long,
+        requires = "tenants",
+        value_name = "N",
+        value_parser = number,
+        default_value = "0"
+    )]
     index: u32,
-    /// Bytes of the message [default: the least that its type has].
-    #[arg(long, requires = "port")]
+    /// Length of the message in bytes [default: the least of its type].
+    #[arg(long, requires = "tenants", value_name = "BYTES")]
     length: Option<u16>,
-    /// Give a handshake message the mac1 for this gateway's public key.
-    #[arg(long, requires = "port", value_name = "KEY")]
+    /// Public key of the gateway, for the mac1 of a handshake message [default: no
+    /// valid mac1].
+    #[arg(long, requires = "tenants", value_name = "KEY")]
     public_key: Option<PublicKey>,
-    /// A whole Ethernet frame in hex; - reads it from standard input.
+    /// Trace an Ethernet frame, in hex; - reads it from standard input.
     #[arg(long)]
     hex: Option<String>,
-    /// Each packet of a capture, pcap or pcapng, each as if it came now.
+    /// Trace each packet of a capture file, pcap or pcapng, as if it arrived now.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
-    /// Interface that it comes in by [default: the one that replies from its
-    /// destination leave by].
+    /// Interface that the packet arrives on [default: the one that replies from
+    /// its destination leave by].
     #[arg(long, value_name = "INTERFACE")]
     uplink: Option<String>,
-    /// Leave out the kernel's run: nothing is counted.
+    /// Do not run the program in the kernel; nothing is counted.
     #[arg(long)]
     dry_run: bool,
-    /// How to print it; JSON is one line a packet.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
-    /// Folder on bpffs where the agent pins.
-    #[arg(long, default_value = DEFAULT_ROOT)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    maps: BpffsArgs,
 }
 
 /// Traces the given packets.
@@ -109,7 +114,7 @@ pub fn run(args: &TraceArgs) -> Result<()> {
     for (at, frame) in frames.into_iter().enumerate() {
         let number = at + 1;
         let traced = tracer.trace(number, frame)?;
-        let text = match args.output {
+        let text = match args.output.output {
             Output::Json => serde_json::to_string(&traced)?,
             Output::Table => traced.to_string(),
         };
@@ -143,12 +148,10 @@ fn frames(args: &TraceArgs, reader: &Reader) -> Result<Vec<Vec<u8>>> {
         }
         return Ok(vec![packet::from_hex(&text)?]);
     }
-    let (Some(port), Some(source)) = (args.port, args.source) else {
-        bail!("no packet given: use --port and --source, --hex, or --pcap");
+    let selected = args.selection.of(reader.allocations())?;
+    let (Some((port, _)), Some(source)) = (selected.into_iter().next(), args.source) else {
+        bail!("a packet takes --port or --tenant, and --source; or --hex, or --pcap");
     };
-    if reader.allocation(port).is_none() {
-        return Err(not_allocated(port));
-    }
     let fields = Fields {
         source,
         destination: SocketAddr::new(destination(&reader.edge()?, source, args.to)?, port),
@@ -198,7 +201,7 @@ struct Tracer {
 
 impl Tracer {
     fn open(args: &TraceArgs) -> Result<Self> {
-        let reader = Reader::open(&args.bpffs)?;
+        let reader = Reader::open(&args.maps.bpffs)?;
         let edge = reader.edge()?;
         ensure!(
             edge.own.iter().any(|own| own.uplink != 0),
@@ -218,8 +221,8 @@ impl Tracer {
             };
             uplinks.push(Uplink {
                 index,
-                xdp: Running::find(&args.bpffs, &Hook::UplinkXdp(name.clone()))?,
-                tc: Running::find(&args.bpffs, &Hook::UplinkTc(name))?,
+                xdp: Running::find(&args.maps.bpffs, &Hook::UplinkXdp(name.clone()))?,
+                tc: Running::find(&args.maps.bpffs, &Hook::UplinkTc(name))?,
             });
         }
         ensure!(

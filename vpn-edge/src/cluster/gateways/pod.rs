@@ -130,6 +130,8 @@ fn confined() -> SecurityContext {
     }
 }
 
+/// The arguments are those of version 0.0.1: an image that is pinned knows no
+/// others, and other ones would replace each tenant's pod.
 fn command(more: &[&str]) -> Vec<String> {
     let words = ["vpn-edge", "gateway", "--config", MOUNTED_CONFIG];
     let words = words.iter().chain(more);

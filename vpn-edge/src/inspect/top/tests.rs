@@ -225,18 +225,12 @@ fn what_is_no_terminal_is_told_what_to_use() {
     // Nothing is pinned comes first.
     let folder = tempfile::tempdir().unwrap();
     let args = TopArgs {
-        interval: 1.0,
-        bpffs: folder.path().into(),
+        selection: Selection::default(),
+        watch: WatchArgs::default(),
+        maps: BpffsArgs {
+            bpffs: folder.path().into(),
+        },
     };
     let said = run(&args).unwrap_err().to_string();
     assert!(said.starts_with("nothing is pinned"), "{said}");
-    let said = run(&TopArgs {
-        interval: 0.0,
-        ..args
-    });
-    assert!(
-        said.unwrap_err()
-            .to_string()
-            .starts_with("--interval takes")
-    );
 }

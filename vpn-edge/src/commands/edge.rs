@@ -1,0 +1,208 @@
+//! An edge as `standalone` and `agent` run it: its agent, and what tells of it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use vpn_edge_common::UPLINKS;
+
+use super::args::EdgeArgs;
+use crate::agent::{Agent, Source};
+use crate::auth::Identity;
+use crate::datapath::{self, Datapath};
+use crate::domain::{PlanLimits, PortRange};
+use crate::http::{HttpServer, listen};
+use crate::metrics;
+use crate::network::{self, Network};
+use crate::preflight;
+
+impl EdgeArgs {
+    /// What the preflight is to look at.
+    ///
+    /// # Errors
+    ///
+    /// As [`EdgeArgs::hop_range`].
+    pub(super) fn preflight(
+        &self,
+        pool: Option<PortRange>,
+        nodes: BTreeSet<IpAddr>,
+    ) -> Result<preflight::Settings> {
+        Ok(preflight::Settings {
+            uplinks: self.uplinks.clone(),
+            addresses: self.addresses.clone(),
+            hop_ports: self.hop_range()?,
+            pool,
+            bpffs: self.maps.bpffs.clone(),
+            nodes,
+        })
+    }
+
+    /// Keeps the ports between nodes from the node's own connections, and logs
+    /// what the preflight finds.
+    ///
+    /// # Errors
+    ///
+    /// As [`EdgeArgs::hop_range`].
+    pub async fn prepare(&self, pool: Option<PortRange>, nodes: BTreeSet<IpAddr>) -> Result<()> {
+        let settings = self.preflight(pool, nodes)?;
+        if let Err(error) = preflight::reserve(settings.hop_ports.clone()) {
+            // They are nobody else's unless the node's settings were changed,
+            // which the preflight tells.
+            tracing::warn!("cannot reserve the ports between nodes: {error}");
+        }
+        for finding in preflight::check(&settings).await {
+            let preflight::Finding {
+                severity,
+                check,
+                found,
+                remedy,
+            } = finding;
+            match severity {
+                preflight::Severity::Error => tracing::error!(check, "{found}: {remedy}"),
+                preflight::Severity::Warning => tracing::warn!(check, "{found}: {remedy}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to follow the node's network.
+    ///
+    /// # Errors
+    ///
+    /// When something that is named is missing.
+    pub async fn network(&self) -> Result<Network> {
+        ensure!(
+            self.uplinks.len() <= UPLINKS,
+            "{} uplinks are named, but an edge takes {UPLINKS}",
+            self.uplinks.len()
+        );
+        Network::follow(network::Settings {
+            uplinks: self.uplinks.clone(),
+            addresses: self.addresses.clone(),
+        })
+        .await
+    }
+}
+
+/// The ports of an edge.
+pub(crate) struct EdgePorts {
+    /// That may be taken from the node's kernel.
+    pub steered: Vec<PortRange>,
+    /// That are given to tenants.
+    pub pool: Vec<PortRange>,
+}
+
+/// An edge about to run: its agent, and what tells of it.
+pub(crate) struct Edge {
+    pub agent: Agent,
+    health: TcpListener,
+    metrics: TcpListener,
+    sources: metrics::Sources,
+    draining: watch::Sender<bool>,
+    drain: Duration,
+}
+
+impl Edge {
+    /// Attaches the programs. `identity` is of the API, where this process serves
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the edge from starting, with what to do about it.
+    pub async fn start(
+        args: &EdgeArgs,
+        network: Network,
+        ports: EdgePorts,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Self> {
+        let [health, metrics] =
+            [("health", args.health), ("metrics", args.metrics)].map(|(what, address)| {
+                listen(address).with_context(|| {
+                    format!("cannot serve {what} on {address}: name another address with --{what}")
+                })
+            });
+        let (health, metrics) = (health?, metrics?);
+        let datapath = Datapath::open(&args.maps.bpffs)?;
+        let programs = datapath.programs()?;
+        let limits = PlanLimits::new(args.limits.clone());
+        let agent = Agent::attach(
+            datapath,
+            network,
+            args.uplinks.clone(),
+            args.hop_ports,
+            limits,
+            ports.steered,
+        )
+        .await?;
+        let draining = watch::Sender::new(false);
+        let sources = metrics::Sources {
+            reader: datapath::Reader::open(&args.maps.bpffs)?,
+            programs,
+            agent: agent.status(),
+            ports: ports.pool,
+            uplinks: args.uplinks.clone(),
+            bpffs: args.maps.bpffs.clone(),
+            identity,
+            draining: draining.subscribe(),
+        };
+        Ok(Self {
+            agent,
+            health,
+            metrics,
+            sources,
+            draining,
+            drain: Duration::from_secs(args.drain),
+        })
+    }
+
+    /// Runs until SIGTERM or SIGINT, or until `work` ends, which it is not to
+    /// do; `finish` then ends what depends on the agent. The kernel side goes on.
+    ///
+    /// # Errors
+    ///
+    /// When something ends that should not.
+    pub async fn run(
+        self,
+        source: Arc<dyn Source>,
+        work: impl Future<Output = Result<()>>,
+        finish: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (health, metrics) = metrics::routers(self.sources, Arc::clone(&source));
+        let mut agent = tokio::spawn(self.agent.run(source));
+        let _health = HttpServer::observed(self.health, health);
+        let _metrics = HttpServer::observed(self.metrics, metrics);
+        let (draining, drain) = (self.draining, self.drain);
+        let asked_to_end = async {
+            tokio::select! {
+                _ = terminate.recv() => {
+                    draining.send_replace(true);
+                    tracing::info!(seconds = drain.as_secs(), "draining");
+                    tokio::select! {
+                        () = tokio::time::sleep(drain) => {}
+                        _ = interrupt.recv() => {}
+                    }
+                }
+                _ = interrupt.recv() => {}
+            }
+        };
+        tokio::select! {
+            ended = &mut agent => bail!("the agent ended: {ended:?}"),
+            ended = work => ended?,
+            () = asked_to_end => {}
+        }
+        tracing::info!("ending; gateways and traffic go on");
+        finish.await;
+        // What it is in the middle of ends before the runtime does.
+        agent.abort();
+        let _ = agent.await;
+        Ok(())
+    }
+}
