@@ -123,7 +123,7 @@ pub async fn run(args: AgentArgs) -> Result<()> {
 
 fn prepare(args: &NodeArgs) -> Result<()> {
     preflight::reserve(args.edge.hop_range()?).context(
-        "cannot reserve the ports between nodes: run this with a writable /proc/sys, \
+        "cannot reserve the hop ports: run this with a writable /proc/sys, \
          as a privileged container has it",
     )
 }
@@ -222,7 +222,7 @@ impl NodeArgs {
                     cluster: None,
                 })
             }
-            (None, None) => bail!("name --allocations or --node"),
+            (None, None) => bail!("give --allocations or --node"),
         }
     }
 }

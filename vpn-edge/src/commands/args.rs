@@ -71,34 +71,34 @@ pub struct EdgeArgs {
 pub const OBSERVERS: &str = "Health and metrics";
 
 impl EdgeArgs {
-    /// The ports that packets to other nodes leave from.
+    /// The hop ports.
     ///
     /// # Errors
     ///
-    /// When there are not as many from the first on.
+    /// If the range does not fit.
     pub fn hop_range(&self) -> Result<RangeInclusive<u16>> {
         let last = usize::from(self.hop_ports) + FLOWS - 1;
         match u16::try_from(last) {
             Ok(last) if self.hop_ports >= 1024 => Ok(self.hop_ports..=last),
             _ => bail!(
-                "--hop-ports {} leaves no {FLOWS} ports: name one between 1024 and {}",
+                "--hop-ports {} leaves fewer than {FLOWS} ports: use a port from 1024 to {}",
                 self.hop_ports,
                 usize::from(u16::MAX) + 1 - FLOWS
             ),
         }
     }
 
-    /// Checks that no tenant's port is one that packets to other nodes leave from.
+    /// Checks that no tenant's port is a hop port.
     ///
     /// # Errors
     ///
-    /// When one is, and as [`EdgeArgs::hop_range`].
+    /// If one is, and like [`EdgeArgs::hop_range`].
     pub fn check_ports(&self, ranges: &[PortRange]) -> Result<()> {
         let hops = self.hop_range()?;
         for range in ranges {
             ensure!(
                 *hops.end() < range.first() || *hops.start() > range.last(),
-                "--hop-ports {} overlaps --ports {range}: name ports that no tenant gets",
+                "--hop-ports {} overlaps --ports {range}: use ports outside of it",
                 self.hop_ports
             );
         }
@@ -203,12 +203,12 @@ impl TunnelArgs {
         if !self.tunnel_ipv6 {
             ensure!(
                 self.dns.is_ipv4(),
-                "--dns is {}, but tunnels carry no IPv6: add --tunnel-ipv6",
+                "--dns is {}, but tunnels are IPv4 only: add --tunnel-ipv6",
                 self.dns
             );
             let network = self.allowed_ips.iter().find(|net| net.addr().is_ipv6());
             if let Some(network) = network {
-                bail!("--allowed-ips has {network}, but tunnels carry no IPv6: add --tunnel-ipv6");
+                bail!("--allowed-ips has {network}, but tunnels are IPv4 only: add --tunnel-ipv6");
             }
         }
         let mut mtu = self.mtu;

@@ -23,7 +23,7 @@ use crate::network::{self, Network};
 use crate::preflight;
 
 impl EdgeArgs {
-    /// What the preflight is to look at.
+    /// The settings of the preflight.
     ///
     /// # Errors
     ///
@@ -43,8 +43,7 @@ impl EdgeArgs {
         })
     }
 
-    /// Keeps the ports between nodes from the node's own connections, and logs
-    /// what the preflight finds.
+    /// Reserves the hop ports, and logs the findings of the preflight.
     ///
     /// # Errors
     ///
@@ -52,9 +51,9 @@ impl EdgeArgs {
     pub async fn prepare(&self, pool: Option<PortRange>, nodes: BTreeSet<IpAddr>) -> Result<()> {
         let settings = self.preflight(pool, nodes)?;
         if let Err(error) = preflight::reserve(settings.hop_ports.clone()) {
-            // They are nobody else's unless the node's settings were changed,
-            // which the preflight tells.
-            tracing::warn!("cannot reserve the ports between nodes: {error}");
+            // Not fatal: unless the node's settings were changed, nothing else gets
+            // them, and the preflight reports it.
+            tracing::warn!("cannot reserve the hop ports: {error}");
         }
         for finding in preflight::check(&settings).await {
             let preflight::Finding {
@@ -79,7 +78,7 @@ impl EdgeArgs {
     pub async fn network(&self) -> Result<Network> {
         ensure!(
             self.uplinks.len() <= UPLINKS,
-            "{} uplinks are named, but an edge takes {UPLINKS}",
+            "{} uplinks are given, but an edge supports {UPLINKS}",
             self.uplinks.len()
         );
         Network::follow(network::Settings {
@@ -92,13 +91,13 @@ impl EdgeArgs {
 
 /// The ports of an edge.
 pub(crate) struct EdgePorts {
-    /// That may be taken from the node's kernel.
+    /// Ports that may be taken from the node's kernel.
     pub steered: Vec<PortRange>,
-    /// That are given to tenants.
+    /// Ports that are assigned to tenants.
     pub pool: Vec<PortRange>,
 }
 
-/// An edge about to run: its agent, and what tells of it.
+/// An edge that is about to run: its agent, and its observers.
 pub(crate) struct Edge {
     pub agent: Agent,
     health: TcpListener,
@@ -109,12 +108,11 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    /// Attaches the programs. `identity` is of the API, where this process serves
-    /// it.
+    /// Attaches the programs. `identity` is the API's, if this process serves it.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the edge from starting, with what to do about it.
+    /// If the edge cannot start, with what to do about it.
     pub async fn start(
         args: &EdgeArgs,
         network: Network,
@@ -161,12 +159,12 @@ impl Edge {
         })
     }
 
-    /// Runs until SIGTERM or SIGINT, or until `work` ends, which it is not to
-    /// do; `finish` then ends what depends on the agent. The kernel side goes on.
+    /// Runs until SIGTERM or SIGINT, or until `work` ends, which is an error;
+    /// `finish` then ends what depends on the agent. The kernel side keeps working.
     ///
     /// # Errors
     ///
-    /// When something ends that should not.
+    /// If something ends that should not.
     pub async fn run(
         self,
         source: Arc<dyn Source>,
@@ -198,9 +196,9 @@ impl Edge {
             ended = work => ended?,
             () = asked_to_end => {}
         }
-        tracing::info!("ending; gateways and traffic go on");
+        tracing::info!("shutting down; gateways and traffic continue");
         finish.await;
-        // What it is in the middle of ends before the runtime does.
+        // Wait until it has ended, before the runtime does.
         agent.abort();
         let _ = agent.await;
         Ok(())

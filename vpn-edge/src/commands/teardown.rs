@@ -28,12 +28,12 @@ pub struct TeardownArgs {
 /// If the daemon still runs, or something cannot be removed.
 pub async fn run(args: TeardownArgs) -> Result<()> {
     let (runtime, bpffs) = (args.runtime.runtime, args.maps.bpffs);
-    // An agent has none: no gateway is its own.
+    // An agent has no gateways of its own.
     let gateways = match runtime.exists() {
         true => Some(NetnsGateways::adopt(Settings::for_removal(runtime)).await?),
         false => None,
     };
-    // The maps know which ports are between nodes.
+    // The hop ports are stored in the maps.
     if let Ok(reader) = Reader::open(&bpffs)
         && let first @ 1.. = reader.edge()?.hop_ports
     {

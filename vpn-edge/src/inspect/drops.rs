@@ -140,8 +140,7 @@ async fn follow(args: &DropsArgs, reader: &Reader) -> Result<()> {
     let _sole = sole(&args.maps.bpffs)?;
     let start = monotonic();
     let events = Events::open(&args.maps.bpffs)?;
-    // SAFETY: the ring buffer keeps its descriptor, always the same, open for
-    // as long as it lives.
+    // SAFETY: the ring buffer keeps the same descriptor open as long as it lives.
     let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
         .map_err(std::io::Error::from)?;
     let mut left = args.repeat.count.unwrap_or(u64::MAX);

@@ -244,7 +244,7 @@ fn message_name(first: u8) -> Option<String> {
     Some(name.into())
 }
 
-/// A rate for people: 12.3 Mbit/s.
+/// A bit rate for people: 12.3 Mbit/s.
 fn bits(per_second: u64) -> String {
     scaled(
         per_second,

@@ -31,8 +31,8 @@ pub struct TopArgs {
 /// How often it looks where nothing is said.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A tenant at one moment; or the node, on no port, for what it dropped of
-/// packets that may have been for any tenant.
+/// A sample of a tenant; or of the node, on port 0, with its drops of packets that
+/// may have been for any tenant.
 #[derive(Clone, Debug)]
 struct Look {
     port: u16,
