@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::client::Client;
+use lab::client_netns::{Laptop, Outcome};
 use lab::edge::{Edge, Tenant};
-use lab::laptop::{Laptop, Outcome};
 use lab::names;
 use lab::node::{Lab, Node, Process, program};
 use lab::postgres::{Account, Database};

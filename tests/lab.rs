@@ -396,7 +396,7 @@ fn bulk_transfers_run_both_ways_over_tc() -> Result<()> {
 }
 
 /// A transfer each way, without a stall and without a bad checksum anywhere.
-fn bulk(topology: &Topology, edge: &Edge, rung: &str) -> Result<()> {
+fn bulk(topology: &Topology, edge: &Edge, hook: &str) -> Result<()> {
     let tenant = edge.enabled(&A)?;
     let client = Client::up(&topology.client_a, &tenant.configuration)?;
     client.await_reach(A.server)?;
@@ -414,11 +414,11 @@ fn bulk(topology: &Topology, edge: &Edge, rung: &str) -> Result<()> {
         drop(server);
         let report: Value = serde_json::from_str(&report)?;
         let received = report["end"]["sum_received"]["bytes"].as_u64();
-        ensure!(received > Some(1 << 20), "{rung} {direction}: {report:#}");
+        ensure!(received > Some(1 << 20), "{hook} {direction}: {report:#}");
         for interval in report["intervals"].as_array().context("no intervals")? {
             ensure!(
                 interval["sum"]["bytes"].as_u64() > Some(0),
-                "{rung} {direction} stalled: {report:#}"
+                "{hook} {direction} stalled: {report:#}"
             );
         }
     }
@@ -430,7 +430,7 @@ fn bulk(topology: &Topology, edge: &Edge, rung: &str) -> Result<()> {
         (&topology.edge, netns.as_str()),
     ] {
         let errors = checksum_errors(&node.sh(read)?);
-        ensure!(errors.is_empty(), "{rung}: {} has {errors:?}", node.name);
+        ensure!(errors.is_empty(), "{hook}: {} has {errors:?}", node.name);
     }
     Ok(())
 }

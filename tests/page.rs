@@ -13,7 +13,7 @@ use lab::web::{SERVER, Scripts};
 use serde_json::{Value, json};
 
 /// Seconds that a browser may take for a script.
-const PATIENCE: u32 = 150;
+const TIMEOUT: u32 = 150;
 
 /// Bytes that a picture may have in the repository.
 const LARGEST_PICTURE: u64 = 150_000;
@@ -109,7 +109,7 @@ impl World {
         let mut bounded = self.node().command("timeout");
         bounded
             .arg("--kill-after=5")
-            .arg(PATIENCE.to_string())
+            .arg(TIMEOUT.to_string())
             .arg(node.get_program())
             .args(node.get_args())
             .envs(

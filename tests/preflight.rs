@@ -9,7 +9,7 @@ use aya::Ebpf;
 use aya::programs::Xdp;
 use lab::node::{Lab, Node, program};
 use serde_json::Value;
-use vpn_edge::datapath::{self, Datapath, Rung};
+use vpn_edge::datapath::{self, Datapath, Hook};
 
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(env!("BENCH_EBPF"));
 
@@ -289,8 +289,8 @@ fn programs_of_ours_are_known_by_their_pins() -> Result<()> {
         let mut datapath = Datapath::open(Path::new(datapath::DEFAULT_ROOT))?;
         Ok(datapath.attach_uplink("eth0")?)
     });
-    let rung = attached.join().expect("the thread does not panic")?;
-    ensure!(rung == Rung::Xdp, "{rung:?}");
+    let hook = attached.join().expect("the thread does not panic")?;
+    ensure!(hook == Hook::Xdp, "{hook:?}");
     let number = "ip -o -d link show eth0 | grep -o 'prog/xdp.*id [0-9]*'";
     let before = world.edge.sh(number)?;
     world.clean(ONE)?;
@@ -324,8 +324,8 @@ fn interfaces_without_native_xdp_are_told() -> Result<()> {
         let mut datapath = Datapath::open(Path::new(datapath::DEFAULT_ROOT))?;
         Ok(datapath.attach_uplink("br0")?)
     });
-    let rung = attached.join().expect("the thread does not panic")?;
-    ensure!(rung == Rung::Tc, "{rung:?}");
+    let hook = attached.join().expect("the thread does not panic")?;
+    ensure!(hook == Hook::Tc, "{hook:?}");
     world.finds(bridge, "native_xdp", "warning", &["it has been refused"])?;
     Ok(())
 }

@@ -31,7 +31,7 @@ use vpn_edge_ebpf::flow::Client;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{self, Admitted};
 use vpn_edge_ebpf::parse::locate;
-use vpn_edge_ebpf::steer::{Refusal, Rung, Way, decide};
+use vpn_edge_ebpf::steer::{self, NextHop, Refusal, decide};
 use vpn_edge_ebpf::tables::Tables;
 use vpn_edge_ebpf::{limit, rewrite, session};
 use world::{CLIENTS, EDGE_NODES, SLOTS, State, TENANTS};
@@ -257,27 +257,30 @@ impl Pair {
     fn decide(&self, packet: &[u8]) -> (Outcome, Option<u16>, Vec<u8>) {
         let mut out = packet.to_vec();
         let frame = Frame::of(&mut out);
-        let rung = match self.hook {
-            Hook::Xdp => Rung::Xdp,
-            Hook::Tc => Rung::Tc,
+        let hook = match self.hook {
+            Hook::Xdp => steer::Hook::Xdp,
+            Hook::Tc => steer::Hook::Tc,
         };
-        let (outcome, slot, tags) = match decide(&&self.host, &frame, rung) {
+        let (outcome, slot, tags) = match decide(&&self.host, &frame, hook) {
             Err(Refusal::Pass) => (Outcome::Pass, None, Some(0)),
             Err(Refusal::Drop { slot, reason }) => (Outcome::Drop(reason), Some(slot), Some(0)),
             Ok(steered) => {
                 let slot = Some(steered.allocation.slot);
-                match steered.way {
-                    Way::Gateway { admission, gateway } => {
+                match steered.next_hop {
+                    NextHop::Gateway { admission, gateway } => {
                         let (located, addresses) = (&steered.located, steered.allocation.frame);
                         let tags = rewrite::to_gateway(&frame, located, gateway, addresses);
                         (Outcome::Steer(admission.by), slot, tags)
                     }
-                    Way::Node { admission, journey } => {
-                        let tags = rewrite::to_ends(&frame, journey);
+                    NextHop::Node {
+                        admission,
+                        forwarding,
+                    } => {
+                        let tags = rewrite::to_ends(&frame, forwarding);
                         (Outcome::Send(admission.by), slot, tags)
                     }
-                    Way::Client { journey } => {
-                        (Outcome::Return, slot, rewrite::to_ends(&frame, journey))
+                    NextHop::Client { forwarding } => {
+                        (Outcome::Return, slot, rewrite::to_ends(&frame, forwarding))
                     }
                 }
             }

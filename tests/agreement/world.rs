@@ -7,7 +7,7 @@ use std::time::Duration;
 use lab::message;
 use lab::packet::{CLIENT, CLIENT6, Gateway, NODE, NODE6, Packet, ROUTER_MAC};
 use lab::programs::{self, Memory, Skb};
-use vpn_edge::datapath::{Change, Datapath, EdgeNode, Memory as Kept};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, SlotState as Kept};
 use vpn_edge_common::{
     Allocation, NODE_SLOT, Rates, Version, frame_addresses, mapped, mode, program,
 };

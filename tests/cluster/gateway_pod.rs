@@ -5,8 +5,8 @@ use k8s_openapi::api::core::v1::PodSpec;
 use lab::client::Client;
 use lab::node::{Lab, Node};
 use lab::pod::{Pod, Secrets, secrets};
-use vpn_edge::cluster::gateways::objects::{Shape, deployment, secret};
-use vpn_edge::cluster::gateways::settings::{Place, Settings};
+use vpn_edge::cluster::gateways::objects::{PublicSpec, deployment, secret};
+use vpn_edge::cluster::gateways::settings::{GatewayTarget, Settings};
 use vpn_edge::cluster::gateways::{INIT, MAIN};
 use vpn_edge::gateways::GatewaySpec;
 
@@ -54,7 +54,7 @@ impl Scene {
 
 fn template(spec: &GatewaySpec) -> Result<PodSpec> {
     let settings = Settings::new("none".into());
-    let made = deployment(&place(), &Shape::of(spec), &settings);
+    let made = deployment(&place(), &PublicSpec::of(spec), &settings);
     let template = made.spec.context("a Deployment has a spec")?.template;
     template.spec.context("a template has a spec")
 }
@@ -63,8 +63,8 @@ fn mounted(spec: &GatewaySpec) -> Secrets {
     secrets([secret(&place(), spec)])
 }
 
-fn place() -> Place {
-    Place {
+fn place() -> GatewayTarget {
+    GatewayTarget {
         namespace: "tenant".into(),
         owner: Default::default(),
         pod: Default::default(),

@@ -12,6 +12,6 @@ mod nodes;
 mod outage;
 mod registry;
 mod start;
+mod sync;
 mod tunnel;
-mod upkeep;
 mod whole;

@@ -86,7 +86,7 @@ impl Scene {
 
     fn follow(&self, registry: &Arc<KubeRegistry>) -> Follower {
         let registry = Arc::clone(registry);
-        let start = async { Follower(tokio::spawn(registry.follow_wishes())) };
+        let start = async { Follower(tokio::spawn(registry.run_reconciler())) };
         self.cluster.run(start)
     }
 

@@ -4,9 +4,9 @@ use std::net::UdpSocket;
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::Allocation;
-use lab::byhand::ByHand;
 use lab::client::Client;
 use lab::kube_proxy::{self, Mode};
+use lab::manual_setup::ByHand;
 use lab::message;
 use lab::node::Node;
 use lab::region::{EDGES, Family, Region, WORKERS};

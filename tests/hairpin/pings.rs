@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 /// Long enough for a client to find out that its session is lost, which takes
 /// it 15 s, and to try a few times.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// 100 pings a second.
 pub struct Pings(Process);
@@ -40,7 +40,7 @@ impl Pings {
                 return Ok(());
             }
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < TIMEOUT,
                 "no {more} answers after ping {from}, but {} in all",
                 answers.len()
             );

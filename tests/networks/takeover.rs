@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, Allocation};
-use lab::byhand::ByHand;
 use lab::client::Client;
 use lab::kube_proxy::{self, Mode};
+use lab::manual_setup::ByHand;
 use lab::region::{EDGES, Region, WORKERS};
 use lab::topology::A;
 

@@ -9,7 +9,7 @@ use lab::message;
 use lab::packet::{Gateway, NODE, NODE6, Packet};
 use lab::programs::{self, Hook, Memory, Skb};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, EdgeNode, Memory as Kept};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, SlotState as Kept};
 use vpn_edge_common::{
     Allocation, Counters, DropReason, NODE_SLOT, Rates, Version, frame_addresses, mapped, mode,
     program,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, Memory, Reader, folder};
+use vpn_edge::datapath::{Change, Datapath, Reader, SlotState, folder};
 use vpn_edge_common::{Address, NODES, map, mapped};
 
 use crate::node::{GATEWAY, KEY, LO, PORT, SLOT, edge, open};
@@ -38,7 +38,7 @@ fn maps_of_a_build_without_the_set_get_one_and_stay_as_they_are() {
     let change = Change {
         port: PORT,
         allocation: open(&GATEWAY, &KEY, SLOT),
-        memory: Memory::Keep,
+        memory: SlotState::Keep,
         grace: false,
     };
     before.maps.publish(std::slice::from_ref(&change)).unwrap();

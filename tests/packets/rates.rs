@@ -9,7 +9,7 @@ use lab::packet::Packet;
 use lab::programs::{Hook, Memory, rates};
 use vpn_edge_common::{DropReason, Rates, Version};
 use vpn_edge_ebpf::frame::Frame;
-use vpn_edge_ebpf::steer::{Rung, decide};
+use vpn_edge_ebpf::steer::{self, decide};
 
 use crate::node::{
     Burst, CLOSED_PORT, CLOSED_SLOT, EDGE_NODE, EDGE_NODE6, GATEWAY, HOP_PORTS, KEY, Node,
@@ -146,7 +146,7 @@ fn let_in(node: &Node, source: IpAddr, ports: std::ops::Range<u16>) -> usize {
     let passes = |_: &u64| {
         let packet = from(source, ports.next().unwrap());
         tables.now += EVERY;
-        decide(&&tables, &Frame::of(&mut packet.bytes()), Rung::Xdp).is_ok()
+        decide(&&tables, &Frame::of(&mut packet.bytes()), steer::Hook::Xdp).is_ok()
     };
     (0..TRIES).filter(passes).count()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::message;
 use lab::packet::Packet;
 use lab::programs::Hook;
-use vpn_edge::datapath::{Change, Memory as Kept};
+use vpn_edge::datapath::{Change, SlotState as Kept};
 use vpn_edge_common::{DropReason, tick};
 
 use crate::node::{

@@ -2,9 +2,9 @@
 //! the edges to a gateway on a worker.
 
 use anyhow::{Context, Result, ensure};
-use lab::byhand::ByHand;
 use lab::client::Client;
 use lab::kube_proxy::{self, Mode};
+use lab::manual_setup::ByHand;
 use lab::region::{EDGES, Family, Region};
 use lab::topology::{A, B, HOSTNAME};
 

@@ -1,17 +1,15 @@
 //! What the suites and the demo share: a sandbox for programs, and the lab.
 
 pub mod agent;
-pub mod byhand;
 pub mod client;
+pub mod client_netns;
 pub mod cluster;
 pub mod costs;
 pub mod edge;
-#[cfg(test)]
-mod findings;
 pub mod icmp;
 pub mod interpreter;
 pub mod kube_proxy;
-pub mod laptop;
+pub mod manual_setup;
 pub mod message;
 pub mod names;
 pub mod node;
@@ -24,4 +22,6 @@ pub mod region;
 pub mod sandbox;
 pub mod topology;
 pub mod transfer;
+#[cfg(test)]
+mod violations;
 pub mod web;

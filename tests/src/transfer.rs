@@ -13,7 +13,7 @@ use crate::node::Node;
 
 /// Long enough for WireGuard to find a lost gateway again, and for TCP to send
 /// anew after that.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const CHUNK: usize = 16 << 10;
 
@@ -50,7 +50,7 @@ impl Transfer {
             let listener = TcpListener::bind((own.as_str(), PORT))?;
             listening.send(())?;
             let (stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
             std::io::copy(&mut &stream, &mut &stream)?;
             stream.shutdown(Shutdown::Write)?;
             Ok(())
@@ -59,8 +59,8 @@ impl Transfer {
         let there = (address.to_owned(), PORT);
         let connect = client.inside(move || Ok(TcpStream::connect(there)?));
         let stream = connect.join().expect("the thread does not panic")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let (back, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let writer = thread::spawn({
             let (stream, stop) = (stream.try_clone()?, Arc::clone(&stop));
@@ -96,7 +96,7 @@ impl Transfer {
             let ended = self.writer.is_finished() || self.reader.is_finished();
             ensure!(!ended, "the transfer ended after {} bytes", self.so_far());
             ensure!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < TIMEOUT,
                 "the transfer stands still at {} bytes",
                 self.so_far()
             );

@@ -4,8 +4,8 @@ use crate::maps::{self, Kernel};
 use vpn_edge_common::{Counters, DropReason, Event, address};
 use vpn_edge_ebpf::frame::{Frame, masked};
 use vpn_edge_ebpf::guard::Admitted;
+use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::locate;
-use vpn_edge_ebpf::world::World;
 
 #[inline(always)]
 pub fn ingress(slot: u16, bytes: u32, admitted: Admitted) {
@@ -51,7 +51,7 @@ pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
             *sampled = now;
             let (start, end) = frame.bounds();
             let what = u64::from(slot) << 32 | reason as u64;
-            tell(start, end, frame.length(), *drops, what);
+            report_drop(start, end, frame.length(), *drops, what);
         }
     });
 }
@@ -59,7 +59,7 @@ pub fn drop(frame: &Frame<'_>, slot: u16, reason: DropReason) {
 /// [`sample`] as a function for its own stack, which a flood hardly ever calls:
 /// `what` is the slot and, in its lower half, the reason.
 #[inline(never)]
-fn tell(start: usize, end: usize, length: usize, count: u64, what: u64) {
+fn report_drop(start: usize, end: usize, length: usize, count: u64, what: u64) {
     // SAFETY: the bounds are those of a frame that the caller has.
     let frame = unsafe { Frame::new(start, end, length) };
     sample(&frame, (what >> 32) as u16, count, what as u8);

@@ -14,10 +14,10 @@ use vpn_edge_common::{Allocation, DropReason, Edge, Own, mode, words};
 use vpn_edge_ebpf::flow::{self, Client};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{Direction, within_plan};
+use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::{ETHERNET, Located, locate};
 use vpn_edge_ebpf::session;
 use vpn_edge_ebpf::steer::{self, Refusal};
-use vpn_edge_ebpf::world::World;
 
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
@@ -84,7 +84,7 @@ fn own(
     else {
         return primary;
     };
-    flow.prove(Kernel.tick());
+    flow.confirm(Kernel.tick());
     let Some(own) = edge.own.get(usize::from(flow.own)) else {
         return primary;
     };

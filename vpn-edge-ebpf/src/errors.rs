@@ -9,86 +9,86 @@ use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
-use vpn_edge_ebpf::forwarding::{Ends, Journey};
-use vpn_edge_ebpf::icmp::{Errand, HEADER, decide, version};
+use vpn_edge_ebpf::forwarding::{Endpoints, Forwarding};
+use vpn_edge_ebpf::icmp::{HEADER, IcmpForward, decide, version};
+use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
-use vpn_edge_ebpf::world::World;
 
 /// Sends an error where it belongs: a verdict, or nothing if it is none of
 /// ours, or cannot be sent, and then it is as it came.
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Option<i32> {
-    let errand = maps::errand()?;
-    if !is_ours(ctx.skb.skb, errand) {
+    let forward = maps::forward()?;
+    if !is_ours(ctx.skb.skb, forward) {
         return None;
     }
-    if errand.gateway == 0 && !find_way(ctx.skb.skb, errand, Kernel.journey()?) {
+    if forward.gateway == 0 && !find_way(ctx.skb.skb, forward, Kernel.forwarding()?) {
         return None;
     }
-    count::error(errand.slot);
+    count::error(forward.slot);
     // One that is changed in part is nobody's.
     const SHOT: i32 = 2;
-    if !change(ctx.skb.skb, errand) {
+    if !change(ctx.skb.skb, forward) {
         return Some(SHOT);
     }
-    if errand.gateway != 0 {
+    if forward.gateway != 0 {
         // SAFETY: a plain helper call.
-        return Some(unsafe { bpf_redirect_peer(errand.gateway, 0) } as i32);
+        return Some(unsafe { bpf_redirect_peer(forward.gateway, 0) } as i32);
     }
     // SAFETY: as above.
-    Some(unsafe { bpf_redirect_neigh(errand.uplink, core::ptr::null_mut(), 0, 0) } as i32)
+    Some(unsafe { bpf_redirect_neigh(forward.uplink, core::ptr::null_mut(), 0, 0) } as i32)
 }
 
 /// Functions for their own stacks, this and the next two.
 #[inline(never)]
-fn is_ours(skb: *mut __sk_buff, errand: &mut Errand) -> bool {
+fn is_ours(skb: *mut __sk_buff, forward: &mut IcmpForward) -> bool {
     let ctx = TcContext::new(skb);
     let frame = skb::frame(&ctx);
-    decide(&Kernel, &frame, errand).is_some()
+    decide(&Kernel, &frame, forward).is_some()
 }
 
 #[inline(never)]
-fn find_way(skb: *mut __sk_buff, errand: &mut Errand, journey: &mut Journey) -> bool {
-    let [_, [source, destination]] = errand.outer;
-    journey.to = Ends::new(source, 0, destination, 0);
-    journey.is_v6 = errand.is_v6;
-    journey.length = errand.length;
-    journey.uplink = errand.uplink;
+fn find_way(skb: *mut __sk_buff, forward: &mut IcmpForward, forwarding: &mut Forwarding) -> bool {
+    let [_, [source, destination]] = forward.outer;
+    forwarding.to = Endpoints::new(source, 0, destination, 0);
+    forwarding.is_v6 = forward.is_v6;
+    forwarding.length = forward.length;
+    forwarding.uplink = forward.uplink;
     // SAFETY: the hook's own skb.
     let ingress = unsafe { (*skb).ifindex };
     // SAFETY: as above.
-    let route = unsafe { route::ask(skb.cast(), journey, ingress) };
-    errand.uplink = journey.uplink;
+    let route = unsafe { route::ask(skb.cast(), forwarding, ingress) };
+    forward.uplink = forwarding.uplink;
     matches!(route, Route::Found | Route::Unresolved)
 }
 
 #[inline(never)]
-fn change(skb: *mut __sk_buff, errand: &Errand) -> bool {
+fn change(skb: *mut __sk_buff, forward: &IcmpForward) -> bool {
     let ctx = &TcContext::new(skb);
     let changed = || {
-        skb::untag(ctx, errand.tags.into())?;
-        if errand.is_v6 {
-            v6(ctx, errand)?;
+        skb::untag(ctx, forward.tags.into())?;
+        if forward.is_v6 {
+            v6(ctx, forward)?;
         } else {
-            v4(ctx, errand)?;
+            v4(ctx, forward)?;
         }
-        if errand.gateway != 0 {
-            return store(ctx, 0, &errand.frame);
+        if forward.gateway != 0 {
+            return store(ctx, 0, &forward.frame);
         }
-        let [old, new] = errand.hops;
-        skb::hop_limit(ctx, version(errand), old, new)
+        let [old, new] = forward.hops;
+        skb::hop_limit(ctx, version(forward), old, new)
     };
     changed().is_some()
 }
 
 #[inline(always)]
-fn v4(ctx: &TcContext, errand: &Errand) -> Option<()> {
+fn v4(ctx: &TcContext, forward: &IcmpForward) -> Option<()> {
     const QUOTED: usize = ETHERNET + IPV4 + HEADER;
-    let [from, to] = &errand.outer;
+    let [from, to] = &forward.outer;
     addresses(ctx, ETHERNET, *from, *to)?;
-    let [from, to] = &errand.inner;
+    let [from, to] = &forward.inner;
     // With its own checksum kept, the quoted header's sum stays what it is.
-    let pair = |ends: &Ends| [ends.source, ends.destination];
+    let pair = |ends: &Endpoints| [ends.source, ends.destination];
     addresses(ctx, QUOTED, pair(from), pair(to))?;
     let change = Change::default().word(from.ports, to.ports).partial();
     ctx.l4_csum_replace(ETHERNET + IPV4 + 2, 0, u64::from(change), 0)
@@ -109,10 +109,10 @@ fn addresses(ctx: &TcContext, at: usize, from: [Words; 2], to: [Words; 2]) -> Op
 }
 
 #[inline(always)]
-fn v6(ctx: &TcContext, errand: &Errand) -> Option<()> {
+fn v6(ctx: &TcContext, forward: &IcmpForward) -> Option<()> {
     const QUOTED: usize = ETHERNET + IPV6 + HEADER;
-    let [outer_from, outer_to] = &errand.outer;
-    let [from, to] = &errand.inner;
+    let [outer_from, outer_to] = &forward.outer;
+    let [from, to] = &forward.inner;
     let skb = ctx.skb.skb;
     let changed = address(skb, ETHERNET + 8, &outer_from[0], &outer_to[0])
         && address(skb, ETHERNET + 24, &outer_from[1], &outer_to[1])

@@ -187,7 +187,7 @@ pub fn at(flows: &Flows, at: usize, seed: u64) -> Option<Known<'_>> {
 impl Known<'_> {
     /// Notes a reply at the tick `now`.
     #[inline(always)]
-    pub fn prove(&self, now: u32) {
+    pub fn confirm(&self, now: u32) {
         let seen = self.flow.seen.load();
         if seen as u32 != now {
             self.flow.seen.store(seen >> 32 << 32 | u64::from(now));
@@ -211,7 +211,7 @@ impl Known<'_> {
 
     /// Notes an index under which the client wants to be answered.
     #[inline(always)]
-    pub fn offer(&self, index: u32) {
+    pub fn expect_index(&self, index: u32) {
         let indexes = self.flow.indexes.load();
         self.flow
             .indexes
@@ -227,7 +227,7 @@ impl Known<'_> {
 
     /// Notes a session that the client uses and this node does not know.
     #[inline(always)]
-    pub fn wonder(&self, index: u32) {
+    pub fn note_pending(&self, index: u32) {
         let indexes = self.flow.indexes.load();
         if (indexes >> 32) as u32 != index {
             self.flow
@@ -329,7 +329,7 @@ mod tests {
         let flows = Flows::default();
         let kept = client(7);
         let place = kept.touch(&flows, 0, 1000, LIFE);
-        at(&flows, place, SEED).unwrap().prove(1000);
+        at(&flows, place, SEED).unwrap().confirm(1000);
         for number in 100..10_000 {
             let _ = client(number).touch(&flows, 0, 1001, LIFE);
         }
@@ -356,9 +356,9 @@ mod tests {
         let flows = Flows::default();
         let place = client(7).touch(&flows, 0, 1000, LIFE);
         let known = at(&flows, place, SEED).unwrap();
-        known.offer(11);
-        known.wonder(12);
-        known.wonder(13);
+        known.expect_index(11);
+        known.note_pending(12);
+        known.note_pending(13);
         assert_eq!(known.offered(), 11);
         assert_eq!(known.wondered(), 13);
         assert_eq!(known.wondered(), 0);

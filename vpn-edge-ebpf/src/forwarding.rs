@@ -7,9 +7,9 @@ use vpn_edge_common::Words;
 /// In the kernel one a CPU, in a map, since the stack has no room for it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Journey {
-    pub from: Ends,
-    pub to: Ends,
+pub struct Forwarding {
+    pub from: Endpoints,
+    pub to: Endpoints,
     /// Destination and source of its frame, once a route is found.
     pub frame: [u32; 3],
     /// Interface that it leaves by; zero if the routes are to say.
@@ -29,7 +29,7 @@ pub struct Journey {
 /// Addresses and ports of a packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ends {
+pub struct Endpoints {
     pub source: Words,
     pub destination: Words,
     /// Both ports, as in memory.
@@ -37,7 +37,7 @@ pub struct Ends {
     pub pad: u32,
 }
 
-impl Ends {
+impl Endpoints {
     #[inline(always)]
     #[must_use]
     pub const fn new(source: Words, source_port: u16, destination: Words, port: u16) -> Self {

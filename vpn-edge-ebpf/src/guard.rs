@@ -8,8 +8,8 @@
 
 use crate::frame::Frame;
 use crate::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, SOURCE, UNKNOWN};
+use crate::map_access::MapAccess;
 use crate::parse::{Datagram, Located};
-use crate::world::World;
 use crate::{mac1, session};
 use vpn_edge_common::wire::{length, message};
 use vpn_edge_common::{Allocation, DropReason, Edge, FLOWS, Version, mode, unmapped_words};
@@ -50,7 +50,7 @@ pub enum Direction {
 /// Why it is not let in.
 #[inline(always)]
 pub fn admit<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     frame: &Frame<'_>,
     located: &Located,
     datagram: &Datagram<'_>,
@@ -59,11 +59,11 @@ pub fn admit<'m>(
 ) -> Result<Admission, DropReason> {
     let (mac, by) = match u32::from_le(datagram.message()) {
         INITIATION => {
-            from_source(world, located, edge)?;
+            from_source(maps, located, edge)?;
             let message = frame
                 .view::<{ length::INITIATION as usize }>(located.message())
                 .ok_or(DropReason::Truncated)?;
-            let scratch = world.scratch().ok_or(DropReason::Mac1)?;
+            let scratch = maps.scratch().ok_or(DropReason::Mac1)?;
             if !mac1::initiation(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
@@ -71,12 +71,12 @@ pub fn admit<'m>(
         }
         RESPONSE => {
             // It answers an initiation, which announced the index.
-            let admitted = in_session(world, allocation, datagram.response_receiver())?;
-            from_source(world, located, edge)?;
+            let admitted = in_session(maps, allocation, datagram.response_receiver())?;
+            from_source(maps, located, edge)?;
             let message = frame
                 .view::<{ length::RESPONSE as usize }>(located.message())
                 .ok_or(DropReason::Truncated)?;
-            let scratch = world.scratch().ok_or(DropReason::Mac1)?;
+            let scratch = maps.scratch().ok_or(DropReason::Mac1)?;
             if !mac1::response(&message, &allocation.mac1, scratch) {
                 return Err(DropReason::Mac1);
             }
@@ -87,19 +87,19 @@ pub fn admit<'m>(
             (message.word::<60>(), by)
         }
         _ => {
-            let by = in_session(world, allocation, datagram.index())?;
+            let by = in_session(maps, allocation, datagram.index())?;
             return Ok(Admission { by, mac: None });
         }
     };
-    once(world, allocation, edge, mac)?;
+    check_replay(maps, allocation, edge, mac)?;
     Ok(Admission { by, mac: Some(mac) })
 }
 
 /// Forgets that a packet was let in, for whoever is to judge it next.
 #[inline(always)]
-pub fn forget<'m>(world: &impl World<'m>, allocation: &Allocation, admission: Admission) {
+pub fn forget<'m>(maps: &impl MapAccess<'m>, allocation: &Allocation, admission: Admission) {
     if let Some(mac) = admission.mac
-        && let Some(replays) = world.replays(allocation.slot)
+        && let Some(replays) = maps.replays(allocation.slot)
     {
         session::forget(session::bucket(replays, mac), mac);
     }
@@ -112,7 +112,7 @@ pub fn forget<'m>(world: &impl World<'m>, allocation: &Allocation, admission: Ad
 /// [`DropReason::PacketRate`] and [`DropReason::ByteRate`].
 #[inline(always)]
 pub fn within_plan<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     allocation: &Allocation,
     direction: Direction,
     packets: u32,
@@ -121,10 +121,10 @@ pub fn within_plan<'m>(
     if allocation.limited == 0 {
         return Ok(());
     }
-    let Some(limits) = world.limits(allocation.slot) else {
+    let Some(limits) = maps.limits(allocation.slot) else {
         return Ok(());
     };
-    let now = world.now();
+    let now = maps.now();
     let spend = |bucket, cost| {
         let rate = Rate {
             cost,
@@ -146,21 +146,21 @@ pub fn within_plan<'m>(
 
 #[inline(always)]
 fn in_session<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     allocation: &Allocation,
     index: u32,
 ) -> Result<Admitted, DropReason> {
-    let sessions = world
+    let sessions = maps
         .sessions(allocation.slot)
         .ok_or(DropReason::UnknownSession)?;
-    if session::is_live(session::bucket(sessions, index), index, || world.tick()) {
+    if session::is_live(session::bucket(sessions, index), index, || maps.tick()) {
         return Ok(Admitted::Session);
     }
-    let limits = world
+    let limits = maps
         .limits(allocation.slot)
         .ok_or(DropReason::UnknownSession)?;
     if allocation.mode == mode::HOP {
-        if !limit::take(&limits.unknown, world.now(), UNKNOWN) {
+        if !limit::take(&limits.unknown, maps.now(), UNKNOWN) {
             return Err(DropReason::GraceRate);
         }
         return Ok(Admitted::Relayed);
@@ -169,7 +169,7 @@ fn in_session<'m>(
     if grace == 0 {
         return Err(DropReason::UnknownSession);
     }
-    let now = world.now();
+    let now = maps.now();
     if grace < now {
         return Err(DropReason::UnknownSession);
     }
@@ -181,14 +181,14 @@ fn in_session<'m>(
 
 #[inline(always)]
 fn from_source<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     located: &Located,
     edge: &Edge,
 ) -> Result<(), DropReason> {
-    let bucket = world
-        .source(limit::source(edge.seed, source(world, located, edge)))
+    let bucket = maps
+        .source(limit::source(edge.seed, source(maps, located, edge)))
         .ok_or(DropReason::SourceRate)?;
-    if limit::take(bucket, world.now(), SOURCE) {
+    if limit::take(bucket, maps.now(), SOURCE) {
         Ok(())
     } else {
         Err(DropReason::SourceRate)
@@ -200,13 +200,13 @@ fn from_source<'m>(
 /// Another edge node sends for many clients, each from a port of its own. Any
 /// client may choose such a port, so the address has to be a node's too.
 #[inline(always)]
-fn source<'m>(world: &impl World<'m>, located: &Located, edge: &Edge) -> u64 {
+fn source<'m>(maps: &impl MapAccess<'m>, located: &Located, edge: &Edge) -> u64 {
     let address = match located.version {
         Version::V4 => u64::from(unmapped_words(located.source)),
         Version::V6 => located.source[0],
     };
     let port = located.source_port;
-    if hop(edge, port).is_some() && world.is_node(located.source) {
+    if hop(edge, port).is_some() && maps.is_node(located.source) {
         address ^ u64::from(port) << 32
     } else {
         address
@@ -225,22 +225,22 @@ pub fn hop(edge: &Edge, port: u16) -> Option<usize> {
 /// Lets in a handshake message with a good mac1, `mac`: once, and not more of
 /// them than the gateway takes. No implementation sends the same one twice.
 #[inline(always)]
-fn once<'m>(
-    world: &impl World<'m>,
+fn check_replay<'m>(
+    maps: &impl MapAccess<'m>,
     allocation: &Allocation,
     edge: &Edge,
     mac: u32,
 ) -> Result<(), DropReason> {
-    let replays = world.replays(allocation.slot).ok_or(DropReason::Replay)?;
-    let now = world.tick();
+    let replays = maps.replays(allocation.slot).ok_or(DropReason::Replay)?;
+    let now = maps.tick();
     let bucket = session::bucket(replays, mac);
     if session::is_live(bucket, mac, || now) {
         return Err(DropReason::Replay);
     }
-    let limits = world
+    let limits = maps
         .limits(allocation.slot)
         .ok_or(DropReason::HandshakeRate)?;
-    if !limit::take(&limits.handshakes, world.now(), HANDSHAKES) {
+    if !limit::take(&limits.handshakes, maps.now(), HANDSHAKES) {
         return Err(DropReason::HandshakeRate);
     }
     session::announce(bucket, mac, now + edge.session_life);
@@ -254,7 +254,7 @@ fn once<'m>(
 /// [`DropReason::MessageType`] for an unknown type or reserved bytes that are
 /// not zero, [`DropReason::MessageLength`] for a length its type cannot have.
 #[inline(always)]
-pub fn shape(first: u32, message_length: u16) -> Result<(), DropReason> {
+pub fn check_format(first: u32, message_length: u16) -> Result<(), DropReason> {
     // The type is the first byte, so as a little-endian number a well-formed
     // word is the type itself.
     let fits = match u32::from_le(first) {
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     fn judge(first: [u8; 4], length: u16) -> Result<(), DropReason> {
-        shape(u32::from_ne_bytes(first), length)
+        check_format(u32::from_ne_bytes(first), length)
     }
 
     #[test]

@@ -6,14 +6,14 @@
 //! reach a gateway.
 
 use crate::flow::{self, Client};
-use crate::forwarding::Ends;
+use crate::forwarding::Endpoints;
 use crate::frame::Frame;
 use crate::limit::{self, ERRORS};
+use crate::map_access::MapAccess;
 use crate::parse::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, PROTOCOL_UDP, UDP, network,
 };
 use crate::steer::{HOP_LIMIT, own, primary};
-use crate::world::World;
 use vpn_edge_common::{Allocation, Edge, Version, Words, is_mapped, mapped_words, mode, words};
 
 /// Bytes of the error's own header.
@@ -22,11 +22,11 @@ pub const HEADER: usize = 8;
 /// An error, and whom it is for. In the kernel one a CPU, in a map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Errand {
+pub struct IcmpForward {
     /// Source and destination of the error: as it came, and as it goes.
     pub outer: [[Words; 2]; 2],
     /// Those of the packet that it quotes.
-    pub inner: [Ends; 2],
+    pub inner: [Endpoints; 2],
     /// Interface of the gateway that it is for; zero if it leaves the node.
     pub gateway: u32,
     /// Destination and source of the frame to that gateway.
@@ -48,73 +48,73 @@ pub struct Errand {
 #[inline(always)]
 #[must_use]
 pub fn decide<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     frame: &Frame<'_>,
-    errand: &mut Errand,
+    forward: &mut IcmpForward,
 ) -> Option<&'m Allocation> {
-    read(frame, errand)?;
-    let edge = world.edge()?;
-    let [[_, destination], _] = errand.outer;
+    read(frame, forward)?;
+    let edge = maps.edge()?;
+    let [[_, destination], _] = forward.outer;
     own(edge, destination)?;
-    let quoted = errand.inner[0];
+    let quoted = forward.inner[0];
     // What was sent from elsewhere is none of ours.
     own(edge, quoted.source)?;
-    let version = version(errand);
+    let version = version(forward);
     let (source_port, port) = ports(quoted);
-    let allocation = match world.allocation(source_port)? {
+    let allocation = match maps.allocation(source_port)? {
         allocation if allocation.mode == mode::NONE => {
-            onward(world, edge, version, errand, source_port, port)?
+            onward(maps, edge, version, forward, source_port, port)?
         }
-        allocation => reply(world, edge, version, errand, allocation, port)?,
+        allocation => reply(maps, edge, version, forward, allocation, port)?,
     };
-    let leaves = errand.gateway == 0;
+    let leaves = forward.gateway == 0;
     // Nodes that take each other for the gateway's would send it round for ever.
-    if leaves && errand.hops[0] <= 1 {
+    if leaves && forward.hops[0] <= 1 {
         return None;
     }
-    let limits = world.limits(allocation.slot)?;
-    limit::take(&limits.errors, world.now(), ERRORS).then_some(allocation)
+    let limits = maps.limits(allocation.slot)?;
+    limit::take(&limits.errors, maps.now(), ERRORS).then_some(allocation)
 }
 
 /// An error about a reply to a client: for the gateway, or for its node.
 #[inline(always)]
 fn reply<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     edge: &Edge,
     version: Version,
-    errand: &mut Errand,
+    forward: &mut IcmpForward,
     allocation: &'m Allocation,
     port: u16,
 ) -> Option<&'m Allocation> {
-    let quoted = errand.inner[0];
+    let quoted = forward.inner[0];
     let gateway = allocation.gateway(version);
-    let flows = world.flows(allocation.slot)?;
+    let flows = maps.flows(allocation.slot)?;
     let at = Client::new(edge.seed, quoted.destination, port).find(flows)?;
     if gateway == [0, 0] {
         return None;
     }
-    errand.slot = allocation.slot;
-    let [outer, _] = errand.outer;
+    forward.slot = allocation.slot;
+    let [outer, _] = forward.outer;
     match allocation.mode {
         mode::XDP | mode::TC => {
-            errand.outer[1] = [outer[0], gateway];
-            errand.inner[1] = Ends {
+            forward.outer[1] = [outer[0], gateway];
+            forward.inner[1] = Endpoints {
                 source: gateway,
                 ..quoted
             };
-            errand.gateway = allocation.ifindex;
-            errand.frame = allocation.frame;
+            forward.gateway = allocation.ifindex;
+            forward.frame = allocation.frame;
         }
         mode::HOP => {
             let node = words(&primary(edge, version).address);
             let hop_port = edge.hop_ports.wrapping_add(at as u16);
             let (source_port, _) = ports(quoted);
-            errand.outer[1] = [node, gateway];
-            errand.inner[1] = Ends::new(gateway, source_port, node, hop_port);
+            forward.outer[1] = [node, gateway];
+            forward.inner[1] = Endpoints::new(gateway, source_port, node, hop_port);
             // No further than the packets that it may be about.
-            errand.hops[1] = errand.hops[1].min(HOP_LIMIT);
-            errand.gateway = 0;
-            errand.uplink = 0;
+            forward.hops[1] = forward.hops[1].min(HOP_LIMIT);
+            forward.gateway = 0;
+            forward.uplink = 0;
         }
         _ => return None,
     }
@@ -124,20 +124,20 @@ fn reply<'m>(
 /// An error about a packet on its way to a gateway's node: for the client.
 #[inline(always)]
 fn onward<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     edge: &Edge,
     version: Version,
-    errand: &mut Errand,
+    forward: &mut IcmpForward,
     source_port: u16,
     port: u16,
 ) -> Option<&'m Allocation> {
-    let quoted = errand.inner[0];
+    let quoted = forward.inner[0];
     let at = crate::guard::hop(edge, source_port)?;
-    let allocation = world.allocation(port)?;
+    let allocation = maps.allocation(port)?;
     if allocation.mode != mode::HOP || quoted.destination != allocation.gateway(version) {
         return None;
     }
-    let flow = flow::at(world.flows(allocation.slot)?, at, edge.seed)?;
+    let flow = flow::at(maps.flows(allocation.slot)?, at, edge.seed)?;
     let own = edge.own.get(usize::from(flow.own))?;
     let address = words(&own.address);
     let client = flow.client;
@@ -147,19 +147,19 @@ fn onward<'m>(
     if address == [0, 0] || !same_version {
         return None;
     }
-    errand.slot = allocation.slot;
-    errand.outer[1] = [address, client.address];
-    errand.inner[1] = Ends::new(client.address, client.port(), address, port);
-    errand.gateway = 0;
-    errand.uplink = own.uplink;
+    forward.slot = allocation.slot;
+    forward.outer[1] = [address, client.address];
+    forward.inner[1] = Endpoints::new(client.address, client.port(), address, port);
+    forward.gateway = 0;
+    forward.uplink = own.uplink;
     Some(allocation)
 }
 
 /// Reads the error's addresses and those that it quotes.
 #[inline(always)]
-fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
+fn read(frame: &Frame<'_>, forward: &mut IcmpForward) -> Option<()> {
     let (l3, ethertype) = network(frame)?;
-    errand.tags = (l3 - crate::parse::ETHERNET) as u16;
+    forward.tags = (l3 - crate::parse::ETHERNET) as u16;
     match ethertype {
         ETHERTYPE_IPV4 => {
             const QUOTED: usize = IPV4 + HEADER;
@@ -177,14 +177,14 @@ fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
             if error.u8::<9>() != ICMP || !(is_error && complete && whole && of_udp && plain) {
                 return None;
             }
-            errand.is_v6 = false;
-            errand.length = length as u32;
-            errand.hops = [error.u8::<8>(); 2];
-            errand.outer[0] = [
+            forward.is_v6 = false;
+            forward.length = length as u32;
+            forward.hops = [error.u8::<8>(); 2];
+            forward.outer[0] = [
                 mapped_words(error.word::<12>()),
                 mapped_words(error.word::<16>()),
             ];
-            errand.inner[0] = Ends {
+            forward.inner[0] = Endpoints {
                 source: mapped_words(error.word::<{ QUOTED + 12 }>()),
                 destination: mapped_words(error.word::<{ QUOTED + 16 }>()),
                 ports: error.word::<{ QUOTED + IPV4 }>(),
@@ -204,14 +204,14 @@ fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
             if error.u8::<6>() != ICMPV6 || !(is_error && complete && of_udp && plain) {
                 return None;
             }
-            errand.is_v6 = true;
-            errand.length = length as u32;
-            errand.hops = [error.u8::<7>(); 2];
-            errand.outer[0] = [
+            forward.is_v6 = true;
+            forward.length = length as u32;
+            forward.hops = [error.u8::<7>(); 2];
+            forward.outer[0] = [
                 [error.double::<8>(), error.double::<16>()],
                 [error.double::<24>(), error.double::<32>()],
             ];
-            errand.inner[0] = Ends {
+            forward.inner[0] = Endpoints {
                 source: [
                     error.double::<{ QUOTED + 8 }>(),
                     error.double::<{ QUOTED + 16 }>(),
@@ -225,14 +225,14 @@ fn read(frame: &Frame<'_>, errand: &mut Errand) -> Option<()> {
             };
             // No such addresses are on any wire, and here they mean IPv4 or none.
             let odd = |address| is_mapped(address) || address == [0, 0];
-            let ([source, destination], quoted) = (errand.outer[0], errand.inner[0]);
+            let ([source, destination], quoted) = (forward.outer[0], forward.inner[0]);
             if odd(source) || odd(destination) || odd(quoted.source) || odd(quoted.destination) {
                 return None;
             }
         }
         _ => return None,
     }
-    errand.hops[1] = errand.hops[1].wrapping_sub(1);
+    forward.hops[1] = forward.hops[1].wrapping_sub(1);
     Some(())
 }
 
@@ -241,8 +241,8 @@ const ICMPV6: u8 = 58;
 
 /// The error's IP version.
 #[must_use]
-pub fn version(errand: &Errand) -> Version {
-    if errand.is_v6 {
+pub fn version(forward: &IcmpForward) -> Version {
+    if forward.is_v6 {
         Version::V6
     } else {
         Version::V4
@@ -251,7 +251,7 @@ pub fn version(errand: &Errand) -> Version {
 
 /// Both ports in host order.
 #[inline(always)]
-fn ports(ends: Ends) -> (u16, u16) {
+fn ports(ends: Endpoints) -> (u16, u16) {
     let ports = u32::from_be(ends.ports);
     ((ports >> 16) as u16, ports as u16)
 }

@@ -9,12 +9,12 @@ use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_xdp_adjust_head};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use vpn_edge_common::{DropReason, Edge, UPLINKS};
-use vpn_edge_ebpf::forwarding::Journey;
+use vpn_edge_ebpf::forwarding::Forwarding;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard;
 use vpn_edge_ebpf::parse::{self, ETHERNET};
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{Refusal, Rung, Way, decide};
+use vpn_edge_ebpf::steer::{Hook, NextHop, Refusal, decide};
 
 /// What became of a packet that was to leave the node again, as the functions
 /// below say it.
@@ -29,10 +29,10 @@ mod sent {
 #[inline(always)]
 pub fn xdp<const FRAGMENTS: bool>(ctx: &XdpContext) -> Result<u32, Refusal> {
     let frame = xdp_frame::<FRAGMENTS>(ctx);
-    let steered = decide(&Kernel, &frame, Rung::Xdp)?;
+    let steered = decide(&Kernel, &frame, Hook::Xdp)?;
     let (slot, length) = (steered.allocation.slot, steered.datagram.ip_length);
-    match steered.way {
-        Way::Gateway { admission, gateway } => {
+    match steered.next_hop {
+        NextHop::Gateway { admission, gateway } => {
             let refuse = Refusal::Drop {
                 slot,
                 reason: DropReason::Rewrite,
@@ -45,9 +45,12 @@ pub fn xdp<const FRAGMENTS: bool>(ctx: &XdpContext) -> Result<u32, Refusal> {
             // SAFETY: a plain helper call.
             Ok(unsafe { bpf_redirect(ifindex, 0) } as u32)
         }
-        Way::Node { admission, journey } => {
+        NextHop::Node {
+            admission,
+            forwarding,
+        } => {
             let allocation = steered.allocation;
-            let outcome = sent(xdp_send(ctx.ctx, journey, steered.edge), slot);
+            let outcome = sent(xdp_send(ctx.ctx, forwarding, steered.edge), slot);
             match outcome {
                 Ok(_) => count::ingress(slot, length, admission.by),
                 // The tc stage judges it anew.
@@ -56,8 +59,8 @@ pub fn xdp<const FRAGMENTS: bool>(ctx: &XdpContext) -> Result<u32, Refusal> {
             }
             outcome
         }
-        Way::Client { journey } => {
-            let verdict = sent(xdp_send(ctx.ctx, journey, steered.edge), slot)?;
+        NextHop::Client { forwarding } => {
+            let verdict = sent(xdp_send(ctx.ctx, forwarding, steered.edge), slot)?;
             count::egress(slot, 1, length, false);
             Ok(verdict)
         }
@@ -69,11 +72,11 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
     // SAFETY: the hook's own skb.
     let merged = unsafe { (*ctx.skb.skb).gso_size } != 0;
     let frame = skb::frame(ctx).merged_if(merged);
-    let steered = decide(&Kernel, &frame, Rung::Tc)?;
+    let steered = decide(&Kernel, &frame, Hook::Tc)?;
     let allocation = steered.allocation;
     let (slot, length) = (allocation.slot, steered.datagram.ip_length);
-    let (journey, by) = match steered.way {
-        Way::Gateway { admission, gateway } => {
+    let (forwarding, by) = match steered.next_hop {
+        NextHop::Gateway { admission, gateway } => {
             count::ingress(slot, length, admission.by);
             let located = &steered.located;
             let (version, old) = (located.version, located.destination);
@@ -87,10 +90,13 @@ pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
             // SAFETY: a plain helper call.
             return Ok(unsafe { bpf_redirect_peer(allocation.ifindex, 0) } as i32);
         }
-        Way::Node { admission, journey } => (journey, Some(admission.by)),
-        Way::Client { journey } => (journey, None),
+        NextHop::Node {
+            admission,
+            forwarding,
+        } => (forwarding, Some(admission.by)),
+        NextHop::Client { forwarding } => (forwarding, None),
     };
-    let verdict = sent(tc_send(ctx.skb.skb, journey), slot)?;
+    let verdict = sent(tc_send(ctx.skb.skb, forwarding), slot)?;
     match by {
         Some(by) => count::ingress(slot, length, by),
         None => count::egress(slot, 1, length, false),
@@ -113,21 +119,21 @@ fn sent(code: u32, slot: u16) -> Result<u32, Refusal> {
 /// Sends the packet out, if its next hop is known and XDP sends by the
 /// interface: a verdict, or one of [`sent`].
 #[inline(always)]
-fn xdp_send(ctx: *mut xdp_md, journey: &mut Journey, edge: &Edge) -> u32 {
+fn xdp_send(ctx: *mut xdp_md, forwarding: &mut Forwarding, edge: &Edge) -> u32 {
     // SAFETY: the hook's own context.
     let ingress = unsafe { (*ctx).ingress_ifindex };
     // SAFETY: as above.
-    match unsafe { route::find(ctx.cast(), journey, ingress) } {
+    match unsafe { route::find(ctx.cast(), forwarding, ingress) } {
         Route::Found => {}
         Route::Unresolved => return sent::PASS,
         Route::TooBig => return sent::TOO_BIG,
         Route::None => return sent::NO_ROUTE,
     }
-    let ifindex = journey.uplink;
+    let ifindex = forwarding.uplink;
     if !(0..UPLINKS).any(|at| edge.uplinks[at] == ifindex) {
         return sent::PASS;
     }
-    if !xdp_change(ctx, journey) {
+    if !xdp_change(ctx, forwarding) {
         return sent::UNCHANGED;
     }
     if ifindex == ingress {
@@ -140,34 +146,34 @@ fn xdp_send(ctx: *mut xdp_md, journey: &mut Journey, edge: &Edge) -> u32 {
 /// Makes the packet what it is to be. A function for its own stack, as is
 /// [`tc_send`].
 #[inline(never)]
-fn xdp_change(ctx: *mut xdp_md, journey: &Journey) -> bool {
+fn xdp_change(ctx: *mut xdp_md, forwarding: &Forwarding) -> bool {
     // SAFETY: the hook's own context.
     let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
     // SAFETY: the kernel vouches for the bytes between the two.
     let frame = unsafe { Frame::new(start, end, end - start) };
-    rewrite::to_ends(&frame, journey)
+    rewrite::to_ends(&frame, forwarding)
         .and_then(|tags| cut(ctx, tags))
         .is_some()
 }
 
 /// Sends the packet out; the kernel resolves its next hop, if need be.
 #[inline(never)]
-fn tc_send(skb: *mut __sk_buff, journey: &mut Journey) -> u32 {
+fn tc_send(skb: *mut __sk_buff, forwarding: &mut Forwarding) -> u32 {
     let ctx = &TcContext::new(skb);
     // SAFETY: the hook's own skb.
     let ingress = unsafe { (*skb).ifindex };
     // SAFETY: as above.
-    match unsafe { route::ask(skb.cast(), journey, ingress) } {
+    match unsafe { route::ask(skb.cast(), forwarding, ingress) } {
         Route::Found | Route::Unresolved => {}
         Route::TooBig => return sent::TOO_BIG,
         Route::None => return sent::NO_ROUTE,
     }
-    let changed = skb::untag(ctx, journey.tags).and_then(|()| skb::ends(ctx, journey));
+    let changed = skb::untag(ctx, forwarding.tags).and_then(|()| skb::ends(ctx, forwarding));
     if changed.is_none() {
         return sent::UNCHANGED;
     }
     // SAFETY: a plain helper call.
-    unsafe { bpf_redirect_neigh(journey.uplink, core::ptr::null_mut(), 0, 0) as u32 }
+    unsafe { bpf_redirect_neigh(forwarding.uplink, core::ptr::null_mut(), 0, 0) as u32 }
 }
 
 /// Cuts `tags` bytes off in front. No view is good after this.

@@ -15,10 +15,10 @@ pub mod guard;
 pub mod icmp;
 pub mod limit;
 pub mod mac1;
+pub mod map_access;
 pub mod parse;
 pub mod rewrite;
 pub mod session;
 pub mod steer;
 #[cfg(not(target_arch = "bpf"))]
 pub mod tables;
-pub mod world;

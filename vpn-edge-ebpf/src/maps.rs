@@ -2,7 +2,7 @@
 //!
 //! What user space reads and writes word by word is mapped into its memory.
 
-use crate::route_cache::{KNOWN, Known};
+use crate::route_cache::{KNOWN, RouteCacheEntry};
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
@@ -11,10 +11,10 @@ use vpn_edge_common as common;
 use vpn_edge_common::{
     Allocation, Clock, Counters, Edge, Event, Flows, Limits, SLOTS, Sessions, Word, Words,
 };
-use vpn_edge_ebpf::forwarding::Journey;
-use vpn_edge_ebpf::icmp::Errand;
+use vpn_edge_ebpf::forwarding::Forwarding;
+use vpn_edge_ebpf::icmp::IcmpForward;
 use vpn_edge_ebpf::mac1::Scratch;
-use vpn_edge_ebpf::world::World;
+use vpn_edge_ebpf::map_access::MapAccess;
 
 /// By UDP port in host order. As long as there are ports, so that no packet
 /// can miss the array.
@@ -59,20 +59,20 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static JOURNEY: PerCpuArray<Journey> = PerCpuArray::with_max_entries(1, 0);
+static JOURNEY: PerCpuArray<Forwarding> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static WAYS: PerCpuArray<Known> = PerCpuArray::with_max_entries(KNOWN, 0);
+static WAYS: PerCpuArray<RouteCacheEntry> = PerCpuArray::with_max_entries(KNOWN, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static ERRAND: PerCpuArray<Errand> = PerCpuArray::with_max_entries(1, 0);
+static ERRAND: PerCpuArray<IcmpForward> = PerCpuArray::with_max_entries(1, 0);
 
 /// The maps and the clock, as a decision asks for them.
 pub struct Kernel;
 
-impl World<'static> for Kernel {
+impl MapAccess<'static> for Kernel {
     #[inline(always)]
     fn allocation(&self, port: u16) -> Option<&'static Allocation> {
         ALLOCATIONS.get(u32::from(port))
@@ -122,10 +122,10 @@ impl World<'static> for Kernel {
     }
 
     #[inline(always)]
-    fn journey(&self) -> Option<&'static mut Journey> {
-        let journey = JOURNEY.get_ptr_mut(0)?;
+    fn forwarding(&self) -> Option<&'static mut Forwarding> {
+        let forwarding = JOURNEY.get_ptr_mut(0)?;
         // SAFETY: as above.
-        Some(unsafe { &mut *journey })
+        Some(unsafe { &mut *forwarding })
     }
 
     #[inline(always)]
@@ -146,9 +146,9 @@ fn jiffies() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// The [`Known`] at a place.
+/// The [`RouteCacheEntry`] at a place.
 #[inline(always)]
-pub fn known_way(at: u32) -> Option<&'static mut Known> {
+pub fn known_way(at: u32) -> Option<&'static mut RouteCacheEntry> {
     let known = WAYS.get_ptr_mut(at)?;
     // SAFETY: as for the scratch.
     Some(unsafe { &mut *known })
@@ -156,7 +156,7 @@ pub fn known_way(at: u32) -> Option<&'static mut Known> {
 
 /// Counts every fourth of the kernel's ticks, never zero: 4 ms to 40.
 #[inline(always)]
-pub fn era() -> u32 {
+pub fn cache_epoch() -> u32 {
     (jiffies() >> 2) as u32 | 1 << 31
 }
 
@@ -171,10 +171,10 @@ pub fn set_clock() {
 
 /// Room for an ICMP error: this CPU's own.
 #[inline(always)]
-pub fn errand() -> Option<&'static mut Errand> {
-    let errand = ERRAND.get_ptr_mut(0)?;
+pub fn forward() -> Option<&'static mut IcmpForward> {
+    let forward = ERRAND.get_ptr_mut(0)?;
     // SAFETY: as for the scratch.
-    Some(unsafe { &mut *errand })
+    Some(unsafe { &mut *forward })
 }
 
 #[inline(always)]

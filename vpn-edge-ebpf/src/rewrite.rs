@@ -1,7 +1,7 @@
 //! Turning a packet into one for where it goes, in place.
 
 use crate::checksum::Change;
-use crate::forwarding::Journey;
+use crate::forwarding::Forwarding;
 use crate::frame::{Frame, View};
 use crate::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6, Located, UDP};
 use vpn_edge_common::{Version, Words, unmapped_words};
@@ -53,14 +53,14 @@ pub fn to_gateway(
     Some(tags)
 }
 
-/// Sends the packet on its `journey`, as [`to_gateway`] does.
+/// Sends the packet on its `forwarding`, as [`to_gateway`] does.
 #[inline(always)]
 #[must_use]
-pub fn to_ends(frame: &Frame<'_>, journey: &Journey) -> Option<usize> {
-    let tags = journey.tags as usize & TAGS_MASK;
-    let (from, to) = (&journey.from, &journey.to);
-    let [old_limit, new_limit] = journey.hops;
-    if journey.is_v6 {
+pub fn to_ends(frame: &Frame<'_>, forwarding: &Forwarding) -> Option<usize> {
+    let tags = forwarding.tags as usize & TAGS_MASK;
+    let (from, to) = (&forwarding.from, &forwarding.to);
+    let [old_limit, new_limit] = forwarding.hops;
+    if forwarding.is_v6 {
         let packet: V6<'_> = frame.view(tags)?;
         let change = Change::default()
             .address(from.source, to.source)
@@ -73,7 +73,7 @@ pub fn to_ends(frame: &Frame<'_>, journey: &Journey) -> Option<usize> {
         packet.write_double::<{ IP + 24 }>(to.destination[0]);
         packet.write_double::<{ IP + 32 }>(to.destination[1]);
         packet.write_word::<V6_UDP>(to.ports);
-        packet.write_addresses(journey.frame);
+        packet.write_addresses(forwarding.frame);
         packet.write_u16::<12>(ETHERTYPE_IPV6);
         return Some(tags);
     }
@@ -88,7 +88,7 @@ pub fn to_ends(frame: &Frame<'_>, journey: &Journey) -> Option<usize> {
     packet.write_word::<{ IP + 12 }>(source);
     packet.write_word::<{ IP + 16 }>(destination);
     packet.write_word::<V4_UDP>(to.ports);
-    packet.write_addresses(journey.frame);
+    packet.write_addresses(forwarding.frame);
     packet.write_u16::<12>(ETHERTYPE_IPV4);
     Some(tags)
 }

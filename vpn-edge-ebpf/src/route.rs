@@ -1,14 +1,14 @@
 //! The way out of the node, as the kernel's routes say.
 
 use crate::maps;
-use crate::route_cache::{Known, Question};
+use crate::route_cache::{Question, RouteCacheEntry};
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::ffi::c_void;
 use vpn_edge_common::unmapped_words;
-use vpn_edge_ebpf::forwarding::Journey;
+use vpn_edge_ebpf::forwarding::Forwarding;
 
 /// What the kernel says of a packet's way out, which it writes into the
-/// [`Journey`].
+/// [`Forwarding`].
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -28,31 +28,31 @@ pub enum Route {
 ///
 /// `ctx` must be the hook's own.
 #[inline(always)]
-pub unsafe fn find(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
+pub unsafe fn find(ctx: *mut c_void, forwarding: &mut Forwarding, ingress: u32) -> Route {
     let asked = Question {
-        source: journey.to.source,
-        destination: journey.to.destination,
+        source: forwarding.to.source,
+        destination: forwarding.to.destination,
         ingress,
-        uplink: journey.uplink,
+        uplink: forwarding.uplink,
     };
-    let era = maps::era();
+    let era = maps::cache_epoch();
     let Some(known) = maps::known_way(asked.place()) else {
         return Route::None;
     };
-    if known.era == era && known.asked == asked && journey.length <= known.mtu {
-        journey.uplink = known.ifindex;
-        journey.frame = known.frame;
+    if known.era == era && known.asked == asked && forwarding.length <= known.mtu {
+        forwarding.uplink = known.ifindex;
+        forwarding.frame = known.frame;
         return Route::Found;
     }
     // SAFETY: as the caller's.
-    let route = unsafe { ask(ctx, journey, ingress) };
+    let route = unsafe { ask(ctx, forwarding, ingress) };
     if route == Route::Found {
-        *known = Known {
+        *known = RouteCacheEntry {
             asked,
             era,
-            ifindex: journey.uplink,
-            mtu: journey.mtu,
-            frame: journey.frame,
+            ifindex: forwarding.uplink,
+            mtu: forwarding.mtu,
+            frame: forwarding.frame,
         };
     }
     route
@@ -72,17 +72,17 @@ const FRAGMENT_NEEDED: i64 = 8;
 ///
 /// `ctx` must be the hook's own.
 #[inline(never)]
-pub unsafe fn ask(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Route {
+pub unsafe fn ask(ctx: *mut c_void, forwarding: &mut Forwarding, ingress: u32) -> Route {
     const UDP: u64 = 17 << 8;
-    let to = &journey.to;
-    let (ifindex, flags) = match journey.uplink {
+    let to = &forwarding.to;
+    let (ifindex, flags) = match forwarding.uplink {
         0 => (ingress, 0),
         uplink => (uplink, OUTPUT),
     };
     // The kernel's `struct bpf_fib_lookup`: family, protocol and length;
     // interface; source; destination; and what it fills in, both MAC addresses.
     let mut asked = [
-        UDP | u64::from(journey.length) << 48,
+        UDP | u64::from(forwarding.length) << 48,
         u64::from(ifindex),
         0,
         0,
@@ -91,7 +91,7 @@ pub unsafe fn ask(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Rout
         0,
         0,
     ];
-    if journey.is_v6 {
+    if forwarding.is_v6 {
         asked[0] |= 10;
         [asked[2], asked[3]] = to.source;
         [asked[4], asked[5]] = to.destination;
@@ -107,14 +107,14 @@ pub unsafe fn ask(ctx: *mut c_void, journey: &mut Journey, ingress: u32) -> Rout
     // SAFETY: as above.
     let [length, ifindex, .., before, after] = unsafe { *asked };
     // In IPv6 the kernel heeds neither the interface nor rules for a source here.
-    if journey.uplink != 0 && journey.uplink != ifindex as u32 {
+    if forwarding.uplink != 0 && forwarding.uplink != ifindex as u32 {
         return Route::Unresolved;
     }
-    journey.uplink = ifindex as u32;
+    forwarding.uplink = ifindex as u32;
     // Before Linux 5.12 it is the packet's length still.
-    journey.mtu = (length >> 48) as u32;
+    forwarding.mtu = (length >> 48) as u32;
     // The source stands from byte 52 on, the destination from 58 on.
-    journey.frame = [
+    forwarding.frame = [
         (after >> 16) as u32,
         (after >> 48) as u32 | ((before >> 32) as u32) << 16,
         (before >> 48) as u32 | (after as u32) << 16,

@@ -5,7 +5,7 @@ use vpn_edge_common::Words;
 /// A way that the kernel named some milliseconds ago at most: asking it for
 /// every packet costs more than all the rest of a packet's way.
 #[repr(C)]
-pub struct Known {
+pub struct RouteCacheEntry {
     pub asked: Question,
     /// Zero before the first.
     pub era: u32,

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use aya_ebpf::programs::TcContext;
 use vpn_edge_common::{Version, Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
-use vpn_edge_ebpf::forwarding::Journey;
+use vpn_edge_ebpf::forwarding::Forwarding;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
 
@@ -144,17 +144,17 @@ pub fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Op
 
 /// Sends a packet without tags on its journey.
 #[inline(always)]
-pub fn ends(ctx: &TcContext, journey: &Journey) -> Option<()> {
-    let version = if journey.is_v6 {
+pub fn ends(ctx: &TcContext, forwarding: &Forwarding) -> Option<()> {
+    let version = if forwarding.is_v6 {
         Version::V6
     } else {
         Version::V4
     };
-    let (from, to) = (&journey.from, &journey.to);
+    let (from, to) = (&forwarding.from, &forwarding.to);
     address(ctx, version, Field::Source, from.source, to.source)?;
     let destination = Field::Destination;
     address(ctx, version, destination, from.destination, to.destination)?;
     ports(ctx, version, from.ports, to.ports)?;
-    let [old, new] = journey.hops;
+    let [old, new] = forwarding.hops;
     hop_limit(ctx, version, old, new)
 }

@@ -1,12 +1,12 @@
 //! Where a packet from an uplink goes: the decision, without its effects.
 
 use crate::flow::{self, Client};
-use crate::forwarding::{Ends, Journey};
+use crate::forwarding::{Endpoints, Forwarding};
 use crate::frame::Frame;
 use crate::guard::{self, Admission, Admitted, Direction};
+use crate::map_access::MapAccess;
 use crate::parse::{Datagram, ETHERNET, Located, Unlocated, locate};
 use crate::session;
-use crate::world::World;
 use vpn_edge_common::wire::message;
 use vpn_edge_common::{
     Allocation, DropReason, Edge, NODE_SLOT, OWN_ADDRESSES, Own, Version, Words, is_mapped, mode,
@@ -15,7 +15,7 @@ use vpn_edge_common::{
 
 /// The hook that asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Rung {
+pub enum Hook {
     Xdp,
     Tc,
 }
@@ -30,16 +30,16 @@ pub enum Refusal {
 }
 
 /// A packet that goes somewhere.
-pub struct Steered<'a, 'm> {
+pub struct Forward<'a, 'm> {
     pub allocation: &'m Allocation,
     pub edge: &'m Edge,
     pub located: Located,
     pub datagram: Datagram<'a>,
-    pub way: Way<'m>,
+    pub next_hop: NextHop<'m>,
 }
 
 /// Where it goes.
-pub enum Way<'m> {
+pub enum NextHop<'m> {
     /// To the gateway, behind an interface of this node.
     Gateway {
         admission: Admission,
@@ -48,10 +48,10 @@ pub enum Way<'m> {
     /// On to the gateway's node.
     Node {
         admission: Admission,
-        journey: &'m mut Journey,
+        forwarding: &'m mut Forwarding,
     },
     /// From the gateway's node back to the client.
-    Client { journey: &'m mut Journey },
+    Client { forwarding: &'m mut Forwarding },
 }
 
 /// How far a packet goes from node to node, in routers on the way: nodes that
@@ -65,15 +65,15 @@ pub const HOP_LIMIT: u8 = 16;
 /// Why the packet is not steered.
 #[inline(always)]
 pub fn decide<'a, 'm>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     frame: &Frame<'a>,
-    rung: Rung,
-) -> Result<Steered<'a, 'm>, Refusal> {
+    hook: Hook,
+) -> Result<Forward<'a, 'm>, Refusal> {
     let located = match locate(frame) {
         Ok(located) => located,
         Err(Unlocated::Foreign) => return Err(Refusal::Pass),
         Err(Unlocated::Hidden { destination }) => {
-            let edge = world.edge().ok_or(Refusal::Pass)?;
+            let edge = maps.edge().ok_or(Refusal::Pass)?;
             own(edge, destination).ok_or(Refusal::Pass)?;
             // It may be for any tenant's port, or for none.
             return Err(Refusal::Drop {
@@ -82,15 +82,15 @@ pub fn decide<'a, 'm>(
             });
         }
     };
-    let allocation = world
+    let allocation = maps
         .allocation(located.destination_port)
         .ok_or(Refusal::Pass)?;
-    let edge = world.edge().ok_or(Refusal::Pass)?;
+    let edge = maps.edge().ok_or(Refusal::Pass)?;
     if allocation.mode == mode::NONE {
-        return back(world, frame, located, edge);
+        return back(maps, frame, located, edge);
     }
     let own = own(edge, located.destination).ok_or(Refusal::Pass)?;
-    if rung == Rung::Xdp && allocation.mode == mode::TC {
+    if hook == Hook::Xdp && allocation.mode == mode::TC {
         return Err(Refusal::Pass);
     }
     let drop = |reason| Refusal::Drop {
@@ -98,7 +98,7 @@ pub fn decide<'a, 'm>(
         reason,
     };
     let datagram = located.datagram(frame).map_err(drop)?;
-    guard::shape(datagram.message(), datagram.message_length).map_err(drop)?;
+    guard::check_format(datagram.message(), datagram.message_length).map_err(drop)?;
     let gateway = allocation.gateway(located.version);
     if allocation.mode == mode::CLOSED || gateway == [0, 0] {
         return Err(drop(DropReason::NoGateway));
@@ -108,30 +108,33 @@ pub fn decide<'a, 'm>(
         return Err(drop(DropReason::HopLimit));
     }
     let admission =
-        guard::admit(world, frame, &located, &datagram, allocation, edge).map_err(drop)?;
+        guard::admit(maps, frame, &located, &datagram, allocation, edge).map_err(drop)?;
     let bytes = datagram.ip_length;
-    guard::within_plan(world, allocation, Direction::Ingress, 1, bytes).map_err(drop)?;
-    let way = if elsewhere {
-        let journey = onward(world, &located, &datagram, allocation, edge, own, admission)
+    guard::within_plan(maps, allocation, Direction::Ingress, 1, bytes).map_err(drop)?;
+    let next_hop = if elsewhere {
+        let forwarding = onward(maps, &located, &datagram, allocation, edge, own, admission)
             .ok_or(drop(DropReason::NoRoute))?;
-        Way::Node { admission, journey }
+        NextHop::Node {
+            admission,
+            forwarding,
+        }
     } else {
         // Replies to a client need no flow where all leave from one address,
         // and then handshakes are enough to know who is there.
         if edge.several != 0 || admission.by == Admitted::Handshake {
             let client = Client::new(edge.seed, located.source, located.source_port);
-            if let Some(flows) = world.flows(allocation.slot) {
-                let _ = client.touch(flows, own, world.tick(), edge.session_life);
+            if let Some(flows) = maps.flows(allocation.slot) {
+                let _ = client.touch(flows, own, maps.tick(), edge.session_life);
             }
         }
-        Way::Gateway { admission, gateway }
+        NextHop::Gateway { admission, gateway }
     };
-    Ok(Steered {
+    Ok(Forward {
         allocation,
         edge,
         located,
         datagram,
-        way,
+        next_hop,
     })
 }
 
@@ -139,77 +142,77 @@ pub fn decide<'a, 'm>(
 /// the client's flow.
 #[inline(always)]
 fn onward<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     located: &Located,
     datagram: &Datagram<'_>,
     allocation: &Allocation,
     edge: &Edge,
     own: u8,
     admission: Admission,
-) -> Option<&'m mut Journey> {
+) -> Option<&'m mut Forwarding> {
     let source = words(&primary(edge, located.version).address);
     if source == [0, 0] || edge.hop_ports == 0 {
         return None;
     }
-    let flows = world.flows(allocation.slot)?;
+    let flows = maps.flows(allocation.slot)?;
     let client = Client::new(edge.seed, located.source, located.source_port);
-    let at = client.touch(flows, own, world.tick(), edge.session_life);
+    let at = client.touch(flows, own, maps.tick(), edge.session_life);
     if let Some(flow) = flow::at(flows, at, edge.seed) {
         match u32::from_le(datagram.message()) {
             // What it announces is how it wants to be answered.
-            INITIATION | RESPONSE => flow.offer(datagram.index()),
-            DATA if admission.by == Admitted::Relayed => flow.wonder(datagram.index()),
+            INITIATION | RESPONSE => flow.expect_index(datagram.index()),
+            DATA if admission.by == Admitted::Relayed => flow.note_pending(datagram.index()),
             _ => {}
         }
     }
     let port = edge.hop_ports.wrapping_add(at as u16);
     let gateway = allocation.gateway(located.version);
     let limit = located.hop_limit.wrapping_sub(1);
-    Some(journey(
-        world.journey()?,
+    Some(forwarding(
+        maps.forwarding()?,
         located,
         datagram,
-        Ends::new(source, port, gateway, located.destination_port),
+        Endpoints::new(source, port, gateway, located.destination_port),
         if limit > HOP_LIMIT { HOP_LIMIT } else { limit },
         0,
     ))
 }
 
 #[inline(always)]
-fn journey<'m>(
-    journey: &'m mut Journey,
+fn forwarding<'m>(
+    forwarding: &'m mut Forwarding,
     located: &Located,
     datagram: &Datagram<'_>,
-    to: Ends,
+    to: Endpoints,
     limit: u8,
     uplink: u32,
-) -> &'m mut Journey {
-    journey.from = Ends::new(
+) -> &'m mut Forwarding {
+    forwarding.from = Endpoints::new(
         located.source,
         located.source_port,
         located.destination,
         located.destination_port,
     );
-    journey.to = to;
-    journey.uplink = uplink;
-    journey.length = datagram.ip_length;
-    journey.tags = (located.l3 - ETHERNET) as u32;
-    journey.is_v6 = located.version == Version::V6;
-    journey.hops = [located.hop_limit, limit];
-    journey
+    forwarding.to = to;
+    forwarding.uplink = uplink;
+    forwarding.length = datagram.ip_length;
+    forwarding.tags = (located.l3 - ETHERNET) as u32;
+    forwarding.is_v6 = located.version == Version::V6;
+    forwarding.hops = [located.hop_limit, limit];
+    forwarding
 }
 
 /// Decides over a packet to a port that is nobody's: it may be a gateway's
 /// answer from another node.
 #[inline(always)]
 fn back<'a, 'm>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     frame: &Frame<'a>,
     located: Located,
     edge: &'m Edge,
-) -> Result<Steered<'a, 'm>, Refusal> {
+) -> Result<Forward<'a, 'm>, Refusal> {
     let at = guard::hop(edge, located.destination_port).ok_or(Refusal::Pass)?;
-    let allocation = world.allocation(located.source_port).ok_or(Refusal::Pass)?;
+    let allocation = maps.allocation(located.source_port).ok_or(Refusal::Pass)?;
     if allocation.mode != mode::HOP || located.source != allocation.gateway(located.version) {
         return Err(Refusal::Pass);
     }
@@ -219,11 +222,11 @@ fn back<'a, 'm>(
         reason,
     };
     let datagram = located.datagram(frame).map_err(drop)?;
-    guard::shape(datagram.message(), datagram.message_length).map_err(drop)?;
+    guard::check_format(datagram.message(), datagram.message_length).map_err(drop)?;
     if located.hop_limit <= 1 {
         return Err(drop(DropReason::HopLimit));
     }
-    let flows = world
+    let flows = maps
         .flows(allocation.slot)
         .ok_or(drop(DropReason::UnknownFlow))?;
     let flow = flow::at(flows, at, edge.seed).ok_or(drop(DropReason::UnknownFlow))?;
@@ -239,23 +242,23 @@ fn back<'a, 'm>(
         return Err(drop(DropReason::UnknownFlow));
     }
     let bytes = datagram.ip_length;
-    guard::within_plan(world, allocation, Direction::Egress, 1, bytes).map_err(drop)?;
-    learn(world, allocation, edge, &datagram, &flow);
+    guard::within_plan(maps, allocation, Direction::Egress, 1, bytes).map_err(drop)?;
+    learn(maps, allocation, edge, &datagram, &flow);
     let client = flow.client;
-    let journey = journey(
-        world.journey().ok_or(drop(DropReason::NoRoute))?,
+    let forwarding = forwarding(
+        maps.forwarding().ok_or(drop(DropReason::NoRoute))?,
         &located,
         &datagram,
-        Ends::new(source, located.source_port, client.address, client.port()),
+        Endpoints::new(source, located.source_port, client.address, client.port()),
         located.hop_limit.wrapping_sub(1),
         from.uplink,
     );
-    Ok(Steered {
+    Ok(Forward {
         allocation,
         edge,
         located,
         datagram,
-        way: Way::Client { journey },
+        next_hop: NextHop::Client { forwarding },
     })
 }
 
@@ -266,16 +269,16 @@ fn back<'a, 'm>(
 /// is answered.
 #[inline(always)]
 fn learn<'m>(
-    world: &impl World<'m>,
+    maps: &impl MapAccess<'m>,
     allocation: &Allocation,
     edge: &Edge,
     datagram: &Datagram<'_>,
     flow: &flow::Known<'_>,
 ) {
-    let Some(sessions) = world.sessions(allocation.slot) else {
+    let Some(sessions) = maps.sessions(allocation.slot) else {
         return;
     };
-    let now = world.tick();
+    let now = maps.tick();
     let life = edge.session_life;
     let offered = flow.offered();
     let index = match u32::from_le(datagram.message()) {
@@ -284,7 +287,7 @@ fn learn<'m>(
         DATA if offered == 0 || datagram.index() == offered => {
             let index = flow.wondered();
             if index == 0 {
-                flow.prove(now);
+                flow.confirm(now);
                 return;
             }
             index
@@ -292,7 +295,7 @@ fn learn<'m>(
         // A cookie reply proves nothing: it is sent to whoever asks.
         _ => return,
     };
-    flow.prove(now);
+    flow.confirm(now);
     session::announce(session::bucket(sessions, index), index, now + life);
 }
 

@@ -1,13 +1,13 @@
-//! The maps' values in ordinary memory: a [`World`] for tests and tools.
+//! The maps' values in ordinary memory: a [`MapAccess`] for tests and tools.
 
 use core::cell::UnsafeCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use vpn_edge_common::{Allocation, Edge, Flows, Limits, SOURCES, Sessions, Word, Words};
 
-use crate::forwarding::Journey;
+use crate::forwarding::Forwarding;
 use crate::mac1::Scratch;
-use crate::world::World;
+use crate::map_access::MapAccess;
 
 /// A world that stands still until it is changed.
 pub struct Tables {
@@ -27,7 +27,7 @@ pub struct Tables {
     /// What every other port has.
     none: Allocation,
     scratch: UnsafeCell<Scratch>,
-    journey: UnsafeCell<Journey>,
+    forwarding: UnsafeCell<Forwarding>,
 }
 
 impl Default for Tables {
@@ -45,7 +45,7 @@ impl Default for Tables {
             tick: 0,
             none: Allocation::default(),
             scratch: UnsafeCell::default(),
-            journey: UnsafeCell::default(),
+            forwarding: UnsafeCell::default(),
         }
     }
 }
@@ -61,7 +61,7 @@ impl Tables {
     }
 }
 
-impl<'m> World<'m> for &'m Tables {
+impl<'m> MapAccess<'m> for &'m Tables {
     fn allocation(&self, port: u16) -> Option<&'m Allocation> {
         Some(self.allocations.get(&port).unwrap_or(&self.none))
     }
@@ -100,9 +100,9 @@ impl<'m> World<'m> for &'m Tables {
         Some(unsafe { &mut *self.scratch.get() })
     }
 
-    fn journey(&self) -> Option<&'m mut Journey> {
+    fn forwarding(&self) -> Option<&'m mut Forwarding> {
         // SAFETY: as above; what it gives back is read before the next decision.
-        Some(unsafe { &mut *self.journey.get() })
+        Some(unsafe { &mut *self.forwarding.get() })
     }
 
     fn now(&self) -> u64 {

@@ -110,7 +110,7 @@ pub trait Gateways: Send + Sync + 'static {
 
     /// Tenants whose gateway runs with an outdated spec, and why it cannot be
     /// updated.
-    fn late(&self) -> BTreeMap<Uuid, String> {
+    fn apply_errors(&self) -> BTreeMap<Uuid, String> {
         BTreeMap::new()
     }
 

@@ -60,7 +60,7 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Reports all tenants whose gateway does not match the spec, with the reason. A
     /// tenant that is missing from the map has no problem.
-    fn hinder(&self, _troubles: BTreeMap<Uuid, String>) {}
+    fn report(&self, _problems: BTreeMap<Uuid, String>) {}
 
     /// A counter that grows with every stored change.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -74,12 +74,12 @@ pub trait EdgeSessions: Send + Sync {
     /// # Errors
     ///
     /// If the kernel refuses a lookup.
-    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError>;
+    fn seen(&self, port: u16, query: SessionQuery) -> Result<Option<EdgeSession>, SessionError>;
 }
 
 /// Which session is queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct SessionQuery {
     pub tenant: Uuid,
     /// Generation of the keys.
     pub generation: u64,
@@ -88,7 +88,7 @@ pub struct Asked {
 /// What one edge knows of a session. Times are relative ("how long ago"), because the
 /// clocks of nodes differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct EdgeSession {
     connected: bool,
     handshake: Option<Duration>,
     client: Option<(SocketAddr, Duration)>,
@@ -99,7 +99,7 @@ pub struct Seen {
     has_gateway: bool,
 }
 
-impl Seen {
+impl EdgeSession {
     pub(crate) fn new(mode: u8, times: SessionTimes, counters: &Counters) -> Self {
         let fresh = |ago: Option<Duration>| ago.is_some_and(|ago| ago < ALIVE);
         Self {
@@ -134,7 +134,7 @@ impl Session {
     }
 
     /// Merges the answers of edges: the newest times, and each packet counted once.
-    pub(crate) fn of(seen: &[Seen], now: Timestamp, complete: bool) -> Self {
+    pub(crate) fn of(seen: &[EdgeSession], now: Timestamp, complete: bool) -> Self {
         let handshake = seen.iter().filter_map(|seen| seen.handshake).min();
         let last_handshake = handshake
             .and_then(|ago| SignedDuration::try_from(ago).ok())
@@ -143,7 +143,7 @@ impl Session {
         let clients = seen.iter().filter_map(|seen| seen.client);
         let client = clients.min_by_key(|(_, ago)| *ago);
         let all_pass = seen.iter().any(|seen| seen.has_gateway);
-        let count = |of: fn(&Seen) -> Traffic| {
+        let count = |of: fn(&EdgeSession) -> Traffic| {
             let counted = seen.iter().filter(|seen| seen.has_gateway || !all_pass);
             counted.map(of).sum()
         };
@@ -168,13 +168,13 @@ impl std::iter::Sum for Traffic {
 }
 
 /// The query for a tenant with a port, and the port.
-pub(crate) fn asked(tenant: &Tenant) -> Option<(u16, Asked)> {
+pub(crate) fn query(tenant: &Tenant) -> Option<(u16, SessionQuery)> {
     let allocation = tenant.vpn.allocation.as_ref()?;
-    let asked = Asked {
+    let query = SessionQuery {
         tenant: tenant.id,
         generation: tenant.vpn.generation,
     };
-    Some((allocation.port, asked))
+    Some((allocation.port, query))
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub const PORT: u16 = 6443;
 const RETRY: Duration = Duration::from_millis(250);
 
 /// How long a wait may take before it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running control plane. It ends when dropped.
 pub struct Cluster {
@@ -243,7 +243,7 @@ impl Cluster {
         let start = Instant::now();
         let mut last = String::new();
         let why = loop {
-            match handle.block_on(async { timeout(PATIENCE, check()).await }) {
+            match handle.block_on(async { timeout(TIMEOUT, check()).await }) {
                 Ok(Ok(true)) => return Ok(()),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => last = format!("{error:#}"),
@@ -253,7 +253,7 @@ impl Cluster {
             if programs.any(|program| !program.running()) {
                 break "a program ended".to_owned();
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 break last;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -291,8 +291,8 @@ pub async fn eventually<T>(
 ) -> Result<T> {
     let start = Instant::now();
     let mut last = None;
-    while start.elapsed() < PATIENCE {
-        match timeout(PATIENCE, ask()).await {
+    while start.elapsed() < TIMEOUT {
+        match timeout(TIMEOUT, ask()).await {
             Ok(Ok(Some(answer))) => return Ok(answer),
             Ok(Ok(None)) => last = None,
             Ok(Err(error)) => last = Some(error),

@@ -22,7 +22,7 @@ use super::kernel::Kernel;
 
 /// Emulation is slow, and slower on a busy machine; a guest that takes longer
 /// than this hangs.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A guest uses both of a small machine's processors: one at a time.
 static POWER: Mutex<()> = Mutex::new(());
@@ -52,7 +52,7 @@ pub fn boot(series: &str, files: &[Copy], commands: &[(&str, String)]) -> Result
     let started = Instant::now();
     let messages = folder.path().join("messages");
     let qemu = qemu(&kernel.image(), &image, &messages)?;
-    let (printed, ending) = read(qemu, started + PATIENCE)?;
+    let (printed, ending) = read(qemu, started + TIMEOUT)?;
     let report = Report {
         ends: ends(&printed),
         took: started.elapsed(),

@@ -15,13 +15,13 @@ use crate::node::Node;
 pub const HEALTH_PORT: u16 = 9095;
 
 /// A machine that runs many tests may let one check take long.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The status that `/healthz` at `address` answers with. On a thread in the
 /// node that asks.
 pub(super) fn ask(address: SocketAddr) -> Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     write!(stream, "GET /healthz HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
@@ -96,7 +96,7 @@ impl Drop for StandIn {
 
 fn answer(mut stream: &TcpStream, status: &AtomicU16) -> Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut request = [0; 1024];
     let mut read = 0;
     while read < request.len() && !request[..read].ends_with(b"\r\n\r\n") {

@@ -11,7 +11,7 @@ use vpn_edge_common::{DropReason, NODE_SLOT, Version, Words, mode, words};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::Admitted;
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered, decide};
+use vpn_edge_ebpf::steer::{self, Forward, Hook, Refusal, decide};
 use vpn_edge_ebpf::tables::Tables;
 
 // The paths are the same wherever this file is included.
@@ -65,18 +65,18 @@ pub fn check(input: &[u8]) -> Option<Way> {
 }
 
 fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Way> {
-    let rung = || if setting.tc { Rung::Tc } else { Rung::Xdp };
+    let hook = || if setting.tc { Hook::Tc } else { Hook::Xdp };
     // Of the frame's very size on the heap: a byte read beyond it is one that
     // AddressSanitizer watches.
     let mut seen: Box<[u8]> = frame.into();
     world::set(tables, &setting.world);
-    let first = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| way(&steered));
+    let first = decide(&tables, &Frame::of(&mut seen), hook()).map(|steered| way(&steered));
     assert!(*seen == *frame, "a decision changes nothing of the frame");
 
     world::set(tables, &setting.world);
     let mut bytes: Box<[u8]> = frame.into();
     let view = Frame::of(&mut bytes);
-    let second = decide(&tables, &view, rung());
+    let second = decide(&tables, &view, hook());
     let (went, tags) = match (&first, second) {
         (Err(first), Err(second)) => {
             assert_eq!(*first, second, "decided differently the second time");
@@ -97,7 +97,7 @@ fn hold(tables: &Tables, frame: &[u8], setting: &Setting) -> Option<Way> {
     });
     entitled(after, went, setting);
 
-    let again = decide(&tables, &Frame::of(&mut seen), rung()).map(|steered| way(&steered));
+    let again = decide(&tables, &Frame::of(&mut seen), hook()).map(|steered| way(&steered));
     let handshake = after[header(after) + 8] <= 2;
     if handshake && went != Way::Client {
         let replay = matches!(
@@ -121,22 +121,22 @@ fn refused(refusal: Refusal) {
     }
 }
 
-fn way(steered: &Steered<'_, '_>) -> Way {
-    match &steered.way {
-        steer::Way::Gateway { admission, .. } => Way::Gateway(admission.by),
-        steer::Way::Node { admission, .. } => Way::Node(admission.by),
-        steer::Way::Client { .. } => Way::Client,
+fn way(steered: &Forward<'_, '_>) -> Way {
+    match &steered.next_hop {
+        steer::NextHop::Gateway { admission, .. } => Way::Gateway(admission.by),
+        steer::NextHop::Node { admission, .. } => Way::Node(admission.by),
+        steer::NextHop::Client { .. } => Way::Client,
     }
 }
 
-fn rewritten(view: &Frame<'_>, steered: Steered<'_, '_>) -> usize {
-    let tags = match steered.way {
-        steer::Way::Gateway { gateway, .. } => {
+fn rewritten(view: &Frame<'_>, steered: Forward<'_, '_>) -> usize {
+    let tags = match steered.next_hop {
+        steer::NextHop::Gateway { gateway, .. } => {
             let (located, addresses) = (&steered.located, steered.allocation.frame);
             rewrite::to_gateway(view, located, gateway, addresses)
         }
-        steer::Way::Node { journey, .. } | steer::Way::Client { journey } => {
-            rewrite::to_ends(view, journey)
+        steer::NextHop::Node { forwarding, .. } | steer::NextHop::Client { forwarding } => {
+            rewrite::to_ends(view, forwarding)
         }
     };
     tags.expect("a parsed frame has room")

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use vpn_edge_common::{Address, Allocation, NODE_SLOT, Rates, frame_addresses, mapped, mode};
 
 use super::index::Entry;
-use crate::datapath::{Change, EDGE_MAC, Memory};
+use crate::datapath::{Change, EDGE_MAC, SlotState};
 use crate::domain::Limits;
 use crate::gateways::{Addresses, Location};
 
@@ -34,7 +34,7 @@ pub fn diff(
         .map(|&port| Change {
             port,
             allocation: Allocation::default(),
-            memory: Memory::Keep,
+            memory: SlotState::Keep,
             grace: false,
         })
         .collect();
@@ -62,11 +62,11 @@ pub fn diff(
 
     for (&port, entry) in desired {
         let (slot, memory) = match kept.get(&port) {
-            Some(known) if known.generation == entry.generation => (known.slot, Memory::Keep),
-            Some(known) => (known.slot, Memory::Forget),
+            Some(known) if known.generation == entry.generation => (known.slot, SlotState::Keep),
+            Some(known) => (known.slot, SlotState::Forget),
             None => {
                 let slot = free.next().ok_or(OutOfSlots(desired.len()))?;
-                (slot, Memory::Reset)
+                (slot, SlotState::Reset)
             }
         };
         let change = Change {
@@ -212,17 +212,17 @@ mod tests {
 
         let moved = BTreeMap::from([(31_000, entry(1, 1, false))]);
         let changes = diff(&observed, &moved).unwrap();
-        assert_eq!(only(&changes).memory, Memory::Keep);
+        assert_eq!(only(&changes).memory, SlotState::Keep);
         assert_eq!(only(&changes).allocation.slot, slot);
 
         let rotated = BTreeMap::from([(31_000, entry(1, 2, true))]);
         let changes = diff(&observed, &rotated).unwrap();
-        assert_eq!(only(&changes).memory, Memory::Forget);
+        assert_eq!(only(&changes).memory, SlotState::Forget);
         assert_eq!(only(&changes).allocation.slot, slot);
 
         let another = BTreeMap::from([(31_000, entry(2, 1, true))]);
         let changes = diff(&observed, &another).unwrap();
-        assert_eq!(only(&changes).memory, Memory::Reset);
+        assert_eq!(only(&changes).memory, SlotState::Reset);
         assert_ne!(only(&changes).allocation.slot, slot);
     }
 

@@ -10,7 +10,7 @@ mod status;
 
 pub use diff::{OutOfSlots, diff};
 pub use index::{Entry, Index};
-pub use source::{Allocated, File, Local, Source, World, edge_address};
+pub use source::{Allocated, DesiredState, File, Local, Source, edge_address};
 pub use status::{SyncCounts, SyncStatus};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,8 @@ use uuid::Uuid;
 use vpn_edge_common::{Allocation, NODES, mode};
 
 use crate::conntrack;
-use crate::datapath::{Change, Datapath, DatapathError, EdgeNode, Hook, Rung};
-use crate::domain::{PlanLimits, PortRange, Steered};
+use crate::datapath::{AttachPoint, Change, Datapath, DatapathError, EdgeNode, Hook};
+use crate::domain::{ActivePorts, PlanLimits, PortRange};
 use crate::gateways::Location;
 use crate::network::{self, Network};
 
@@ -53,12 +53,12 @@ pub struct Agent {
     /// The allocations as last read or written; none if unknown.
     observed: Option<BTreeMap<u16, Allocation>>,
     /// Uplinks with the ingress programs: index and hook, by name.
-    attached: BTreeMap<String, (u32, Rung)>,
+    attached: BTreeMap<String, (u32, Hook)>,
     /// Host-side veths with the egress program, by index.
     hooked: BTreeMap<String, u32>,
     /// Ports whose packets took another path until now.
     moved: BTreeSet<u16>,
-    steered: watch::Sender<Steered>,
+    active_ports: watch::Sender<ActivePorts>,
     status: Arc<SyncStatus>,
 }
 
@@ -95,7 +95,7 @@ impl Agent {
             attached: BTreeMap::new(),
             hooked: BTreeMap::new(),
             moved: BTreeSet::new(),
-            steered: watch::Sender::default(),
+            active_ports: watch::Sender::default(),
             status: Arc::default(),
         };
         agent.set_edge(&snapshot)?;
@@ -109,8 +109,8 @@ impl Agent {
 
     /// The ports that the edge steers, with changes.
     #[must_use]
-    pub fn steered(&self) -> watch::Receiver<Steered> {
-        self.steered.subscribe()
+    pub fn active_ports(&self) -> watch::Receiver<ActivePorts> {
+        self.active_ports.subscribe()
     }
 
     /// The status of the sync, with changes.
@@ -153,13 +153,13 @@ impl Agent {
     /// Gets the desired state and applies it.
     async fn follow(&mut self, source: &dyn Source) -> Result<Option<anyhow::Error>> {
         let network = self.network.snapshot().await?;
-        let world = source.world().await?;
-        let mut neighbours = world.nodes();
-        neighbours.extend(&world.near);
-        self.index.reset_allocations(world.allocated);
-        self.index.reset_gateways(world.gateways);
+        let desired = source.desired().await?;
+        let mut neighbours = desired.nodes();
+        neighbours.extend(&desired.near);
+        self.index.reset_allocations(desired.allocated);
+        self.index.reset_gateways(desired.gateways);
         self.report_outside();
-        self.edges = world.edges;
+        self.edges = desired.edges;
         let outcome = tokio::task::block_in_place(|| self.sync(&network));
         // The rest improves speed or unblocks flows; failures must not prevent
         // steering.
@@ -234,7 +234,7 @@ impl Agent {
     /// Writes this node's addresses for the programs.
     fn set_edge(&mut self, network: &network::Snapshot) -> Result<()> {
         let by_xdp = |uplink: &&network::Uplink| {
-            self.attached.get(&uplink.name) == Some(&(uplink.index, Rung::Xdp))
+            self.attached.get(&uplink.name) == Some(&(uplink.index, Hook::Xdp))
         };
         let xdp_uplinks = network.uplinks.iter().filter(by_xdp);
         let node = EdgeNode {
@@ -282,14 +282,14 @@ impl Agent {
                 continue;
             }
             match self.datapath.attach_uplink(name) {
-                Ok(rung) => {
-                    self.attached.insert(name.clone(), (*index, rung));
-                    if known == Some((*index, rung)) {
+                Ok(hook) => {
+                    self.attached.insert(name.clone(), (*index, hook));
+                    if known == Some((*index, hook)) {
                         continue;
                     }
-                    match rung {
-                        Rung::Xdp => tracing::info!(uplink = name, "attached XDP and tc"),
-                        Rung::Tc => tracing::warn!(
+                    match hook {
+                        Hook::Xdp => tracing::info!(uplink = name, "attached XDP and tc"),
+                        Hook::Tc => tracing::warn!(
                             uplink = name,
                             "the driver has no native XDP; attached tc only, at a higher cost per packet"
                         ),
@@ -318,15 +318,15 @@ impl Agent {
         let open = observed
             .iter()
             .filter(|(_, allocation)| allocation.mode > mode::CLOSED);
-        let steered: BTreeMap<u16, (Uuid, u64)> = open
+        let active_ports: BTreeMap<u16, (Uuid, u64)> = open
             .map(|(&port, allocation)| {
                 let tenant = Uuid::from_bytes(allocation.tenant);
                 (port, (tenant, allocation.generation))
             })
             .collect();
-        self.steered.send_if_modified(|now| {
-            let changed = now.as_ref() != Some(&steered);
-            *now = Some(steered);
+        self.active_ports.send_if_modified(|now| {
+            let changed = now.as_ref() != Some(&active_ports);
+            *now = Some(active_ports);
             changed
         });
     }
@@ -428,10 +428,11 @@ impl Agent {
             .collect();
         self.hooked
             .retain(|interface, _| gateways.contains(interface));
-        let mut wanted: BTreeSet<Hook> = gateways.into_iter().map(Hook::Gateway).collect();
+        let mut wanted: BTreeSet<AttachPoint> =
+            gateways.into_iter().map(AttachPoint::Gateway).collect();
         for uplink in &network.uplinks {
-            wanted.insert(Hook::UplinkXdp(uplink.name.clone()));
-            wanted.insert(Hook::UplinkTc(uplink.name.clone()));
+            wanted.insert(AttachPoint::UplinkXdp(uplink.name.clone()));
+            wanted.insert(AttachPoint::UplinkTc(uplink.name.clone()));
         }
         Ok(self.datapath.prune(&wanted)?)
     }

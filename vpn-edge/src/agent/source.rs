@@ -36,7 +36,7 @@ pub struct Allocated {
 
 /// Both lists, complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct World {
+pub struct DesiredState {
     pub allocated: Vec<Allocated>,
     pub gateways: Vec<Gateway>,
     /// Addresses on this node that gateways have, or will have, whose neighbour
@@ -46,7 +46,7 @@ pub struct World {
     pub edges: BTreeSet<IpAddr>,
 }
 
-impl World {
+impl DesiredState {
     /// The nodes where gateways are, other than this one.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<IpAddr> {
@@ -71,14 +71,14 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     ///
     /// If it is not completely known.
-    async fn world(&self) -> Result<World>;
+    async fn desired(&self) -> Result<DesiredState>;
 
     /// A counter that grows with every change.
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Why changes may be missed, if they may. The last known state stays valid until
     /// then.
-    fn trouble(&self) -> Option<String> {
+    fn outage(&self) -> Option<String> {
         None
     }
 }
@@ -148,9 +148,9 @@ impl Local {
 
 #[async_trait]
 impl Source for Local {
-    async fn world(&self) -> Result<World> {
+    async fn desired(&self) -> Result<DesiredState> {
         let tenants = self.registry.list().await?;
-        Ok(World {
+        Ok(DesiredState {
             allocated: self.allocated(&tenants),
             gateways: self.gateways.list().await?,
             near: BTreeSet::new(),
@@ -251,7 +251,7 @@ impl std::os::fd::AsRawFd for Events {
 
 #[async_trait]
 impl Source for File {
-    async fn world(&self) -> Result<World> {
+    async fn desired(&self) -> Result<DesiredState> {
         read(&self.path)
     }
 
@@ -260,18 +260,18 @@ impl Source for File {
     }
 }
 
-fn read(path: &Path) -> Result<World> {
+fn read(path: &Path) -> Result<DesiredState> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the allocations in {}", path.display()))?;
     parse(&text).with_context(|| format!("{} is not a list of allocations", path.display()))
 }
 
-fn parse(text: &str) -> Result<World> {
+fn parse(text: &str) -> Result<DesiredState> {
     let contents: Contents = serde_json::from_str(text)?;
-    let mut world = World::default();
+    let mut desired = DesiredState::default();
     for (at, edge) in contents.edges.iter().enumerate() {
         let edge = edge_address(edge).map_err(|error| anyhow!("edges[{at}]: {error}"))?;
-        world.edges.insert(edge);
+        desired.edges.insert(edge);
     }
     let mut ports = BTreeSet::new();
     for row in contents.allocations {
@@ -279,7 +279,7 @@ fn parse(text: &str) -> Result<World> {
         ensure!(ports.insert(port), "port {port} is allocated twice");
         let node = addresses(&row.node).with_context(|| format!("port {port}"))?;
         if let Some(node) = node {
-            world.gateways.push(Gateway {
+            desired.gateways.push(Gateway {
                 tenant: row.tenant,
                 generation: row.generation,
                 port,
@@ -288,7 +288,7 @@ fn parse(text: &str) -> Result<World> {
                 location: Some(Location::There(node)),
             });
         }
-        world.allocated.push(Allocated {
+        desired.allocated.push(Allocated {
             port,
             tenant: row.tenant,
             generation: row.generation,
@@ -296,7 +296,7 @@ fn parse(text: &str) -> Result<World> {
             plan: row.plan,
         });
     }
-    Ok(world)
+    Ok(desired)
 }
 
 /// Why a text is not the address of another edge node.
@@ -360,12 +360,12 @@ mod tests {
     #[test]
     fn a_file_tells_allocations_and_where_their_gateways_are() {
         let node = r#","node":["198.51.100.21","2001:db8::21"]"#;
-        let world = parse(&file(&[row(31_000, node), row(31_001, "")])).unwrap();
-        let ports: Vec<u16> = world.allocated.iter().map(|one| one.port).collect();
+        let desired = parse(&file(&[row(31_000, node), row(31_001, "")])).unwrap();
+        let ports: Vec<u16> = desired.allocated.iter().map(|one| one.port).collect();
         assert_eq!(ports, [31_000, 31_001]);
-        assert_eq!(world.allocated[0].public_key.to_string(), KEY);
-        let [gateway] = world.gateways.as_slice() else {
-            panic!("{world:?}");
+        assert_eq!(desired.allocated[0].public_key.to_string(), KEY);
+        let [gateway] = desired.gateways.as_slice() else {
+            panic!("{desired:?}");
         };
         let node = Addresses {
             v4: Some([198, 51, 100, 21].into()),
@@ -391,7 +391,7 @@ mod tests {
     fn a_file_may_name_the_addresses_of_other_edges() {
         let edges = |edges: &str| {
             let file = format!(r#"{{"allocations":[],"edges":[{edges}]}}"#);
-            parse(&file).map(|world| world.edges.into_iter().collect::<Vec<_>>())
+            parse(&file).map(|desired| desired.edges.into_iter().collect::<Vec<_>>())
         };
         let named = r#""2001:db8::11","198.51.100.11","::ffff:198.51.100.12""#;
         let expected = ["198.51.100.11", "198.51.100.12", "2001:db8::11"];
@@ -426,21 +426,21 @@ mod tests {
         fs::write(&path, file(&[])).unwrap();
         let source = File::follow(&path).unwrap();
         let mut changes = source.changes();
-        assert_eq!(source.world().await.unwrap(), World::default());
+        assert_eq!(source.desired().await.unwrap(), DesiredState::default());
 
         let new = folder.path().join("new");
         fs::write(&new, file(&[row(31_000, "")])).unwrap();
         fs::rename(&new, &path).unwrap();
         changes.changed().await.unwrap();
-        assert_eq!(source.world().await.unwrap().allocated.len(), 1);
+        assert_eq!(source.desired().await.unwrap().allocated.len(), 1);
 
         changes.mark_unchanged();
         fs::write(&path, file(&[row(31_000, ""), row(31_001, "")])).unwrap();
-        while source.world().await.unwrap().allocated.len() != 2 {
+        while source.desired().await.unwrap().allocated.len() != 2 {
             changes.changed().await.unwrap();
         }
         fs::write(&path, "{").unwrap();
-        assert!(source.world().await.is_err());
+        assert!(source.desired().await.is_err());
     }
 
     #[test]

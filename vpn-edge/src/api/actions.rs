@@ -266,9 +266,9 @@ impl Api {
         let kept = tenant
             .filter(|tenant| tenant.vpn.allocation.is_some())
             .map(|tenant| (id, tenant.vpn.generation));
-        let mut steered = self.steered.clone();
-        let closed = steered.wait_for(|steered| {
-            let mut open = steered.iter().flat_map(BTreeMap::values);
+        let mut active_ports = self.active_ports.clone();
+        let closed = active_ports.wait_for(|active_ports| {
+            let mut open = active_ports.iter().flat_map(BTreeMap::values);
             !open.any(|open| open.0 == id && Some(*open) != kept)
         });
         if tokio::time::timeout(REVOCATION, closed).await.is_err() {

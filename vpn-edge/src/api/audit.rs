@@ -92,7 +92,7 @@ impl Api {
             let outcome = work.await;
             let told = match &outcome {
                 Ok(_) => Outcome::new(success(action), None),
-                Err(error) => Outcome::new(error.code().as_u16(), Some(error.words())),
+                Err(error) => Outcome::new(error.code().as_u16(), Some(error.message())),
             };
             if let Err(error) = audit.end(tenant, id, told).await {
                 tracing::error!(%tenant, %action, "cannot add the outcome to audit record {id}: {error}");

@@ -41,7 +41,7 @@ impl ApiError {
     }
 
     /// The value of `error` in the answer.
-    pub fn words(&self) -> String {
+    pub fn message(&self) -> String {
         match self {
             ApiError::Vpn(error) => error.to_string(),
             ApiError::Refused(refused) => refused.to_string(),
@@ -53,7 +53,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, words) = (self.code(), self.words());
+        let (status, words) = (self.code(), self.message());
         match self {
             ApiError::Vpn(error) => {
                 let json = [(header::CONTENT_TYPE, "application/json")];

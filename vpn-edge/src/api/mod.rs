@@ -25,7 +25,7 @@ use utoipa_axum::routes;
 use crate::audit::Log;
 use crate::auth::Identity;
 use crate::catalog::Databases;
-use crate::domain::{Pools, Steered, TunnelSettings};
+use crate::domain::{ActivePorts, Pools, TunnelSettings};
 use crate::registry::Registry;
 use crate::sessions::Sessions;
 
@@ -55,7 +55,7 @@ pub struct Backends {
     pub identity: Arc<Identity>,
     pub audit: Arc<dyn Log>,
     /// The ports that the edge steers.
-    pub steered: watch::Receiver<Steered>,
+    pub active_ports: watch::Receiver<ActivePorts>,
     /// Reports live sessions.
     pub sessions: Arc<dyn Sessions>,
     pub databases: Arc<dyn Databases>,
@@ -68,7 +68,7 @@ pub(crate) struct Api {
     pub(crate) settings: Arc<Settings>,
     pub(crate) identity: Arc<Identity>,
     audit: Arc<dyn Log>,
-    steered: watch::Receiver<Steered>,
+    active_ports: watch::Receiver<ActivePorts>,
     sessions: Arc<dyn Sessions>,
     pub(crate) databases: Arc<dyn Databases>,
 }
@@ -80,7 +80,7 @@ impl Api {
             settings: Arc::new(settings),
             identity: backends.identity,
             audit: backends.audit,
-            steered: backends.steered,
+            active_ports: backends.active_ports,
             sessions: backends.sessions,
             databases: backends.databases,
         }

@@ -33,7 +33,7 @@ pub(crate) struct Server {
     pub rival: Zeroizing<String>,
     audit: Arc<Switched>,
     /// What the edge would say.
-    steered: watch::Sender<Steered>,
+    active_ports: watch::Sender<ActivePorts>,
     client: reqwest::Client,
     pub dir: tempfile::TempDir,
 }
@@ -70,12 +70,12 @@ impl Server {
         let admin = Tokens::add(&file, &Role::Admin).unwrap();
         let identity = Arc::new(Identity::new(Tokens::load(&file).unwrap()));
         let audit = Arc::new(Switched::new(&database, registry.clone()));
-        let steered = watch::Sender::default();
+        let active_ports = watch::Sender::default();
         let backends = Backends {
             registry: registry.clone(),
             identity,
             audit: audit.clone(),
-            steered: steered.subscribe(),
+            active_ports: active_ports.subscribe(),
             sessions: Arc::new(Everybody),
             databases: Arc::new(crate::catalog::Unknown),
         };
@@ -88,7 +88,7 @@ impl Server {
             acme,
             rival,
             audit,
-            steered,
+            active_ports,
             client: reqwest::Client::new(),
             dir,
         }

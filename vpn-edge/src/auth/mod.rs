@@ -8,7 +8,6 @@
 mod args;
 mod caller;
 mod claims;
-mod failures;
 mod issuer;
 mod jwt;
 mod keys;
@@ -16,6 +15,7 @@ mod refused;
 mod request;
 mod routes;
 mod sign_in;
+mod sign_in_limiter;
 mod tokens;
 
 use std::net::IpAddr;
@@ -34,9 +34,9 @@ pub use sign_in::local_path;
 pub use tokens::{TokenFileError, Tokens};
 
 use claims::Mapping;
-use failures::Failures;
 use issuer::Issuer;
 use sign_in::Client;
+use sign_in_limiter::SignInLimiter;
 
 /// Identifies the sender of a request.
 #[derive(Debug)]
@@ -44,10 +44,10 @@ pub struct Identity {
     tokens: Tokens,
     oidc: Option<Oidc>,
     /// Failures by bad credentials.
-    failures: Failures,
+    failures: SignInLimiter,
     /// Failures by codes that the issuer rejected. Counted separately, so that bad
     /// credentials do not prevent others at the same address from signing in.
-    codes: Failures,
+    codes: SignInLimiter,
     /// Proxies whose X-Forwarded-For is trusted.
     trusted_proxies: Vec<IpNet>,
     /// The public URL of this server, if configured.
@@ -72,8 +72,8 @@ impl Identity {
         Identity {
             tokens,
             oidc: None,
-            failures: Failures::default(),
-            codes: Failures::default(),
+            failures: SignInLimiter::default(),
+            codes: SignInLimiter::default(),
             trusted_proxies: Vec::new(),
             public: None,
             tls: false,

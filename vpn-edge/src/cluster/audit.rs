@@ -35,7 +35,7 @@ const LIMITS: Limits = Limits {
 };
 
 /// Timeout of a write: shorter than that of a request to the API.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause between two writes of one ConfigMap, which combines records that arrive
 /// together.
@@ -51,7 +51,7 @@ const REFILL: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 /// ConfigMaps that are read at once; and that are listed, by metadata only.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 const NAMES: u32 = 500;
 
 /// How many new ConfigMaps trigger a removal of deleted tenants' logs.
@@ -141,7 +141,7 @@ impl Log for KubeLog {
         }
         let mut known = inner.known().await?;
         known.sort_by_key(|map| std::cmp::Reverse(last(map)));
-        for some in known.chunks(AT_ONCE) {
+        for some in known.chunks(MAX_CONCURRENT) {
             // Its newest record is older than those found so far.
             let newest = some.first().and_then(last);
             let oldest = found.last().map(|record: &Record| record.id.to_string());
@@ -205,7 +205,7 @@ impl Inner {
                 .map(|waiting| (waiting.edit, waiting.written))
                 .unzip();
             let late = |_| Err(LogError("the API server did not answer in time".to_owned()));
-            let outcome = timeout(PATIENCE, self.store(tenant, &edits)).await;
+            let outcome = timeout(TIMEOUT, self.store(tenant, &edits)).await;
             let outcome = outcome.unwrap_or_else(late);
             let new = matches!(outcome, Ok(true));
             for written in waiting {
@@ -231,7 +231,7 @@ impl Inner {
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let mut backoff = Backoff::new(FIRST_PAUSE, PATIENCE);
+        let mut backoff = Backoff::new(FIRST_PAUSE, TIMEOUT);
         loop {
             let map = self.maps.get_opt(&name).await.map_err(failed)?;
             let mut page = map.as_ref().map(Page::read).unwrap_or_default();

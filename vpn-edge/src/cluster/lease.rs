@@ -21,19 +21,19 @@ const DURATION: u64 = 15;
 const GRACE: u64 = 10;
 
 /// A candidate for leadership.
-pub struct Candidate {
+pub struct LeaderElection {
     leads: watch::Receiver<bool>,
     manager: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
 }
 
-impl Candidate {
+impl LeaderElection {
     /// Joins the election among the controllers of `namespace`, as `identity`, which
     /// must be unique.
     ///
     /// # Errors
     ///
     /// When the API server does not let it.
-    pub async fn stand(client: Client, namespace: &str, identity: &str) -> Result<Self> {
+    pub async fn campaign(client: Client, namespace: &str, identity: &str) -> Result<Self> {
         let manager = LeaseManagerBuilder::new(client, LEASE)
             .with_namespace(namespace)
             .with_identity(identity)
@@ -60,7 +60,7 @@ impl Candidate {
     /// # Errors
     ///
     /// If the election ended.
-    pub async fn won(&mut self) -> Result<()> {
+    pub async fn acquired(&mut self) -> Result<()> {
         match self.leads.wait_for(|leads| *leads).await {
             Ok(_) => Ok(()),
             Err(_) => bail!("the lease is no longer renewed"),

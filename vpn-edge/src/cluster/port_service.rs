@@ -49,7 +49,7 @@ pub fn spec(tenant: &str, generation: u64, port: u16) -> ServiceSpec {
 
 /// The ports that a Service holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct PortService {
     pub uid: String,
     pub version: String,
     pub ports: Vec<u16>,
@@ -61,7 +61,7 @@ pub struct Held {
 }
 
 /// None for a Service without node ports.
-pub fn held(service: &Service) -> Option<Held> {
+pub fn held(service: &Service) -> Option<PortService> {
     let spec = service.spec.as_ref()?;
     let ports = spec
         .ports
@@ -76,7 +76,7 @@ pub fn held(service: &Service) -> Option<Held> {
         return None;
     }
     let claimed = service.annotations().get(CLAIMED);
-    Some(Held {
+    Some(PortService {
         uid: service.uid().unwrap_or_default(),
         version: service.resource_version().unwrap_or_default(),
         ports,

@@ -3,7 +3,7 @@
 //! Each query asks all agents, and nothing is cached: a client may have connected
 //! through any edge, and through another one since.
 
-mod served;
+mod server;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use self::served::AUDIENCE;
-pub use self::served::router;
+use self::server::AUDIENCE;
+pub use self::server::router;
 use crate::cluster::{AGENT, CONTROLLER, WATCH, label};
 use crate::domain::Tenant;
-use crate::sessions::{Asked, Seen, Session, SessionError, Sessions, asked};
+use crate::sessions::{EdgeSession, Session, SessionError, SessionQuery, Sessions, query};
 
 /// How long an edge may take to answer, and the API server before that.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Lifetime of a token: the shortest that the API server issues.
 const TOKEN_LIFE: Duration = Duration::from_secs(600);
@@ -81,7 +81,7 @@ impl ClusterSessions {
             // Nodes are not behind a proxy.
             http: reqwest::Client::builder()
                 .no_proxy()
-                .timeout(PATIENCE)
+                .timeout(TIMEOUT)
                 .build()?,
             _watch: watch,
         })
@@ -96,7 +96,7 @@ impl ClusterSessions {
             return Ok(token.text.clone());
         }
         let since = Instant::now();
-        let why = match timeout(PATIENCE, self.request_token()).await {
+        let why = match timeout(TIMEOUT, self.request_token()).await {
             Ok(Ok(text)) => {
                 let text = Arc::new(text);
                 *held = Some(Token {
@@ -139,10 +139,10 @@ impl ClusterSessions {
 #[async_trait]
 impl Sessions for ClusterSessions {
     async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError> {
-        let Some((port, asked)) = asked(tenant) else {
+        let Some((port, query)) = query(tenant) else {
             return Ok(Session::none());
         };
-        let listed = timeout(PATIENCE, self.agents.wait_until_ready()).await;
+        let listed = timeout(TIMEOUT, self.agents.wait_until_ready()).await;
         if !matches!(listed, Ok(Ok(()))) {
             let why = "the agents' pods are not listed yet".to_owned();
             return Err(SessionError::Edges(why));
@@ -153,11 +153,11 @@ impl Sessions for ClusterSessions {
         let mut answers = JoinSet::new();
         for address in agents.map(|pod| address(pod)) {
             let (http, token) = (self.http.clone(), token.clone());
-            answers.spawn(async move { ask(&http, address?, port, asked, &token).await });
+            answers.spawn(async move { ask(&http, address?, port, query, &token).await });
         }
         let answers = answers.join_all().await;
         let complete = !answers.is_empty() && answers.iter().all(Option::is_some);
-        let seen: Vec<Seen> = answers.into_iter().flatten().flatten().collect();
+        let seen: Vec<EdgeSession> = answers.into_iter().flatten().flatten().collect();
         Ok(Session::of(&seen, Timestamp::now(), complete))
     }
 }
@@ -167,10 +167,10 @@ async fn ask(
     http: &reqwest::Client,
     agent: SocketAddr,
     port: u16,
-    asked: Asked,
+    query: SessionQuery,
     token: &str,
-) -> Option<Option<Seen>> {
-    let Asked { tenant, generation } = asked;
+) -> Option<Option<EdgeSession>> {
+    let SessionQuery { tenant, generation } = query;
     let url = format!("http://{agent}/sessions/{port}/{tenant}/{generation}");
     let answer = async {
         let response = http.get(url).bearer_auth(token).send().await?;
@@ -179,7 +179,7 @@ async fn ask(
         }
         response.error_for_status()?.json().await.map(Some)
     };
-    let answer: reqwest::Result<Option<Seen>> = answer.await;
+    let answer: reqwest::Result<Option<EdgeSession>> = answer.await;
     answer
         .inspect_err(
             |error| tracing::warn!(%agent, "cannot get the session from an agent: {error}"),

@@ -245,11 +245,11 @@ impl utils::Backoff for Pauses {
 /// The kinds that cannot be watched, and why.
 #[derive(Default)]
 pub struct Contact {
-    troubles: Mutex<BTreeMap<String, Trouble>>,
+    outages: Mutex<BTreeMap<String, Outage>>,
 }
 
 /// Why a kind is not watched.
-struct Trouble {
+struct Outage {
     since: Instant,
     reason: String,
 }
@@ -276,8 +276,8 @@ impl Contact {
     }
 
     fn heard(&self, kind: &str) {
-        if let Some(trouble) = self.troubles().remove(kind) {
-            let seconds = trouble.since.elapsed().as_secs();
+        if let Some(outage) = self.outages().remove(kind) {
+            let seconds = outage.since.elapsed().as_secs();
             tracing::info!(kind, seconds, "the API server answers again");
         }
     }
@@ -285,25 +285,25 @@ impl Contact {
     fn failed(&self, kind: &str, error: watcher::Error) {
         let reason = format!("{:#}", anyhow::Error::from(error));
         tracing::warn!(kind, "watch failed; retrying: {reason}");
-        let mut troubles = self.troubles();
-        let since = troubles.get(kind).map(|before| before.since);
+        let mut outages = self.outages();
+        let since = outages.get(kind).map(|before| before.since);
         let since = since.unwrap_or_else(Instant::now);
-        troubles.insert(kind.to_owned(), Trouble { since, reason });
+        outages.insert(kind.to_owned(), Outage { since, reason });
     }
 
     /// The problem that has lasted longest.
-    pub fn trouble(&self) -> Option<String> {
-        let troubles = self.troubles();
-        let longest = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
-        let (kind, Trouble { since, reason }) = longest?;
+    pub fn outage(&self) -> Option<String> {
+        let outages = self.outages();
+        let longest = outages.iter().min_by_key(|(_, outage)| outage.since);
+        let (kind, Outage { since, reason }) = longest?;
         let seconds = since.elapsed().as_secs();
         Some(format!(
             "watch of {kind} has been failing for {seconds} s: {reason}"
         ))
     }
 
-    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outages(&self) -> MutexGuard<'_, BTreeMap<String, Outage>> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -382,10 +382,10 @@ mod tests {
         watches.follow::<Service>(Selection::All, |_| {});
         let refused = watches.start().await.unwrap_err();
         assert_eq!(refused, "cannot list services: services is forbidden");
-        let trouble = contact.trouble().unwrap();
+        let outage = contact.outage().unwrap();
         assert!(
-            trouble.starts_with("watch of services has been failing for 0 s: "),
-            "{trouble}"
+            outage.starts_with("watch of services has been failing for 0 s: "),
+            "{outage}"
         );
     }
 }

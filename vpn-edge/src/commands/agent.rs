@@ -173,7 +173,7 @@ async fn serve(mut args: NodeArgs) -> Result<()> {
     });
     let sessions = sessions.transpose()?;
     let ports = EdgePorts {
-        steered: ports.clone(),
+        active_ports: ports.clone(),
         pool: ports,
     };
     let running = Edge::start(&edge, network, ports, None).await?;
@@ -217,7 +217,7 @@ impl NodeArgs {
             (None, Some(allocations)) => {
                 let source = Arc::new(File::follow(allocations)?);
                 Ok(Followed {
-                    nodes: Ok(source.world().await?.nodes()),
+                    nodes: Ok(source.desired().await?.nodes()),
                     source,
                     cluster: None,
                 })
@@ -238,7 +238,7 @@ async fn first_nodes(source: &dyn Source, patience: Duration) -> Result<BTreeSet
     let mut changes = source.changes();
     let deadline = Instant::now() + patience;
     loop {
-        match source.world().await {
+        match source.desired().await {
             Ok(world) => return Ok(world.nodes()),
             Err(error) => {
                 let changed = tokio::time::timeout_at(deadline, changes.changed()).await;

@@ -17,12 +17,12 @@ use super::args::{ApiArgs, OBSERVERS, TunnelArgs};
 use crate::args::variable;
 use crate::cluster::audit::KubeLog;
 use crate::cluster::gateways::{self, KubeGateways};
-use crate::cluster::lease::Candidate;
+use crate::cluster::lease::LeaderElection;
 use crate::cluster::sessions::ClusterSessions;
 use crate::cluster::tenants::{self, KubeRegistry};
 use crate::cluster::{self, catalog};
-use crate::controller::{Controller, steered};
-use crate::domain::{Pool, Pools, Steered, TunnelSettings};
+use crate::controller::{Controller, active_ports};
+use crate::domain::{ActivePorts, Pool, Pools, TunnelSettings};
 use crate::http::{HttpServer, listen};
 use crate::{api, app};
 
@@ -107,8 +107,8 @@ struct Running {
     settings: TunnelSettings,
     registry: Arc<KubeRegistry>,
     gateways: Arc<KubeGateways>,
-    steered: watch::Receiver<Steered>,
-    candidate: Candidate,
+    active_ports: watch::Receiver<ActivePorts>,
+    election: LeaderElection,
     api: HttpServer,
     /// Serves as long as this value lives.
     health: HttpServer,
@@ -121,21 +121,22 @@ impl Running {
             settings,
             registry,
             gateways,
-            steered,
-            mut candidate,
+            active_ports,
+            mut election,
             api,
             health: _health,
         } = self;
         let lead = async {
-            candidate.won().await?;
+            election.acquired().await?;
             tracing::info!("leading");
-            let controller = Controller::new(settings, registry.clone(), gateways.clone(), steered);
+            let controller =
+                Controller::new(settings, registry.clone(), gateways.clone(), active_ports);
             tokio::select! {
                 () = controller.run() => bail!("the controller ended"),
-                () = registry.follow_wishes() => bail!("the VpnTenants are no longer reconciled"),
+                () = registry.run_reconciler() => bail!("the VpnTenants are no longer reconciled"),
                 () = gateways.keep_up() => bail!("the gateways are no longer synced"),
                 // The next leader redoes interrupted work.
-                reason = candidate.lost() => Err(reason),
+                reason = election.lost() => Err(reason),
             }
         };
         let outcome = tokio::select! {
@@ -143,7 +144,7 @@ impl Running {
             () = asked_to_end => Ok(()),
         };
         let (stepped_down, ()) =
-            tokio::join!(timeout(STEP_DOWN, candidate.step_down()), api.finish());
+            tokio::join!(timeout(STEP_DOWN, election.step_down()), api.finish());
         if stepped_down.is_err() {
             tracing::warn!("lease not released in time; another controller leads once it expires");
         }
@@ -184,7 +185,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
     };
     let (registry, gateways) = cluster::start(client.clone(), tenants, gateways).await?;
     let (registry, gateways) = (Arc::new(registry), Arc::new(gateways));
-    let steered = steered::follow(registry.clone(), gateways.clone());
+    let active_ports = active_ports::follow(registry.clone(), gateways.clone());
     let backends = api::Backends {
         registry: registry.clone(),
         identity: api.identity.clone(),
@@ -193,7 +194,7 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             &args.namespace,
             registry.clone(),
         )),
-        steered: steered.clone(),
+        active_ports: active_ports.clone(),
         sessions: Arc::new(ClusterSessions::start(client.clone(), &args.namespace)?),
         databases: Arc::new(catalog::Services::new(client.clone())),
     };
@@ -205,15 +206,15 @@ async fn prepare(args: ControllerArgs) -> Result<Running> {
             tunnels: tunnels.clone(),
         },
     );
-    let candidate = Candidate::stand(client, &args.namespace, &identity).await?;
-    let health = health::router(candidate.leads(), registry.clone(), api.identity.clone());
+    let election = LeaderElection::campaign(client, &args.namespace, &identity).await?;
+    let health = health::router(election.leads(), registry.clone(), api.identity.clone());
     tracing::info!(listen = %args.api.listen, metrics = %args.metrics, identity, "ready");
     Ok(Running {
         settings: tunnels,
         registry,
         gateways,
-        steered,
-        candidate,
+        active_ports,
+        election,
         api: api.serve(listener, router),
         health: HttpServer::observed(observers, health),
     })

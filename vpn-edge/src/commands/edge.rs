@@ -92,7 +92,7 @@ impl EdgeArgs {
 /// The ports of an edge.
 pub(crate) struct EdgePorts {
     /// Ports that may be taken from the node's kernel.
-    pub steered: Vec<PortRange>,
+    pub active_ports: Vec<PortRange>,
     /// Ports that are assigned to tenants.
     pub pool: Vec<PortRange>,
 }
@@ -135,7 +135,7 @@ impl Edge {
             args.uplinks.clone(),
             args.hop_ports,
             limits,
-            ports.steered,
+            ports.active_ports,
         )
         .await?;
         let draining = watch::Sender::new(false);

@@ -131,13 +131,18 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
     let ports = EdgePorts {
         // Tenants keep their ports when --ports changes, and this machine's own
         // registry can be trusted.
-        steered: vec![PortRange::new(1024, u16::MAX)?],
+        active_ports: vec![PortRange::new(1024, u16::MAX)?],
         pool: vec![args.ports],
     };
     let edge = Edge::start(&args.edge, network, ports, Some(api.identity.clone())).await?;
 
-    let steered = edge.agent.steered();
-    let controller = Controller::new(tunnels.clone(), registry.clone(), gateways.clone(), steered);
+    let active_ports = edge.agent.active_ports();
+    let controller = Controller::new(
+        tunnels.clone(),
+        registry.clone(),
+        gateways.clone(),
+        active_ports,
+    );
     let settings = api::Settings {
         pools,
         allowed_ips: args.tunnels.allowed_ips,
@@ -147,7 +152,7 @@ pub async fn run(args: StandaloneArgs) -> Result<()> {
         registry: registry.clone(),
         identity: api.identity.clone(),
         audit: Arc::new(audit),
-        steered: edge.agent.steered(),
+        active_ports: edge.agent.active_ports(),
         sessions: Arc::new(LocalSessions::open(&args.edge.maps.bpffs)?),
         databases: Arc::new(catalog::Unknown),
     };

@@ -1,9 +1,9 @@
 //! Runs the tenants' lifecycle: creates and removes gateways until they match the
 //! registry, and writes the observed state back.
 
+pub(crate) mod active_ports;
 pub mod plan;
-pub(crate) mod steered;
-mod troubles;
+mod problems;
 
 pub use plan::{Action, Wanted, plan};
 
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::backoff::Backoff;
 use crate::domain::tenant::check_versions;
-use crate::domain::{GatewayState, Observed, State, Steered, Tenant, TunnelSettings};
+use crate::domain::{ActivePorts, GatewayState, Observed, State, Tenant, TunnelSettings};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
 use crate::registry::{Change, Registry, UpdateError};
 
@@ -31,19 +31,19 @@ const TICK: Duration = Duration::from_secs(1);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// Maximum number of concurrent creations, removals, and writes of tenants.
-const AT_ONCE: usize = 32;
+const MAX_CONCURRENT: usize = 32;
 
 /// After a pass the controller sleeps for this many times the pass's duration: with
 /// thousands of tenants, changes are then handled in batches.
-const REST: u32 = 4;
-const LONGEST_REST: Duration = Duration::from_millis(250);
+const DEBOUNCE: u32 = 4;
+const MAX_DEBOUNCE: Duration = Duration::from_millis(250);
 
 /// See the module documentation.
 pub struct Controller {
     settings: TunnelSettings,
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
-    steered: watch::Receiver<Steered>,
+    active_ports: watch::Receiver<ActivePorts>,
     /// The desired gateways of the last pass. Cached, because keys and digests take
     /// time to compute.
     wanted: HashMap<Uuid, Wanted>,
@@ -76,13 +76,13 @@ impl Controller {
         settings: TunnelSettings,
         registry: Arc<dyn Registry>,
         gateways: Arc<dyn Gateways>,
-        steered: watch::Receiver<Steered>,
+        active_ports: watch::Receiver<ActivePorts>,
     ) -> Self {
         Self {
             settings,
             registry,
             gateways,
-            steered,
+            active_ports,
             wanted: HashMap::new(),
             busy: BTreeMap::new(),
             under_way: JoinSet::new(),
@@ -95,15 +95,15 @@ impl Controller {
     pub async fn run(mut self) {
         let mut tenants_changed = self.registry.changes();
         let mut gateways_changed = self.gateways.changes();
-        let mut steered_changed = self.steered.clone();
+        let mut steered_changed = self.active_ports.clone();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let start = Instant::now();
-            let looked = self.look().await;
+            let reconciled = self.reconcile_once().await;
             let took = start.elapsed();
-            match looked {
-                Ok(noticed) => self.write_all(noticed).await,
+            match reconciled {
+                Ok(updates) => self.write_all(updates).await,
                 Err(error) => tracing::error!("cannot reconcile; retrying: {error:#}"),
             }
             rest(took).await;
@@ -118,7 +118,7 @@ impl Controller {
     }
 
     /// Starts the operations that are due, and returns the states to write back.
-    async fn look(&mut self) -> anyhow::Result<Vec<Noticed>> {
+    async fn reconcile_once(&mut self) -> anyhow::Result<Vec<StatusUpdate>> {
         let tenants = self.registry.list().await?;
         let gateways = self.gateways.list().await?;
         let tenants = tenants.iter().map(Arc::as_ref);
@@ -158,34 +158,34 @@ impl Controller {
         for port in removed {
             self.remove(port);
         }
-        self.hinder(tenants.clone(), &gateways);
-        let noticed = tenants.filter_map(|tenant| self.notice(tenant, &by_keys));
-        Ok(noticed.collect())
+        self.report(tenants.clone(), &gateways);
+        let updates = tenants.filter_map(|tenant| self.observe(tenant, &by_keys));
+        Ok(updates.collect())
     }
 
     /// Reports to the registry why gateways do not match what tenants ask for.
-    fn hinder<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>, gateways: &[Gateway]) {
+    fn report<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>, gateways: &[Gateway]) {
         let attempted = |id| {
             let attempts = self.attempts.get(&id)?;
             Some((attempts.generation, attempts.failure.clone()?))
         };
-        let late = self.gateways.late();
-        let mut troubles = troubles::troubles(tenants, gateways, attempted, late);
+        let late = self.gateways.apply_errors();
+        let mut problems = problems::problems(tenants, gateways, attempted, late);
         for gateway in gateways {
             let removal = self.removals.get(&gateway.port);
             if let Some(failure) = removal.and_then(|removal| removal.failure.as_ref()) {
                 let words = || format!("cannot remove the gateway: {failure}");
-                troubles.entry(gateway.tenant).or_insert_with(words);
+                problems.entry(gateway.tenant).or_insert_with(words);
             }
         }
-        self.registry.hinder(troubles);
+        self.registry.report(problems);
     }
 
     fn remove(&mut self, port: u16) {
         let removal = self.removals.get(&port);
         let waits = removal.is_some_and(|removal| removal.next > Instant::now());
         let removals = self.busy.values().filter(|(_, tenant)| tenant.is_none());
-        if waits || self.is_busy(port) || removals.count() == AT_ONCE {
+        if waits || self.is_busy(port) || removals.count() == MAX_CONCURRENT {
             return;
         }
         tracing::info!(port, "removing gateway");
@@ -217,7 +217,7 @@ impl Controller {
         let (id, fixed) = (spec.tenant, &spec.tunnel.fixed);
         let (port, generation) = (fixed.port, fixed.generation);
         let others = self.busy.values().filter(|(_, tenant)| tenant.is_some());
-        let busy = self.is_busy(port) || others.count() == AT_ONCE;
+        let busy = self.is_busy(port) || others.count() == MAX_CONCURRENT;
         let now = Instant::now();
         let attempts = self.attempts.entry(id).or_insert(Attempts {
             generation,
@@ -281,7 +281,7 @@ impl Controller {
     }
 
     /// The update of the tenant's state, if there is one.
-    fn notice(&self, tenant: &Tenant, gateways: &Served) -> Option<Noticed> {
+    fn observe(&self, tenant: &Tenant, gateways: &Served) -> Option<StatusUpdate> {
         let allocation = tenant.vpn.allocation.as_ref()?;
         let generation = tenant.vpn.generation;
         let attempts = self.attempts.get(&tenant.id);
@@ -296,16 +296,14 @@ impl Controller {
             (Some(gateway), _) => gateway.state.clone(),
         };
         // Until the agent has reported, the state that an earlier agent led to stays.
-        let steerable = self
-            .steered
-            .borrow()
-            .as_ref()
-            .map(|steered| steered.get(&allocation.port) == Some(&(tenant.id, generation)))?;
+        let steerable = self.active_ports.borrow().as_ref().map(|active_ports| {
+            active_ports.get(&allocation.port) == Some(&(tenant.id, generation))
+        })?;
         let observed = Observed { gateway, steerable };
         let mut seen = tenant.clone();
         let now = Timestamp::now();
         seen.observe(&observed, now);
-        (seen.vpn != tenant.vpn).then_some(Noticed {
+        (seen.vpn != tenant.vpn).then_some(StatusUpdate {
             id: tenant.id,
             from: tenant.vpn.state,
             generation,
@@ -314,24 +312,24 @@ impl Controller {
         })
     }
 
-    async fn write_all(&self, noticed: Vec<Noticed>) {
-        let written = stream::iter(noticed).for_each_concurrent(AT_ONCE, async |noticed| {
-            let id = noticed.id;
-            if let Err(error) = self.write(noticed).await {
+    async fn write_all(&self, updates: Vec<StatusUpdate>) {
+        let written = stream::iter(updates).for_each_concurrent(MAX_CONCURRENT, async |updates| {
+            let id = updates.id;
+            if let Err(error) = self.write(updates).await {
                 tracing::error!(tenant = %id, "cannot write tenant state; retrying: {error:#}");
             }
         });
         written.await;
     }
 
-    async fn write(&self, noticed: Noticed) -> anyhow::Result<()> {
-        let Noticed {
+    async fn write(&self, updates: StatusUpdate) -> anyhow::Result<()> {
+        let StatusUpdate {
             id,
             from,
             generation,
             observed,
             now,
-        } = noticed;
+        } = updates;
         let change: Change = Box::new(move |stored, _| {
             if stored.vpn.generation == generation {
                 stored.observe(&observed, now);
@@ -351,14 +349,14 @@ impl Controller {
 }
 
 async fn rest(took: Duration) {
-    sleep((took * REST).min(LONGEST_REST)).await;
+    sleep((took * DEBOUNCE).min(MAX_DEBOUNCE)).await;
 }
 
 /// Gateways by tenant and generation.
 type Served<'a> = HashMap<(Uuid, u64), &'a Gateway>;
 
 /// An observation to write back to a tenant.
-struct Noticed {
+struct StatusUpdate {
     id: Uuid,
     from: State,
     generation: u64,

@@ -211,7 +211,11 @@ mod tests {
         for change in changes {
             let mut settings = settings();
             change(&mut settings);
-            let steps = steps_with(&settings, std::slice::from_ref(&tenant), std::slice::from_ref(&gateway));
+            let steps = steps_with(
+                &settings,
+                std::slice::from_ref(&tenant),
+                std::slice::from_ref(&gateway),
+            );
             assert_eq!(steps, ["ensure 1"], "{settings:?}");
         }
         // Its subnet stays, whatever is reserved by now.

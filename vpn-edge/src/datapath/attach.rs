@@ -28,7 +28,7 @@ const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 77);
 
 /// How packets from the uplink reach gateways of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rung {
+pub enum Hook {
     /// Native XDP, with tc behind it.
     Xdp,
     /// tc alone: the driver has no native XDP.
@@ -37,14 +37,14 @@ pub enum Rung {
 
 /// A place where one of our programs is attached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hook {
+pub enum AttachPoint {
     UplinkXdp(String),
     UplinkTc(String),
     /// On a gateway's host-side veth.
     Gateway(String),
 }
 
-impl Hook {
+impl AttachPoint {
     pub(super) fn pin(&self) -> String {
         match self {
             Self::UplinkXdp(interface) => format!("xdp-{interface}"),
@@ -61,20 +61,20 @@ impl Datapath {
     /// # Errors
     ///
     /// No such interface, another XDP program on it, or refused by the kernel.
-    pub fn attach_uplink(&mut self, interface: &str) -> Result<Rung, DatapathError> {
+    pub fn attach_uplink(&mut self, interface: &str) -> Result<Hook, DatapathError> {
         index_of(interface)?;
         self.attach_tc(
-            Hook::UplinkTc(interface.into()),
+            AttachPoint::UplinkTc(interface.into()),
             program::INGRESS_TC,
             interface,
         )?;
-        match self.attach_xdp(Hook::UplinkXdp(interface.into()), interface) {
-            Ok(()) => Ok(Rung::Xdp),
+        match self.attach_xdp(AttachPoint::UplinkXdp(interface.into()), interface) {
+            Ok(()) => Ok(Hook::Xdp),
             // Drivers refuse for reasons of their own: no native XDP, an MTU too
             // large for it, too few queues. tc works with all of them.
             Err(error @ DatapathError::Attach { .. }) => {
                 tracing::debug!("{error}");
-                Ok(Rung::Tc)
+                Ok(Hook::Tc)
             }
             Err(error) => Err(error),
         }
@@ -88,7 +88,11 @@ impl Datapath {
     /// No such interface, or refused by the kernel.
     pub fn attach_gateway(&mut self, interface: &str) -> Result<(), DatapathError> {
         index_of(interface)?;
-        self.attach_tc(Hook::Gateway(interface.into()), program::EGRESS, interface)
+        self.attach_tc(
+            AttachPoint::Gateway(interface.into()),
+            program::EGRESS,
+            interface,
+        )
     }
 
     /// Detaches whatever is pinned and not in `wanted`, links of vanished
@@ -97,9 +101,9 @@ impl Datapath {
     /// # Errors
     ///
     /// When the pin folder cannot be read or a pin not removed.
-    pub fn prune(&mut self, wanted: &BTreeSet<Hook>) -> Result<(), DatapathError> {
+    pub fn prune(&mut self, wanted: &BTreeSet<AttachPoint>) -> Result<(), DatapathError> {
         let folder = self.folder.join("links");
-        let keep: BTreeSet<String> = wanted.iter().map(Hook::pin).collect();
+        let keep: BTreeSet<String> = wanted.iter().map(AttachPoint::pin).collect();
         let failed = |path: &Path, error: io::Error| DatapathError::Pin {
             path: path.into(),
             message: error.to_string(),
@@ -110,8 +114,8 @@ impl Datapath {
                 fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), error))?;
             }
         }
-        let is_uplink = |hook: &&Hook| matches!(hook, Hook::UplinkTc(_));
-        let uplinks: BTreeSet<Hook> = wanted.iter().filter(is_uplink).cloned().collect();
+        let is_uplink = |hook: &&AttachPoint| matches!(hook, AttachPoint::UplinkTc(_));
+        let uplinks: BTreeSet<AttachPoint> = wanted.iter().filter(is_uplink).cloned().collect();
         if self.clsact && self.uplinks.as_ref() != Some(&uplinks) {
             detach_others(&uplinks)?;
             self.uplinks = Some(uplinks);
@@ -125,7 +129,7 @@ impl Datapath {
 
     /// Where the hook's link is pinned, or is to be. One that another schema's
     /// build pinned is moved here: a link is replaced, never attached anew.
-    fn link(&self, hook: &Hook) -> Result<PathBuf, DatapathError> {
+    fn link(&self, hook: &AttachPoint) -> Result<PathBuf, DatapathError> {
         let pin = self.folder.join("links").join(hook.pin());
         if pin.exists() {
             return Ok(pin);
@@ -144,7 +148,7 @@ impl Datapath {
         Ok(pin)
     }
 
-    fn attach_xdp(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    fn attach_xdp(&mut self, hook: AttachPoint, interface: &str) -> Result<(), DatapathError> {
         let pin = self.link(&hook)?;
         let name = self.xdp;
         if let Some(link) = pinned(&pin)? {
@@ -166,7 +170,7 @@ impl Datapath {
 
     fn attach_tc(
         &mut self,
-        hook: Hook,
+        hook: AttachPoint,
         name: &'static str,
         interface: &str,
     ) -> Result<(), DatapathError> {
@@ -200,9 +204,9 @@ impl Datapath {
 }
 
 /// Before tcx filters have no pins: takes ours off what is no uplink any more.
-fn detach_others(uplinks: &BTreeSet<Hook>) -> Result<(), DatapathError> {
+fn detach_others(uplinks: &BTreeSet<AttachPoint>) -> Result<(), DatapathError> {
     for name in interfaces()? {
-        if !uplinks.contains(&Hook::UplinkTc(name.clone())) {
+        if !uplinks.contains(&AttachPoint::UplinkTc(name.clone())) {
             // Most have no such filter to find.
             let _ = qdisc_detach_program(&name, TcAttachType::Ingress, program::INGRESS_TC);
         }

@@ -35,7 +35,7 @@ pub enum MapError {
         source: aya::maps::MapError,
     },
     #[error("cannot map {name} into memory: {source}")]
-    Memory {
+    SlotState {
         name: &'static str,
         source: io::Error,
     },
@@ -62,7 +62,7 @@ type Cell = [Word; WORDS];
 
 /// What happens to a slot's memory when its allocation changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
+pub enum SlotState {
     /// It is kept.
     Keep,
     /// Sessions are removed: the gateway has other keys.
@@ -77,7 +77,7 @@ pub struct Change {
     pub port: u16,
     /// The new value; with mode [`mode::NONE`] the allocation is removed.
     pub allocation: Allocation,
-    pub memory: Memory,
+    pub memory: SlotState,
     /// Whether packets of unknown sessions are let in for the life of a session: the
     /// gateway may have announced sessions that these maps did not see.
     pub grace: bool,
@@ -149,7 +149,7 @@ impl Reader {
         ) -> Result<Mapped<T>, MapError> {
             let map = pinned(folder, name)?;
             Mapped::new(map.fd(), length, writable)
-                .map_err(|source| MapError::Memory { name, source })
+                .map_err(|source| MapError::SlotState { name, source })
         }
         let nodes = match pinned(folder, map::NODES) {
             Ok(map) => Some(
@@ -424,7 +424,7 @@ impl Maps {
             let new = to_words(change.allocation);
             let same_rest = (0..WORDS).all(|at| at == HEAD || at == RATES || old[at] == new[at]);
             let same_slot = from_words(old).slot == change.allocation.slot;
-            if same_rest && same_slot && change.memory == Memory::Keep && !change.grace {
+            if same_rest && same_slot && change.memory == SlotState::Keep && !change.grace {
                 cell[RATES].store(new[RATES]);
                 cell[HEAD].store(new[HEAD]);
             } else {
@@ -473,7 +473,7 @@ impl Maps {
         }
         let slot = change.allocation.slot;
         let limits = &self.0.limits[usize::from(slot)];
-        if change.memory != Memory::Keep {
+        if change.memory != SlotState::Keep {
             let (sessions, replays) = (&self.0.sessions, &self.0.replays);
             let ways = [sessions, replays].map(|map| ways(&map[usize::from(slot)]));
             for word in ways.into_iter().flatten().chain(words(limits)) {
@@ -486,7 +486,7 @@ impl Maps {
         if change.grace {
             limits.grace.store(monotonic() + LIFE);
         }
-        if change.memory == Memory::Reset {
+        if change.memory == SlotState::Reset {
             self.reset_counters(slot)?;
         }
         Ok(())

@@ -11,9 +11,9 @@ mod programs;
 mod running;
 pub mod survey;
 
-pub use attach::{Hook, Rung, remove};
+pub use attach::{AttachPoint, Hook, remove};
 pub use maps::{
-    Change, ClientFlow, Events, MapError, Maps, Memory, Reader, SessionTimes, ip, monotonic,
+    Change, ClientFlow, Events, MapError, Maps, Reader, SessionTimes, SlotState, ip, monotonic,
     tick_length,
 };
 pub use programs::{ProgramFacts, ProgramRuns, Programs};
@@ -104,7 +104,7 @@ pub struct Datapath {
     /// Whether tc programs are clsact filters, as before Linux 6.6.
     clsact: bool,
     /// The uplinks for which filters on other interfaces were taken off.
-    uplinks: Option<BTreeSet<Hook>>,
+    uplinks: Option<BTreeSet<AttachPoint>>,
     pub maps: Maps,
 }
 

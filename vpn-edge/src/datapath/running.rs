@@ -10,7 +10,7 @@ use aya::programs::{
 use aya_obj::programs::XdpAttachType;
 use vpn_edge_common::{map, program};
 
-use super::attach::{self, Hook};
+use super::attach::{self, AttachPoint};
 use super::{DatapathError, maps};
 
 /// A program in the kernel, attached by any process.
@@ -55,15 +55,15 @@ impl Running {
     /// # Errors
     ///
     /// If the kernel refuses the query.
-    pub fn find(root: &Path, hook: &Hook) -> Result<Option<Self>, DatapathError> {
+    pub fn find(root: &Path, hook: &AttachPoint) -> Result<Option<Self>, DatapathError> {
         let links = super::folder(root).join("links");
         let link = attach::pinned(&links.join(hook.pin()))?;
         let linked = link.is_some();
         let info = match (link, hook) {
             (Some(link), _) => linked_to(&link)?,
-            (None, Hook::UplinkXdp(_)) => None,
-            (None, Hook::UplinkTc(_)) => named(root, program::INGRESS_TC)?,
-            (None, Hook::Gateway(_)) => named(root, program::EGRESS)?,
+            (None, AttachPoint::UplinkXdp(_)) => None,
+            (None, AttachPoint::UplinkTc(_)) => named(root, program::INGRESS_TC)?,
+            (None, AttachPoint::Gateway(_)) => named(root, program::EGRESS)?,
         };
         let Some(info) = info else {
             return Ok(None);
@@ -74,11 +74,11 @@ impl Running {
             source: Box::new(source),
         };
         let program = match hook {
-            Hook::UplinkXdp(_) => {
+            AttachPoint::UplinkXdp(_) => {
                 let (name, attach) = (program::INGRESS.into(), XdpAttachType::Interface);
                 Program::Xdp(Xdp::from_program_info(info, name, attach).map_err(failed)?)
             }
-            Hook::UplinkTc(_) | Hook::Gateway(_) => Program::Tc(
+            AttachPoint::UplinkTc(_) | AttachPoint::Gateway(_) => Program::Tc(
                 SchedClassifier::from_program_info(info, program::INGRESS_TC.into())
                     .map_err(failed)?,
             ),

@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::programs::{loaded_links, loaded_programs};
 use vpn_edge_common::program as names;
 
-use super::attach::{self, Hook};
+use super::attach::{self, AttachPoint};
 use super::{DatapathError, PASS_OBJECT, load_xdp, on_bpffs};
 
 /// An XDP or tc program of any owner.
@@ -45,7 +45,7 @@ pub fn native_xdp(interface: &str) -> Result<(), DatapathError> {
 /// # Errors
 ///
 /// If the kernel does not report a pinned link.
-pub fn pinned(root: &Path, hook: &Hook) -> Result<Vec<u32>, DatapathError> {
+pub fn pinned(root: &Path, hook: &AttachPoint) -> Result<Vec<u32>, DatapathError> {
     let folders = attach::others(root)
         .into_iter()
         .chain([super::folder(root)]);

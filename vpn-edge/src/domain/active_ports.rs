@@ -6,4 +6,4 @@ use uuid::Uuid;
 
 /// Tenant and generation by port, as steered by the edge. None until the agent has
 /// read its maps.
-pub type Steered = Option<BTreeMap<u16, (Uuid, u64)>>;
+pub type ActivePorts = Option<BTreeMap<u16, (Uuid, u64)>>;

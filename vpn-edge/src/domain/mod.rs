@@ -15,7 +15,7 @@ pub mod tenant;
 pub mod tunnel;
 pub mod vpn;
 
-pub use active_ports::Steered;
+pub use active_ports::ActivePorts;
 pub use error::VpnError;
 pub use lifecycle::{GatewayState, Observed};
 pub use plan::{Limits, Plan, PlanLimit, PlanLimits};

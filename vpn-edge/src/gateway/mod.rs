@@ -35,7 +35,7 @@ use crate::{datapath, ethtool};
 pub const GATEWAY_END: &str = "eth0";
 
 /// How long a gateway may take to report its status.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -218,7 +218,7 @@ async fn probe(config: &GatewayConfig) -> Result<()> {
         let mut subscription = subscribe(&config.status).await?;
         Ok::<_, std::io::Error>(subscription.next().await)
     };
-    let told = timeout(PATIENCE, ask)
+    let told = timeout(TIMEOUT, ask)
         .await
         .context("the gateway does not answer")?
         .with_context(|| format!("no gateway listens on {}", config.status.display()))?;

@@ -36,7 +36,7 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// Milliseconds after which a connection is closed if the client does not read the
 /// answer.
-const UNTAKEN: u32 = 30_000;
+const TCP_USER_TIMEOUT: u32 = 30_000;
 
 /// Pause after a failed accept, for example because there are no file descriptors
 /// left.
@@ -186,7 +186,7 @@ impl Connections {
     }
 
     /// Reserves a connection for this address, if it may have one more.
-    fn place(&self, peer: SocketAddr) -> Option<Place> {
+    fn place(&self, peer: SocketAddr) -> Option<ConnectionSlot> {
         let address = network(peer.ip());
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(address).or_default();
@@ -194,7 +194,7 @@ impl Connections {
             return None;
         }
         *count += 1;
-        Some(Place {
+        Some(ConnectionSlot {
             held: Arc::clone(&self.held),
             address,
         })
@@ -203,7 +203,7 @@ impl Connections {
     async fn hold(self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
         // An error means that the socket is closed, which reading reports as well.
         let _ = stream.set_nodelay(true);
-        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNTAKEN);
+        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &TCP_USER_TIMEOUT);
         let Some(tls) = &self.tls else {
             return self.answer(stream, peer, watcher).await;
         };
@@ -239,12 +239,12 @@ impl Connections {
 }
 
 /// A reserved connection of an address.
-struct Place {
+struct ConnectionSlot {
     held: Arc<Mutex<HashMap<IpAddr, usize>>>,
     address: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut count) = held.entry(self.address) {

@@ -4,10 +4,10 @@
 //! copy of the maps; then by the running program, on the same frame. The results must
 //! agree.
 
+mod display;
 mod packet;
 mod record;
 mod report;
-mod tell;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -19,14 +19,14 @@ use vpn_edge_common::{Counters, DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::parse::ETHERNET;
 use vpn_edge_ebpf::rewrite;
-use vpn_edge_ebpf::steer::{Refusal, Rung, Way};
+use vpn_edge_ebpf::steer::{Hook, NextHop, Refusal};
 use vpn_edge_ebpf::tables::Tables;
 
 use super::{Selection, given, interface_name, own_addresses};
 use crate::args::{BpffsArgs, Output, OutputArgs};
-use crate::datapath::{Answer, Hook, Ran, Reader, Running};
+use crate::datapath::{Answer, AttachPoint, Ran, Reader, Running};
 use crate::wireguard::PublicKey;
-use packet::{Fields, Glance, Kind};
+use packet::{Fields, Kind, PacketSummary};
 use record::Step;
 use report::{Kernel, Stage, Traced, Verdict};
 
@@ -221,8 +221,8 @@ impl Tracer {
             };
             uplinks.push(Uplink {
                 index,
-                xdp: Running::find(&args.maps.bpffs, &Hook::UplinkXdp(name.clone()))?,
-                tc: Running::find(&args.maps.bpffs, &Hook::UplinkTc(name))?,
+                xdp: Running::find(&args.maps.bpffs, &AttachPoint::UplinkXdp(name.clone()))?,
+                tc: Running::find(&args.maps.bpffs, &AttachPoint::UplinkTc(name))?,
             });
         }
         ensure!(
@@ -238,7 +238,7 @@ impl Tracer {
     }
 
     /// The interface on which the packet arrives.
-    fn uplink(&self, edge: &Edge, packet: &Glance) -> &Uplink {
+    fn uplink(&self, edge: &Edge, packet: &PacketSummary) -> &Uplink {
         let destination = packet.destination.map(|destination| destination.ip());
         let own = edge.own.iter().find(|own| {
             let address = given(own.address);
@@ -250,19 +250,19 @@ impl Tracer {
     }
 
     fn trace(&self, number: usize, mut frame: Vec<u8>) -> Result<Traced> {
-        let packet = Glance::of(&mut frame);
+        let packet = PacketSummary::of(&mut frame);
         let mut stages = Vec::new();
         let mut on_tc = true;
         let uplink = self.uplink(&self.reader.edge()?, &packet);
         if let Some(xdp) = &uplink.xdp {
             let program = (Some(xdp), uplink.index);
-            let stage = self.stage(Rung::Xdp, program, &packet, &frame)?;
+            let stage = self.stage(Hook::Xdp, program, &packet, &frame)?;
             on_tc = stage.goes_on();
             stages.push(stage);
         }
         if on_tc {
             let program = (uplink.tc.as_ref(), uplink.index);
-            stages.push(self.stage(Rung::Tc, program, &packet, &frame)?);
+            stages.push(self.stage(Hook::Tc, program, &packet, &frame)?);
         }
         let differs = |stage: &Stage| match &stage.kernel {
             Kernel::NotRun { .. } => None,
@@ -280,9 +280,9 @@ impl Tracer {
 
     fn stage(
         &self,
-        rung: Rung,
+        hook: Hook,
         program: (Option<&Running>, u32),
-        packet: &Glance,
+        packet: &PacketSummary,
         frame: &[u8],
     ) -> Result<Stage> {
         let tables = self.reader.snapshot()?;
@@ -291,22 +291,22 @@ impl Tracer {
             verdict,
             expected,
             slot,
-        } = judge(&tables, packet, frame, rung)?;
+        } = judge(&tables, packet, frame, hook)?;
         Ok(Stage {
-            rung: match rung {
-                Rung::Xdp => "xdp",
-                Rung::Tc => "tc",
+            hook: match hook {
+                Hook::Xdp => "xdp",
+                Hook::Tc => "tc",
             },
             steps,
             verdict,
-            kernel: self.kernel(program, rung, frame, slot, &expected)?,
+            kernel: self.kernel(program, hook, frame, slot, &expected)?,
         })
     }
 
     fn kernel(
         &self,
         (program, ingress): (Option<&Running>, u32),
-        rung: Rung,
+        hook: Hook,
         frame: &[u8],
         slot: Option<u16>,
         expected: &Expected,
@@ -342,22 +342,22 @@ impl Tracer {
                 _ => Vec::new(),
             },
             destination: matches!(ran.answer, Answer::Redirect | Answer::Transmit)
-                .then(|| Glance::of(&mut ran.frame.clone()).destination)
+                .then(|| PacketSummary::of(&mut ran.frame.clone()).destination)
                 .flatten(),
-            differs: differs(expected, rung, frame, &ran, &counted),
-            note: note(program, rung, expected, ran.answer),
+            differs: differs(expected, hook, frame, &ran, &counted),
+            note: note(program, hook, expected, ran.answer),
         })
     }
 }
 
 fn note(
     program: &Running,
-    rung: Rung,
+    hook: Hook,
     expected: &Expected,
     answer: Answer,
 ) -> Option<&'static str> {
     let leaves = matches!(expected, Expected::Send(_)) && answer == Answer::Pass;
-    if leaves && rung == Rung::Xdp {
+    if leaves && hook == Hook::Xdp {
         return Some(LEFT_TO_TC);
     }
     (!program.linked).then_some(
@@ -397,23 +397,23 @@ struct Judged {
     slot: Option<u16>,
 }
 
-fn judge(tables: &Tables, packet: &Glance, frame: &[u8], rung: Rung) -> Result<Judged> {
+fn judge(tables: &Tables, packet: &PacketSummary, frame: &[u8], hook: Hook) -> Result<Judged> {
     let mut bytes = frame.to_vec();
     let view = Frame::of(&mut bytes);
-    let (steps, decided) = record::decide(tables, packet, &view, rung);
+    let (steps, decided) = record::decide(tables, packet, &view, hook);
     let (verdict, expected, slot) = match decided {
         Ok(steered) => {
             let verdict = Verdict::of(&steered);
             let slot = steered.allocation.slot;
-            let expected = match &steered.way {
-                Way::Gateway { gateway, .. } => {
+            let expected = match &steered.next_hop {
+                NextHop::Gateway { gateway, .. } => {
                     let addresses = steered.allocation.frame;
                     let located = &steered.located;
                     let tags = rewrite::to_gateway(&view, located, *gateway, addresses);
                     tags.map(|tags| Expected::Steer(bytes.split_off(tags)))
                 }
-                Way::Node { journey, .. } | Way::Client { journey } => {
-                    let tags = rewrite::to_ends(&view, journey);
+                NextHop::Node { forwarding, .. } | NextHop::Client { forwarding } => {
+                    let tags = rewrite::to_ends(&view, forwarding);
                     tags.map(|tags| Expected::Send(bytes.split_off(tags)))
                 }
             };
@@ -477,13 +477,13 @@ fn counted(before: &Counters, after: &Counters) -> Vec<DropReason> {
 /// How the kernel's result differs from the expected one, if it does.
 fn differs(
     expected: &Expected,
-    rung: Rung,
+    hook: Hook,
     frame: &[u8],
     ran: &Ran,
     counted: &[DropReason],
 ) -> Option<String> {
     match (expected, ran.answer) {
-        (Expected::Send(_), Answer::Pass) if rung == Rung::Xdp => {
+        (Expected::Send(_), Answer::Pass) if hook == Hook::Xdp => {
             (ran.frame != frame).then(|| "the program passes a changed packet".into())
         }
         // Depends on the kernel's routes.

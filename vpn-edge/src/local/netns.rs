@@ -35,7 +35,7 @@ use crate::gateways::{Gateway, GatewaySpec, Gateways, Location};
 use crate::netlink;
 
 /// How long a gateway may take to listen after its start, and to exit after SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a listening gateway may take to become ready.
 const STARTING: Duration = Duration::from_secs(15);
@@ -85,7 +85,7 @@ struct Known {
 }
 
 /// Names and paths of the gateway of one port.
-struct Place {
+struct GatewayPaths {
     port: u16,
     folder: PathBuf,
     namespace: PathBuf,
@@ -95,7 +95,7 @@ struct Place {
     address6: Ipv6Addr,
 }
 
-impl Place {
+impl GatewayPaths {
     fn config(&self) -> PathBuf {
         self.folder.join("config.json")
     }
@@ -158,13 +158,13 @@ impl NetnsGateways {
                 .to_str()
                 .and_then(|name| name.parse().ok())
             {
-                found.push(gateways.place(port));
+                found.push(gateways.paths(port));
             }
         }
         let mut states = tokio::task::JoinSet::new();
-        for place in found {
-            let port = place.port;
-            match GatewayConfig::read(&place.config()) {
+        for paths in found {
+            let port = paths.port;
+            match GatewayConfig::read(&paths.config()) {
                 Ok(config) => {
                     let gateway = Gateway {
                         tenant: config.tenant,
@@ -174,8 +174,8 @@ impl NetnsGateways {
                         state: GatewayState::Starting,
                         location: None,
                     };
-                    let first = gateways.watch(place, gateway, None);
-                    states.spawn(async move { timeout(PATIENCE, first).await });
+                    let first = gateways.watch(paths, gateway, None);
+                    states.spawn(async move { timeout(TIMEOUT, first).await });
                 }
                 Err(error) => {
                     tracing::warn!(port, "removing the remains of a gateway: {error:#}");
@@ -202,11 +202,11 @@ impl NetnsGateways {
         Ok(gateways)
     }
 
-    fn place(&self, port: u16) -> Place {
+    fn paths(&self, port: u16) -> GatewayPaths {
         let base = u32::from(self.settings.range.network());
         let base6 = u128::from(self.settings.range6.network());
         let name = format!("vpn-edge-{port}");
-        Place {
+        GatewayPaths {
             port,
             folder: self
                 .settings
@@ -224,12 +224,12 @@ impl NetnsGateways {
     /// status, or when the gateway is gone.
     fn watch(
         &self,
-        place: Place,
+        paths: GatewayPaths,
         gateway: Gateway,
         child: Option<Child>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (settled, first) = tokio::sync::oneshot::channel();
-        let port = place.port;
+        let port = paths.port;
         let known = Arc::clone(&self.known);
         let changes = self.changes.clone();
         let record = move |state: GatewayState, location: Option<Location>| {
@@ -245,7 +245,7 @@ impl NetnsGateways {
         };
         let identity = (gateway.tenant, gateway.generation, port);
         self.know(gateway, || {
-            tokio::spawn(follow(place, identity, child, record, settled))
+            tokio::spawn(follow(paths, identity, child, record, settled))
         });
         async move {
             let _ = first.await;
@@ -273,19 +273,24 @@ impl NetnsGateways {
         })
     }
 
-    async fn update(&self, spec: &GatewaySpec, digest: TunnelDigest, place: &Place) -> Result<()> {
-        let mut config = GatewayConfig::read(&place.config())?;
+    async fn update(
+        &self,
+        spec: &GatewaySpec,
+        digest: TunnelDigest,
+        paths: &GatewayPaths,
+    ) -> Result<()> {
+        let mut config = GatewayConfig::read(&paths.config())?;
         config.tunnel.live.clone_from(&spec.tunnel.live);
         // The file is written after the rules are applied: a daemon that starts in
         // between must not assume that they are.
-        let file = place.config();
-        netlink::inside(&place.namespace, move || async move {
+        let file = paths.config();
+        netlink::inside(&paths.namespace, move || async move {
             nat::apply(&config).await.map_err(io::Error::other)?;
             config.write(&file)
         })
         .await?;
         let mut known = self.known.lock().expect("no panic under this lock");
-        if let Some(known) = known.get_mut(&place.port) {
+        if let Some(known) = known.get_mut(&paths.port) {
             known.gateway.digest = digest;
         }
         drop(known);
@@ -293,32 +298,32 @@ impl NetnsGateways {
         Ok(())
     }
 
-    async fn create(&self, spec: &GatewaySpec, place: &Place) -> Result<Child> {
+    async fn create(&self, spec: &GatewaySpec, paths: &GatewayPaths) -> Result<Child> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&place.folder)?;
+            .create(&paths.folder)?;
         let config = GatewayConfig {
             tenant: spec.tenant,
             tunnel: spec.tunnel.clone(),
-            interface: place.wireguard(),
+            interface: paths.wireguard(),
             link: GATEWAY_END.into(),
-            status: place.socket(),
+            status: paths.socket(),
             only_edge: true,
         };
-        config.write(&place.config())?;
-        make_namespace(&place.namespace)
-            .with_context(|| format!("cannot make namespace {}", place.namespace.display()))?;
+        config.write(&paths.config())?;
+        make_namespace(&paths.namespace)
+            .with_context(|| format!("cannot make namespace {}", paths.namespace.display()))?;
         veth::create(
-            &place.link,
-            &place.namespace,
-            place.address,
-            place.address6,
+            &paths.link,
+            &paths.namespace,
+            paths.address,
+            paths.address6,
             self.settings.mtu,
         )
         .await
-        .with_context(|| format!("cannot make link {}", place.link))?;
-        spawn(place)
+        .with_context(|| format!("cannot make link {}", paths.link))?;
+        spawn(paths)
     }
 }
 
@@ -326,9 +331,9 @@ impl NetnsGateways {
 impl Gateways for NetnsGateways {
     async fn ensure(&self, spec: &GatewaySpec) -> Result<()> {
         let (port, digest) = (spec.tunnel.fixed.port, spec.tunnel.digest());
-        let place = self.place(port);
+        let paths = self.paths(port);
         if self.serves(spec, &digest) {
-            return self.update(spec, digest, &place).await;
+            return self.update(spec, digest, &paths).await;
         }
         self.remove(port).await?;
         let gateway = Gateway {
@@ -341,9 +346,9 @@ impl Gateways for NetnsGateways {
         };
         // Listed before anything is created, so that no remains are forgotten.
         self.know(gateway.clone(), || tokio::spawn(async {}));
-        match self.create(spec, &place).await {
+        match self.create(spec, &paths).await {
             Ok(child) => {
-                drop(self.watch(place, gateway, Some(child)));
+                drop(self.watch(paths, gateway, Some(child)));
                 Ok(())
             }
             Err(error) => {
@@ -356,7 +361,7 @@ impl Gateways for NetnsGateways {
     }
 
     async fn remove(&self, port: u16) -> Result<()> {
-        let place = self.place(port);
+        let paths = self.paths(port);
         {
             let mut entries = self.known.lock().expect("no panic under this lock");
             if let Some(known) = entries.get_mut(&port) {
@@ -367,19 +372,19 @@ impl Gateways for NetnsGateways {
                 self.changes.send_modify(|count| *count += 1);
             }
         }
-        for pid in processes(&place.config())? {
+        for pid in processes(&paths.config())? {
             end(pid).await?;
         }
-        veth::remove(&place.link)
+        veth::remove(&paths.link)
             .await
-            .with_context(|| format!("cannot remove link {}", place.link))?;
-        remove_namespace(&place.namespace)
-            .with_context(|| format!("cannot remove namespace {}", place.namespace.display()))?;
-        let _ = fs::remove_file(crate::gateway::device::socket(&place.wireguard()));
-        match fs::remove_dir_all(&place.folder) {
+            .with_context(|| format!("cannot remove link {}", paths.link))?;
+        remove_namespace(&paths.namespace)
+            .with_context(|| format!("cannot remove namespace {}", paths.namespace.display()))?;
+        let _ = fs::remove_file(crate::gateway::device::socket(&paths.wireguard()));
+        match fs::remove_dir_all(&paths.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error)
-                    .with_context(|| format!("cannot remove {}", place.folder.display()));
+                    .with_context(|| format!("cannot remove {}", paths.folder.display()));
             }
             _ => {}
         }
@@ -402,7 +407,7 @@ impl Gateways for NetnsGateways {
 
 /// Follows a gateway's status until it is gone.
 async fn follow(
-    place: Place,
+    paths: GatewayPaths,
     identity: (Uuid, u64, u16),
     mut child: Option<Child>,
     record: impl Fn(GatewayState, Option<Location>) + Send,
@@ -412,14 +417,14 @@ async fn follow(
     let started = std::time::Instant::now();
     let mut failure = None;
     let mut subscription = loop {
-        if let Ok(subscription) = subscribe(&place.socket()).await {
+        if let Ok(subscription) = subscribe(&paths.socket()).await {
             break Some(subscription);
         }
         let ended = match &mut child {
             Some(child) => matches!(child.try_wait(), Ok(Some(_))),
             None => true,
         };
-        if ended || started.elapsed() > PATIENCE {
+        if ended || started.elapsed() > TIMEOUT {
             break None;
         }
         sleep(Duration::from_millis(5)).await;
@@ -449,7 +454,7 @@ async fn follow(
                 Err(_) => {}
             }
             if ready {
-                match veth::locate(&place.link, &place.namespace).await {
+                match veth::locate(&paths.link, &paths.namespace).await {
                     Ok(link) => record(GatewayState::Ready, Some(Location::Here(link))),
                     Err(error) => {
                         record(
@@ -465,7 +470,7 @@ async fn follow(
         }
     }
     let reason = failure.unwrap_or_else(|| {
-        let log = fs::read_to_string(place.log()).unwrap_or_default();
+        let log = fs::read_to_string(paths.log()).unwrap_or_default();
         match log.lines().last() {
             Some(line) => format!("the gateway ended: {line}"),
             None => "the gateway ended".into(),
@@ -480,16 +485,16 @@ async fn follow(
 }
 
 /// Starts the gateway's process in its namespace; it outlives this process.
-fn spawn(place: &Place) -> Result<Child> {
-    let namespace = File::open(&place.namespace)?;
-    let log = File::create(place.log())?;
+fn spawn(paths: &GatewayPaths) -> Result<Child> {
+    let namespace = File::open(&paths.namespace)?;
+    let log = File::create(paths.log())?;
     // Not current_exe(): the file may have been replaced or removed.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("vpn-edge")
         .arg("gateway")
         .arg("--config")
-        .arg(place.config())
+        .arg(paths.config())
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -535,7 +540,7 @@ fn processes(config: &Path) -> io::Result<Vec<i32>> {
 /// Terminates the process: SIGTERM, then SIGKILL.
 async fn end(pid: i32) -> Result<()> {
     let pid = Pid::from_raw(pid);
-    for (signal, patience) in [(Signal::SIGTERM, PATIENCE / 2), (Signal::SIGKILL, PATIENCE)] {
+    for (signal, patience) in [(Signal::SIGTERM, TIMEOUT / 2), (Signal::SIGKILL, TIMEOUT)] {
         if kill(pid, signal).is_err() {
             return Ok(());
         }

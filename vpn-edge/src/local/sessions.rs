@@ -8,7 +8,9 @@ use vpn_edge_common::Allocation;
 
 use crate::datapath::{MapError, Reader};
 use crate::domain::Tenant;
-use crate::sessions::{Asked, EdgeSessions, Seen, Session, SessionError, Sessions, asked};
+use crate::sessions::{
+    EdgeSession, EdgeSessions, Session, SessionError, SessionQuery, Sessions, query,
+};
 
 /// The sessions of a machine that is the only edge.
 ///
@@ -25,34 +27,34 @@ impl LocalSessions {
         Ok(Self(Reader::open(root)?))
     }
 
-    fn allocation(&self, port: u16, asked: Asked) -> Option<Allocation> {
+    fn allocation(&self, port: u16, query: SessionQuery) -> Option<Allocation> {
         let allocation = self.0.allocation(port)?;
         let theirs = (allocation.tenant, allocation.generation);
-        (theirs == (*asked.tenant.as_bytes(), asked.generation)).then_some(allocation)
+        (theirs == (*query.tenant.as_bytes(), query.generation)).then_some(allocation)
     }
 }
 
 impl EdgeSessions for LocalSessions {
-    fn seen(&self, port: u16, asked: Asked) -> Result<Option<Seen>, SessionError> {
-        let Some(before) = self.allocation(port, asked) else {
+    fn seen(&self, port: u16, query: SessionQuery) -> Result<Option<EdgeSession>, SessionError> {
+        let Some(before) = self.allocation(port, query) else {
             return Ok(None);
         };
         let times = self.0.session_times(before.slot)?;
         let counters = self.0.counters(before.slot)?;
         // If the slot changed its tenant meanwhile, the values are another tenant's.
-        let after = self.allocation(port, asked);
+        let after = self.allocation(port, query);
         let after = after.filter(|after| after.slot == before.slot);
-        Ok(after.map(|after| Seen::new(after.mode, times, &counters)))
+        Ok(after.map(|after| EdgeSession::new(after.mode, times, &counters)))
     }
 }
 
 #[async_trait]
 impl Sessions for LocalSessions {
     async fn session(&self, tenant: &Tenant) -> Result<Session, SessionError> {
-        let Some((port, asked)) = asked(tenant) else {
+        let Some((port, query)) = query(tenant) else {
             return Ok(Session::none());
         };
-        let seen = self.seen(port, asked)?;
+        let seen = self.seen(port, query)?;
         Ok(Session::of(seen.as_slice(), Timestamp::now(), true))
     }
 }

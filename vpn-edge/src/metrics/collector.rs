@@ -19,7 +19,7 @@ use vpn_edge_common::{
 
 use super::{Sources, TOKEN_FILE_READABLE};
 use crate::agent::SyncCounts;
-use crate::datapath::{Hook, ProgramFacts, ProgramRuns, Reader, Running};
+use crate::datapath::{AttachPoint, ProgramFacts, ProgramRuns, Reader, Running};
 use crate::domain::PortRange;
 
 /// Ports that have an entry of their own in the port map.
@@ -98,8 +98,8 @@ fn attached(sources: &Sources) -> Result<Vec<Attached>> {
     let mut all = Vec::new();
     for uplink in &sources.uplinks {
         for (program, hook) in [
-            (program::INGRESS, Hook::UplinkXdp(uplink.clone())),
-            (program::INGRESS_TC, Hook::UplinkTc(uplink.clone())),
+            (program::INGRESS, AttachPoint::UplinkXdp(uplink.clone())),
+            (program::INGRESS_TC, AttachPoint::UplinkTc(uplink.clone())),
         ] {
             let running = Running::find(&sources.bpffs, &hook)?;
             all.push(Attached {

@@ -76,7 +76,7 @@ async fn metrics(State(metrics): State<Metrics>) -> Response {
     let turn = turn.lock_owned().await;
     let text = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        render(Snapshot::take(&sources, source.trouble().is_none())?)
+        render(Snapshot::take(&sources, source.outage().is_none())?)
     });
     let error = match text.await.map_err(anyhow::Error::from) {
         Ok(Ok(text)) => return ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
@@ -107,7 +107,7 @@ async fn healthz(State(metrics): State<Metrics>) -> (StatusCode, String) {
     }
     let mut said = "ok".to_owned();
     // Traffic continues, and other edges have no newer state.
-    if let Some(trouble) = source.trouble() {
+    if let Some(trouble) = source.outage() {
         said = format!("{said}, with the last known state: {trouble}");
     }
     // Traffic does not depend on the token file.

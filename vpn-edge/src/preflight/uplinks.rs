@@ -4,7 +4,7 @@ use std::fs;
 
 use super::network::{Attached, Link, Network};
 use super::{Finding, Settings, Severity};
-use crate::datapath::{DatapathError, Hook, survey};
+use crate::datapath::{AttachPoint, DatapathError, survey};
 
 /// The minimum MTU of IPv6 links, plus WireGuard's overhead over IPv6.
 const LEAST_MTU: u32 = 1280 + 80;
@@ -132,7 +132,7 @@ fn addresses(settings: &Settings, network: &Network, uplinks: &[&Link]) -> Vec<F
 fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) -> Option<Finding> {
     let name = &link.name;
     let pins = |hook| survey::pinned(&settings.bpffs, &hook).unwrap_or_default();
-    let ours = pins(Hook::UplinkXdp(name.clone()));
+    let ours = pins(AttachPoint::UplinkXdp(name.clone()));
     let foreign = |attached: &&Attached| !ours.contains(&attached.program);
     if let Some(attached) = link.xdp.iter().find(foreign) {
         return Some(occupied(name, *attached));
@@ -140,7 +140,7 @@ fn xdp(settings: &Settings, network: &Network, link: &Link, privileged: bool) ->
     if !link.xdp.is_empty() || !privileged || !link.up {
         return None;
     }
-    let serving = !pins(Hook::UplinkTc(name.clone())).is_empty();
+    let serving = !pins(AttachPoint::UplinkTc(name.clone())).is_empty();
     let reason = if serving {
         // A test could reset a card's queues under traffic.
         "it has been refused".to_owned()

@@ -15,8 +15,8 @@ fn client(octet: u8, ago: u64) -> Option<(SocketAddr, Duration)> {
 }
 
 /// As an edge that sends on to a gateway on another node.
-fn edge(octet: u8, ago: u64, packets: u64) -> Seen {
-    Seen {
+fn edge(octet: u8, ago: u64, packets: u64) -> EdgeSession {
+    EdgeSession {
         connected: ago < 180,
         handshake: Some(Duration::from_secs(ago)),
         client: client(octet, ago),
@@ -39,7 +39,7 @@ fn of_several_edges_the_newest_counts_and_traffic_adds_up() {
         complete: true,
     };
     assert_eq!(session, wanted);
-    let later_packet = Seen {
+    let later_packet = EdgeSession {
         handshake: None,
         ..edge(4, 1, 0)
     };
@@ -52,7 +52,7 @@ fn of_several_edges_the_newest_counts_and_traffic_adds_up() {
 
 #[test]
 fn what_the_gateways_node_counts_is_not_counted_at_edges_again() {
-    let gateway = Seen {
+    let gateway = EdgeSession {
         client: None,
         has_gateway: true,
         ..edge(0, 20, 17)
@@ -86,7 +86,7 @@ fn an_edge_takes_a_client_for_connected_while_a_session_can_be_alive() {
             client: None,
             heard: heard.map(Duration::from_secs),
         };
-        Seen::new(mode, times, &counters)
+        EdgeSession::new(mode, times, &counters)
     };
     assert!(seen(mode::XDP, Some(179), None).connected);
     assert!(!seen(mode::XDP, Some(180), None).connected);

@@ -4,8 +4,8 @@ use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
-use super::pages::{Audit, Trouble};
-use super::visitor::{Visitor, parameter};
+use super::browser_user::{BrowserUser, parameter};
+use super::pages::{Audit, ErrorPage};
 use crate::api::Api;
 use crate::audit::Query;
 
@@ -14,9 +14,9 @@ const ROWS: usize = 100;
 
 pub async fn show(
     State(api): State<Api>,
-    Visitor(caller): Visitor,
+    BrowserUser(caller): BrowserUser,
     RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
+) -> Result<Response, ErrorPage> {
     let query = query.unwrap_or_default();
     let id = |name| parameter(&query, name).and_then(|text| Uuid::try_parse(&text).ok());
     let tenant = id("tenant");
@@ -38,7 +38,7 @@ pub async fn show(
         of: tenant,
         older: list.next.map(link),
         records: list.records,
-        visitor: Some(caller),
+        browser_user: Some(caller),
     };
     Ok(page.into_response())
 }

@@ -16,9 +16,9 @@
 
 mod assets;
 mod audit;
+mod browser_user;
 mod pages;
 mod tenants;
-mod visitor;
 mod vpn;
 
 use axum::Router;
@@ -30,10 +30,10 @@ use axum::routing::get;
 
 use crate::api::Api;
 use crate::auth::{Refused, local_path};
+use browser_user::{BrowserUser, parameter};
 use pages::SignIn;
-use visitor::{Visitor, parameter};
 
-pub use visitor::not_found;
+pub use browser_user::not_found;
 
 /// The pages' routes.
 pub(crate) fn router() -> Router<Api> {
@@ -56,7 +56,7 @@ pub(crate) fn router() -> Router<Api> {
         .merge(assets::router())
 }
 
-async fn home(_: Visitor) -> Redirect {
+async fn home(_: BrowserUser) -> Redirect {
     Redirect::to("/tenants")
 }
 
@@ -70,7 +70,7 @@ async fn sign_in(State(api): State<Api>, request: Request) -> Response {
     }
     let mut page = SignIn::new(&api, back);
     if parameter(query, "ended").is_some() {
-        page.trouble = Some("Your session has ended. Sign in again.".to_owned());
+        page.problem = Some("Your session has ended. Sign in again.".to_owned());
     }
     page.into_response()
 }
@@ -92,7 +92,7 @@ pub(crate) async fn sign_in_trouble(
     }
     let back = back.as_deref().and_then(local_path).unwrap_or("/");
     let mut page = SignIn::new(&api, back);
-    page.trouble = Some(pages::words(&refused.into()).1);
+    page.problem = Some(pages::message(&refused.into()).1);
     let (mut parts, _) = response.into_parts();
     for of_json in [
         header::CONTENT_TYPE,

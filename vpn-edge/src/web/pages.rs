@@ -20,8 +20,8 @@ const ROOM: usize = 256 * 1024;
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 pub struct SignIn {
-    visitor: Option<Caller>,
-    pub trouble: Option<String>,
+    browser_user: Option<Caller>,
+    pub problem: Option<String>,
     /// Whether an OpenID issuer is set up.
     single_sign_on: bool,
     /// The URL for signing in, by either way.
@@ -32,8 +32,8 @@ impl SignIn {
     pub fn new(api: &Api, back: &str) -> SignIn {
         let to: String = form_urlencoded::byte_serialize(back.as_bytes()).collect();
         SignIn {
-            visitor: None,
-            trouble: None,
+            browser_user: None,
+            problem: None,
             single_sign_on: api.identity.has_sign_in(),
             action: format!("/auth/login?return={to}"),
         }
@@ -42,19 +42,19 @@ impl SignIn {
 
 /// Shown instead of a page that failed.
 #[derive(Template)]
-#[template(path = "trouble.html")]
-pub struct Trouble {
-    visitor: Option<Caller>,
+#[template(path = "error.html")]
+pub struct ErrorPage {
+    browser_user: Option<Caller>,
     title: &'static str,
     message: String,
     status: StatusCode,
 }
 
-impl From<ApiError> for Trouble {
-    fn from(error: ApiError) -> Trouble {
-        let (status, message) = words(&error);
-        Trouble {
-            visitor: None,
+impl From<ApiError> for ErrorPage {
+    fn from(error: ApiError) -> ErrorPage {
+        let (status, message) = message(&error);
+        ErrorPage {
+            browser_user: None,
             title: match status {
                 StatusCode::NOT_FOUND => "Not found",
                 StatusCode::FORBIDDEN => "Not allowed",
@@ -67,7 +67,7 @@ impl From<ApiError> for Trouble {
 }
 
 /// An error's message for people.
-pub fn words(error: &ApiError) -> (StatusCode, String) {
+pub fn message(error: &ApiError) -> (StatusCode, String) {
     let message = match error {
         ApiError::Vpn(error) => match error {
             VpnError::NotAvailable => {
@@ -106,7 +106,7 @@ fn sentence(text: &str) -> String {
 #[derive(Template)]
 #[template(path = "tenants.html")]
 pub struct Tenants {
-    pub visitor: Option<Caller>,
+    pub browser_user: Option<Caller>,
     pub admin: bool,
     pub pools: Vec<PoolUse>,
     pub states: Vec<(State, usize)>,
@@ -163,8 +163,8 @@ impl Filter {
 #[derive(Template)]
 #[template(path = "vpn.html")]
 pub struct Vpn {
-    pub visitor: Option<Caller>,
-    pub trouble: Option<String>,
+    pub browser_user: Option<Caller>,
+    pub problem: Option<String>,
     pub plan: &'static str,
     pub state: State,
     pub vpn: VpnStatus,
@@ -186,8 +186,8 @@ pub struct Vpn {
 #[derive(Template)]
 #[template(path = "confirm.html")]
 pub struct Confirm {
-    pub visitor: Option<Caller>,
-    pub trouble: Option<String>,
+    pub browser_user: Option<Caller>,
+    pub problem: Option<String>,
     pub title: &'static str,
     pub disable: bool,
     pub given: String,
@@ -198,7 +198,7 @@ pub struct Confirm {
 #[derive(Template)]
 #[template(path = "configuration.html")]
 pub struct Configuration {
-    pub visitor: Option<Caller>,
+    pub browser_user: Option<Caller>,
     pub tenant: Tenant,
     pub text: Zeroizing<String>,
     /// As SVG. None if the text has a line to fill in.
@@ -208,7 +208,7 @@ pub struct Configuration {
 #[derive(Template)]
 #[template(path = "audit.html")]
 pub struct Audit {
-    pub visitor: Option<Caller>,
+    pub browser_user: Option<Caller>,
     /// The tenant whose records are shown; none for all.
     pub of: Option<Uuid>,
     pub records: Vec<AuditRecord>,
@@ -271,7 +271,7 @@ impl IntoResponse for SignIn {
     }
 }
 
-impl IntoResponse for Trouble {
+impl IntoResponse for ErrorPage {
     fn into_response(self) -> Response {
         page(self.status, &self)
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Redirect, Response};
 
-use super::pages::{self, Filter, PoolUse, Row, Trouble, plan_name};
-use super::visitor::{Visitor, parameter};
+use super::browser_user::{BrowserUser, parameter};
+use super::pages::{self, ErrorPage, Filter, PoolUse, Row, plan_name};
 use crate::api::Api;
 use crate::domain;
 use crate::domain::Tenant;
@@ -16,9 +16,9 @@ const ROWS: usize = 50;
 
 pub async fn list(
     State(api): State<Api>,
-    Visitor(caller): Visitor,
+    BrowserUser(caller): BrowserUser,
     RawQuery(query): RawQuery,
-) -> Result<Response, Trouble> {
+) -> Result<Response, ErrorPage> {
     let query = query.unwrap_or_default();
     let tenants = api.seen(&caller).await?;
     // A visitor with a single tenant is sent to it.
@@ -55,7 +55,7 @@ pub async fn list(
         next: link(page + 1),
         filter,
         rows,
-        visitor: Some(caller),
+        browser_user: Some(caller),
     };
     Ok(listed.into_response())
 }

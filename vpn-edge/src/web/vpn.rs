@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::pages::{self, Confirm, Trouble, plan_name, words};
-use super::visitor::{Of, OwnLink, Visitor, parameter};
+use super::browser_user::{BrowserUser, SameSite, TenantPath, parameter};
+use super::pages::{self, Confirm, ErrorPage, message, plan_name};
 use crate::api::{Api, ApiError, filename, given_key};
 use crate::auth::Caller;
 use crate::catalog::CLUSTER_DOMAIN;
@@ -21,24 +21,28 @@ use crate::domain::{self, Tenant};
 use crate::wireguard::PublicKey;
 
 /// How long a page waits for the edges.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-type Page = Result<Response, Trouble>;
+type Page = Result<Response, ErrorPage>;
 
-pub async fn show(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) -> Page {
+pub async fn show(
+    State(api): State<Api>,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
+) -> Page {
     let tenant = api.find(&caller, id).await?;
     Ok(page(&api, caller, tenant).await?.into_response())
 }
 
 /// For reloading the answer of a refused form.
-pub async fn back(_: Visitor, Of(id): Of) -> Response {
+pub async fn back(_: BrowserUser, TenantPath(id): TenantPath) -> Response {
     to_page(id)
 }
 
 pub async fn enable(
     State(api): State<Api>,
-    Visitor(caller): Visitor,
-    Of(id): Of,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
     body: Bytes,
 ) -> Page {
     let tenant = api.find(&caller, id).await?;
@@ -52,29 +56,37 @@ pub async fn enable(
     };
     // The tenant's current state is more useful than the one that was requested.
     let tenant = api.find(&caller, id).await.unwrap_or(tenant);
-    let (status, message) = words(&error);
+    let (status, message) = message(&error);
     let mut page = page(&api, caller, tenant).await?;
     page.given = given;
     page.status = status;
-    page.trouble = Some(message);
+    page.problem = Some(message);
     Ok(page.into_response())
 }
 
-pub async fn confirm_disable(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) -> Page {
+pub async fn confirm_disable(
+    State(api): State<Api>,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
+) -> Page {
     let tenant = api.find(&caller, id).await?;
     Ok(confirm(caller, tenant, true).into_response())
 }
 
 pub async fn confirm_regenerate(
     State(api): State<Api>,
-    Visitor(caller): Visitor,
-    Of(id): Of,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
 ) -> Page {
     let tenant = api.find(&caller, id).await?;
     Ok(confirm(caller, tenant, false).into_response())
 }
 
-pub async fn disable(State(api): State<Api>, Visitor(caller): Visitor, Of(id): Of) -> Page {
+pub async fn disable(
+    State(api): State<Api>,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
+) -> Page {
     let tenant = api.find(&caller, id).await?;
     match api.disable(&caller, id).await {
         Ok(_) => Ok(to_page(id)),
@@ -84,8 +96,8 @@ pub async fn disable(State(api): State<Api>, Visitor(caller): Visitor, Of(id): O
 
 pub async fn regenerate(
     State(api): State<Api>,
-    Visitor(caller): Visitor,
-    Of(id): Of,
+    BrowserUser(caller): BrowserUser,
+    TenantPath(id): TenantPath,
     body: Bytes,
 ) -> Page {
     let tenant = api.find(&caller, id).await?;
@@ -104,7 +116,11 @@ pub async fn regenerate(
     }
 }
 
-pub async fn configuration(State(api): State<Api>, OwnLink(caller): OwnLink, Of(id): Of) -> Page {
+pub async fn configuration(
+    State(api): State<Api>,
+    SameSite(caller): SameSite,
+    TenantPath(id): TenantPath,
+) -> Page {
     let tenant = api.find(&caller, id).await?;
     let text = api.configuration(&caller, id).await?.text;
     let made = tenant.configuration().map_err(ApiError::from)?;
@@ -113,7 +129,7 @@ pub async fn configuration(State(api): State<Api>, OwnLink(caller): OwnLink, Of(
         None => Some(qr_code(&text)?),
     };
     let page = pages::Configuration {
-        visitor: Some(caller),
+        browser_user: Some(caller),
         tenant,
         text,
         qr,
@@ -129,7 +145,7 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
     let filename = filename(&tenant);
     let (session, mut databases) = match tenant.vpn.state {
         domain::State::Enabled => {
-            let session = timeout(PATIENCE, api.session_of(&tenant));
+            let session = timeout(TIMEOUT, api.session_of(&tenant));
             let (session, hosts) = tokio::join!(session, api.databases.hosts(&tenant));
             (session.ok().and_then(Result::ok), hosts)
         }
@@ -142,8 +158,8 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
         databases.push(format!("DATABASE-rw.{namespace}.svc.{CLUSTER_DOMAIN}"));
     }
     Ok(pages::Vpn {
-        visitor: Some(caller),
-        trouble: None,
+        browser_user: Some(caller),
+        problem: None,
         plan: plan_name(tenant.plan),
         state: tenant.vpn.state,
         vpn: api.status(&tenant),
@@ -161,8 +177,8 @@ async fn page(api: &Api, caller: Caller, tenant: Tenant) -> Result<pages::Vpn, A
 
 fn confirm(caller: Caller, tenant: Tenant, disable: bool) -> Confirm {
     Confirm {
-        visitor: Some(caller),
-        trouble: None,
+        browser_user: Some(caller),
+        problem: None,
         title: match disable {
             true => "Disable VPN",
             false => "Regenerate Keys",
@@ -175,9 +191,9 @@ fn confirm(caller: Caller, tenant: Tenant, disable: bool) -> Confirm {
 }
 
 fn refused(mut page: Confirm, error: &ApiError) -> Response {
-    let (status, message) = words(error);
+    let (status, message) = message(error);
     page.status = status;
-    page.trouble = Some(message);
+    page.problem = Some(message);
     page.into_response()
 }
 

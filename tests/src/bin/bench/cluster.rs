@@ -32,8 +32,8 @@ const LOADS: [(usize, usize); 3] = [(0, 1), (0, 1_000), (1_000, 1)];
 /// Workers, of 200 pods each.
 const WORKERS: usize = 6;
 /// Requests at a time.
-const AT_ONCE: usize = 32;
-const PATIENCE: Duration = Duration::from_secs(300);
+const MAX_CONCURRENT: usize = 32;
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks at the map.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -162,12 +162,13 @@ impl Scene {
         let params = PostParams::default();
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let made = stream::iter(&numbers).map(Ok::<_, anyhow::Error>);
-        self.cluster
-            .run(made.try_for_each_concurrent(AT_ONCE, async |number| {
+        self.cluster.run(
+            made.try_for_each_concurrent(MAX_CONCURRENT, async |number| {
                 let namespace = json!({ "metadata": { "name": namespace(*number) } });
                 namespaces.create(&params, &from_value(namespace)?).await?;
                 Ok(())
-            }))?;
+            }),
+        )?;
 
         let mut wanted: BTreeSet<[u8; 16]> = numbers
             .iter()
@@ -179,7 +180,7 @@ impl Scene {
             let start = Instant::now();
             while !wanted.is_empty() {
                 ensure!(
-                    start.elapsed() < PATIENCE,
+                    start.elapsed() < TIMEOUT,
                     "{} are not steered",
                     wanted.len()
                 );
@@ -213,7 +214,7 @@ impl Scene {
         });
         let asked: BTreeMap<[u8; 16], Instant> = self
             .cluster
-            .run(created.buffer_unordered(AT_ONCE).try_collect())?;
+            .run(created.buffer_unordered(MAX_CONCURRENT).try_collect())?;
         let steered = steered.join().expect("the thread does not panic")?;
         let took = asked.iter().map(|(id, asked)| {
             let seen = steered.get(id).context("all were seen")?;

@@ -10,7 +10,7 @@ use aya::maps::{Array, ProgramArray};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{TestRunOptions, Xdp};
 use aya::{Pod, TestRun};
-use vpn_edge::datapath::{Change, EdgeNode, Memory};
+use vpn_edge::datapath::{Change, EdgeNode, SlotState};
 use vpn_edge_common::bench::{FRAMES, Headers, gateway};
 use vpn_edge_common::program;
 
@@ -164,7 +164,7 @@ impl Rig {
                 Change {
                     port,
                     allocation,
-                    memory: Memory::Keep,
+                    memory: SlotState::Keep,
                     grace: false,
                 }
             })

@@ -24,7 +24,7 @@ pub const NAME: &str = "revocation";
 /// Tenants in the registry.
 const TENANTS: [usize; 2] = [1, 2_700];
 const ROUNDS: usize = 15;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two packets.
 const PAUSE: Duration = Duration::from_micros(100);
 
@@ -121,7 +121,7 @@ fn disable(id: &str, token: &str, port: u16) -> Result<(f64, f64)> {
     let refused = std::thread::spawn(move || -> Result<Instant> {
         let start = Instant::now();
         while closed(&reader)? == before {
-            ensure!(start.elapsed() < PATIENCE, "no packet was refused");
+            ensure!(start.elapsed() < TIMEOUT, "no packet was refused");
             std::thread::sleep(Duration::from_micros(50));
         }
         Ok(Instant::now())

@@ -8,7 +8,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{SchedClassifier, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, TestRun};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, EdgeNode, Memory};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, SlotState};
 use vpn_edge_common::bench::{FRAME, gateway};
 use vpn_edge_common::{Allocation, DropReason, mapped, mode, program};
 use vpn_edge_ebpf::mac1;
@@ -308,7 +308,7 @@ impl Rig {
                 port: FIRST_PORT + slot,
                 allocation: wanted(slot).unwrap_or_default(),
                 // Each port has a slot of its own: flows last from round to round.
-                memory: Memory::Keep,
+                memory: SlotState::Keep,
                 grace: false,
             })
             .collect();
@@ -349,7 +349,7 @@ impl Rig {
                     mode: mode::HOP,
                     ..allocation
                 },
-                memory: Memory::Keep,
+                memory: SlotState::Keep,
                 grace: false,
             })
             .collect();

@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lab::client_netns::{Answer, Laptop, Outcome};
 use lab::edge::Edge;
-use lab::laptop::{Answer, Laptop, Outcome};
 use lab::names;
 use lab::postgres::{Account, Database};
 use lab::topology::{A, B, DNS, EDGE, HOSTNAME, Side, Topology, Uplink};
@@ -26,7 +26,7 @@ use show::Show;
 const RESOLVERS: [&str; 2] = ["192.0.2.1", "192.0.2.5"];
 
 /// After this much something hangs that should not.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 static OVER: AtomicBool = AtomicBool::new(false);
 
@@ -98,11 +98,11 @@ fn main() -> ExitCode {
 
 /// Ends the process, and with it the lab, unless the show is over in time.
 fn end_what_hangs() {
-    thread::sleep(PATIENCE);
+    thread::sleep(TIMEOUT);
     if !OVER.load(Ordering::Relaxed) {
         eprintln!(
             "error: not done after {} s: the last command hangs",
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         );
         std::process::exit(1);
     }

@@ -121,10 +121,10 @@ pub fn set(tables: &Tables, setting: &Setting) {
             let at = client.touch(flows, own, TICK, LIFE);
             assert_eq!(at, PLACE);
             let flow = flow::at(flows, at, 0).expect("it was just made");
-            flow.offer(LIVE);
-            flow.wonder(7);
+            flow.expect_index(LIVE);
+            flow.note_pending(7);
             if setting.proven {
-                flow.prove(TICK);
+                flow.confirm(TICK);
             }
         }
     }

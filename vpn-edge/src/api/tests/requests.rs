@@ -381,7 +381,7 @@ async fn trouble_with_the_database_is_an_internal_error_without_its_cause() {
             registry: Arc::new(Broken),
             identity,
             audit: server.audit.clone(),
-            steered: watch::channel(None).1,
+            active_ports: watch::channel(None).1,
             sessions: Arc::new(Everybody),
             databases: Arc::new(crate::catalog::Unknown),
         },

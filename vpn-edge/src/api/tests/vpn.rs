@@ -358,7 +358,7 @@ async fn what_is_revoked_is_answered_when_the_edge_no_longer_steers_by_it() {
         let id: Uuid = tenant.rsplit('/').next().unwrap().parse().unwrap();
         let steers = |open: Vec<(u16, (Uuid, u64))>| {
             server
-                .steered
+                .active_ports
                 .send_replace(Some(open.into_iter().collect()));
         };
         let generation = state(&server, &tenant).await["generation"]
@@ -395,7 +395,7 @@ async fn an_edge_that_does_not_act_holds_no_answer_up_for_good() {
     let tenant = server.enabled().await;
     let id: Uuid = tenant.rsplit('/').next().unwrap().parse().unwrap();
     let stuck = [(30_000, (id, 1))].into_iter().collect();
-    server.steered.send_replace(Some(stuck));
+    server.active_ports.send_replace(Some(stuck));
     let (status, text) = server
         .post(&server.acme, &format!("{tenant}/vpn/disable"))
         .await;

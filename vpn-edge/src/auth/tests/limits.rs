@@ -4,7 +4,7 @@ use super::*;
 
 /// Fails as often as is allowed, as that address.
 async fn use_up(server: &Server, from: &str) {
-    for _ in 0..failures::ALLOWED {
+    for _ in 0..sign_in_limiter::ALLOWED {
         let request = server.whoami("vpe_wrong").header("X-Forwarded-For", from);
         assert_eq!(answer(request).await, refused(Invalid::UnknownToken));
     }
@@ -52,12 +52,12 @@ async fn a_session_that_has_ended_is_no_failure() {
     let server = Server::start(&issuer, PATIENT).await;
     let expired = key.sign(&issuer.claims(json!({"exp": now() - 60})));
     let early = key.sign(&issuer.claims(json!({"nbf": now() + 600})));
-    for _ in 0..=failures::ALLOWED {
+    for _ in 0..=sign_in_limiter::ALLOWED {
         assert_eq!(server.ask(&expired).await, refused(Invalid::Expired));
         assert_eq!(server.ask(&early).await, refused(Invalid::NotYet));
     }
     let wrong = refused(Invalid::UnknownToken);
-    for _ in 0..failures::ALLOWED {
+    for _ in 0..sign_in_limiter::ALLOWED {
         assert_eq!(server.ask("vpe_wrong").await, wrong);
     }
     assert_eq!(server.ask("vpe_wrong").await.0, 429);

@@ -192,7 +192,7 @@ async fn bad_codes_are_limited_and_what_is_no_code_keeps_nobody_out() {
     let issuer = TestIssuer::start(&[&key]).await;
     let server = Server::start(&issuer, PATIENT).await;
     let address = "192.0.2.1";
-    for _ in 0..=failures::ALLOWED {
+    for _ in 0..=sign_in_limiter::ALLOWED {
         // As a picture in any page could be, and a bad token.
         let stray = server.request(Method::GET, "/auth/callback?code=x&state=y");
         let stray = stray.header("X-Forwarded-For", address);
@@ -200,16 +200,16 @@ async fn bad_codes_are_limited_and_what_is_no_code_keeps_nobody_out() {
         let wrong = server.whoami("vpe_wrong");
         answer(wrong.header("X-Forwarded-For", address)).await;
     }
-    for _ in 0..=failures::ALLOWED {
+    for _ in 0..=sign_in_limiter::ALLOWED {
         assert_eq!(sign_in(&server, &issuer, &key, address).await, 303);
     }
     let asked = issuer.codes();
-    for _ in 0..failures::ALLOWED {
+    for _ in 0..sign_in_limiter::ALLOWED {
         let request = with_bad_code(&server, address).await;
         assert_eq!(answer(request).await, refused(Invalid::Malformed));
     }
     assert_eq!(sign_in(&server, &issuer, &key, address).await, 429);
-    assert_eq!(issuer.codes(), asked + failures::ALLOWED as usize);
+    assert_eq!(issuer.codes(), asked + sign_in_limiter::ALLOWED as usize);
     assert_eq!(sign_in(&server, &issuer, &key, "192.0.2.2").await, 303);
 }
 
@@ -217,7 +217,7 @@ async fn bad_codes_are_limited_and_what_is_no_code_keeps_nobody_out() {
 async fn codes_that_come_together_are_counted_as_well() {
     let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
     let server = Server::start(&issuer, PATIENT).await;
-    let (allowed, more) = (failures::ALLOWED as usize, 20);
+    let (allowed, more) = (sign_in_limiter::ALLOWED as usize, 20);
     let mut requests = Vec::new();
     for _ in 0..allowed + more {
         requests.push(with_bad_code(&server, "192.0.2.1").await);
@@ -244,7 +244,7 @@ async fn codes_that_come_together_are_counted_as_well() {
 async fn codes_of_those_who_hang_up_are_counted_as_well() {
     let issuer = TestIssuer::start(&[&Signer::new("1")]).await;
     let server = Server::start(&issuer, PATIENT).await;
-    for number in 1..=failures::ALLOWED as usize {
+    for number in 1..=sign_in_limiter::ALLOWED as usize {
         let request = with_bad_code(&server, "192.0.2.1").await;
         let gate = issuer.said.gate.write().await;
         tokio::select! {

@@ -14,7 +14,7 @@ use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
 use super::parts::{EndpointSlice, Node, VpnTenant};
-use crate::agent::{Allocated, World};
+use crate::agent::{Allocated, DesiredState};
 use crate::cluster::cache::{Cache, Name};
 use crate::cluster::{GATEWAY, TENANT, label};
 use crate::domain::{GatewayState, TunnelDigest};
@@ -198,7 +198,7 @@ pub(super) struct Index {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Seen {
     /// Gateways on this node have no location yet.
-    pub world: World,
+    pub desired: DesiredState,
     /// By port, the pods of gateways on this node.
     pub here: BTreeMap<u16, Addresses>,
 }
@@ -302,7 +302,7 @@ impl Index {
                 };
                 (addresses != Addresses::default()).then_some(Location::There(addresses))
             });
-            seen.world.gateways.push(Gateway {
+            seen.desired.gateways.push(Gateway {
                 tenant,
                 generation,
                 port,
@@ -318,11 +318,11 @@ impl Index {
             .nodes
             .rows()
             .filter(|((_, name), _)| *name != self.node);
-        seen.world.edges = others.flat_map(|(_, node)| &node.all).copied().collect();
+        seen.desired.edges = others.flat_map(|(_, node)| &node.all).copied().collect();
         let allocated = held
             .into_values()
             .map(|(_, _, allocated)| allocated.clone());
-        seen.world.allocated = allocated.collect();
+        seen.desired.allocated = allocated.collect();
         Some(seen)
     }
 }

@@ -114,9 +114,9 @@ fn seen(tenants: &[Value], slices: &[Value]) -> Seen {
 
 /// What the one gateway of the world is like.
 fn gateway(tenants: &[Value], slices: &[Value]) -> (Gateway, BTreeMap<u16, Addresses>) {
-    let Seen { world, here } = seen(tenants, slices);
-    let [gateway] = world.gateways.as_slice() else {
-        panic!("{world:#?}");
+    let Seen { desired, here } = seen(tenants, slices);
+    let [gateway] = desired.gateways.as_slice() else {
+        panic!("{desired:#?}");
     };
     (gateway.clone(), here)
 }
@@ -172,7 +172,7 @@ fn all_addresses_of_all_other_nodes_are_edges() {
     ];
     list(&mut index.nodes, &nodes);
     let edges = |index: &Index| -> Vec<String> {
-        let edges = index.seen().unwrap().world.edges;
+        let edges = index.seen().unwrap().desired.edges;
         edges.iter().map(ToString::to_string).collect()
     };
     let expected = [
@@ -305,7 +305,7 @@ fn only_who_holds_a_port_is_told_of() {
     let holds = |change: fn(&mut Value)| {
         let mut tenant = tenant(1, 3, 31_000);
         change(&mut tenant);
-        seen(&[tenant], &[]).world.allocated.len()
+        seen(&[tenant], &[]).desired.allocated.len()
     };
     assert_eq!(holds(|_| {}), 1);
     assert_eq!(
@@ -346,8 +346,8 @@ fn a_gateway_that_is_nobodys_any_more_is_told_of_until_it_is_gone() {
             gateway(std::slice::from_ref(&tenant), &slices).0.port,
             31_000
         );
-        let Seen { world, here } = seen(&[tenant], &[]);
-        assert!(world.allocated.is_empty() && world.gateways.is_empty() && here.is_empty());
+        let Seen { desired, here } = seen(&[tenant], &[]);
+        assert!(desired.allocated.is_empty() && desired.gateways.is_empty() && here.is_empty());
     }
 }
 
@@ -371,7 +371,7 @@ fn nobody_speaks_for_a_tenant_of_another_namespace() {
         assert!(here.is_empty());
     }
     let stranger = slice(7, 1, 31_002, HOME, "10.244.1.66");
-    assert_eq!(seen(&tenants, &[stranger]).world.gateways, []);
+    assert_eq!(seen(&tenants, &[stranger]).desired.gateways, []);
 }
 
 #[test]
@@ -404,9 +404,9 @@ fn of_two_that_claim_a_port_all_edges_believe_the_same() {
     let holder = |slices: &[Value]| {
         let holders = [[0, 1], [1, 0]].map(|order| {
             let tenants = order.map(|place| tenants[place].clone());
-            let world = seen(&tenants, slices).world;
-            assert_eq!(world.allocated.len(), 1);
-            world.allocated[0].tenant
+            let desired = seen(&tenants, slices).desired;
+            assert_eq!(desired.allocated.len(), 1);
+            desired.allocated[0].tenant
         });
         assert_eq!(
             holders[0], holders[1],
@@ -451,7 +451,7 @@ fn a_list_that_is_read_anew_counts_when_it_is_complete() {
     let kept = parse(tenant(1, 3, 31_000));
     index.tenants.feed(&Event::InitApply(kept));
     assert!(index.tenants.feed(&Event::InitDone));
-    let allocated = index.seen().unwrap().world.allocated;
+    let allocated = index.seen().unwrap().desired.allocated;
     assert_eq!(allocated.len(), 1);
     assert_eq!(allocated[0].tenant, id(1));
 }
@@ -579,7 +579,7 @@ proptest! {
         let mut fresh = Index::new(HOME);
         (0..3).for_each(|kind| stored.list(&mut fresh, kind));
         prop_assert_eq!(&seen, &fresh.seen().unwrap());
-        let ports: Vec<u16> = seen.world.gateways.iter().map(|gateway| gateway.port).collect();
+        let ports: Vec<u16> = seen.desired.gateways.iter().map(|gateway| gateway.port).collect();
         prop_assert!(ports.is_sorted_by(|one, next| one < next), "one gateway a port");
     }
 }

@@ -28,7 +28,7 @@ use crate::gateways::{Addresses, Link, Location};
 use crate::netlink;
 
 /// Maximum number of concurrent route lookups.
-const AT_ONCE: usize = 32;
+const MAX_CONCURRENT: usize = 32;
 
 type Mac = [u8; 6];
 
@@ -97,7 +97,7 @@ impl PodLinks {
         let addresses: Vec<IpAddr> = pods.iter().copied().flat_map(each).collect();
         let routes: Vec<(IpAddr, Option<Route>)> = stream::iter(addresses)
             .map(|address| async move { Ok::<_, Error>((address, self.route(address).await?)) })
-            .buffered(AT_ONCE)
+            .buffered(MAX_CONCURRENT)
             .try_collect::<Vec<_>>()
             .await
             .context("cannot look up a pod's route")?;

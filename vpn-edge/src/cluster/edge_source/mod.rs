@@ -19,7 +19,7 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::agent::{Source, World};
+use crate::agent::{DesiredState, Source};
 use crate::cluster::watch::{Contact, Selection, Tasks, Watches};
 use crate::cluster::{GATEWAY, label};
 use index::{Index, Row, Table};
@@ -95,12 +95,12 @@ fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
 
 #[async_trait]
 impl Source for Kube {
-    async fn world(&self) -> Result<World> {
+    async fn desired(&self) -> Result<DesiredState> {
         let (seen, member) = {
             let index = lock(&self.index);
             let Some(seen) = index.seen() else {
                 let missing = index.missing().join(", ");
-                match self.contact.trouble() {
+                match self.contact.outage() {
                     Some(trouble) => bail!("{missing} not listed yet: {trouble}"),
                     None => bail!("{missing} not listed yet"),
                 }
@@ -116,24 +116,24 @@ impl Source for Kube {
             "the cluster has no node `{}`: name one of `kubectl get nodes` with --node",
             self.node
         );
-        let (mut world, here) = (seen.world, seen.here);
+        let (mut desired, here) = (seen.desired, seen.here);
         let pods: Vec<_> = here.values().copied().collect();
         let located = self.links.locate(&pods).await?;
         let mut located: BTreeMap<_, _> = here.into_keys().zip(located).collect();
-        for gateway in &mut world.gateways {
+        for gateway in &mut desired.gateways {
             if let Some(location) = located.remove(&gateway.port) {
                 gateway.location = location;
             }
         }
-        world.near = pods.into_iter().flat_map(link::each).collect();
-        Ok(world)
+        desired.near = pods.into_iter().flat_map(link::each).collect();
+        Ok(desired)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.contact.trouble()
+    fn outage(&self) -> Option<String> {
+        self.contact.outage()
     }
 }

@@ -14,8 +14,8 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
-use super::objects::{Shape, annotation};
-use super::settings::Place;
+use super::objects::{PublicSpec, annotation};
+use super::settings::GatewayTarget;
 use super::state::state;
 use crate::cluster::cache::{Cache, name, version};
 use crate::cluster::{GATEWAY, TENANT, VpnTenant, label};
@@ -116,7 +116,7 @@ pub struct Index {
 
 impl Index {
     /// The location of the tenant's gateway, if the namespace is that tenant's.
-    pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<Place> {
+    pub fn place(&self, tenant: Uuid, namespace: &str) -> Option<GatewayTarget> {
         let found = self.tenants.named(namespace, TENANT)?;
         (found.spec.id == tenant.to_string()).then(|| place(found))?
     }
@@ -146,7 +146,7 @@ impl Index {
     /// The namespace's gateway, or its remains.
     pub fn gateway(&self, namespace: &str) -> Option<Gateway> {
         let deployment = self.deployments.get(namespace);
-        let shape = deployment.and_then(|deployment| Shape::read(deployment));
+        let shape = deployment.and_then(|deployment| PublicSpec::read(deployment));
         let (Some(deployment), Some(shape)) = (deployment, shape) else {
             // The last object that is deleted with a gateway.
             let policy = self.policies.get(namespace)?;
@@ -201,17 +201,20 @@ impl Index {
     }
 
     /// The namespace's gateway, with its current location.
-    pub fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
+    pub fn placed_in(
+        &self,
+        namespace: &str,
+    ) -> Option<(GatewayTarget, PublicSpec, Arc<Deployment>)> {
         let deployment = self.deployments.get(namespace)?;
-        let shape = Shape::read(deployment)?;
+        let shape = PublicSpec::read(deployment)?;
         let place = self.place(shape.tenant, namespace)?;
         Some((place, shape, Arc::clone(deployment)))
     }
 }
 
-fn place(tenant: &VpnTenant) -> Option<Place> {
+fn place(tenant: &VpnTenant) -> Option<GatewayTarget> {
     use kube::Resource as _;
-    Some(Place {
+    Some(GatewayTarget {
         namespace: tenant.namespace()?,
         owner: tenant.controller_owner_ref(&())?,
         pod: tenant.spec.gateway.clone(),

@@ -4,16 +4,16 @@
 //! NetworkPolicy and a Secret, all of the same name. This module applies the desired
 //! objects and reports their state.
 
+mod apply_errors;
 mod drift;
 mod index;
-mod late;
-mod lost;
 pub mod objects;
 mod pod;
 mod rollout;
 pub mod settings;
 mod state;
-mod upkeep;
+mod stuck_pods;
+mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -36,10 +36,10 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use self::apply_errors::NotApplied;
 use self::index::{Index, Objects, port};
-use self::late::NotApplied;
-use self::objects::Shape;
-use self::settings::Place;
+use self::objects::PublicSpec;
+use self::settings::GatewayTarget;
 use crate::cluster::watch::{Selection, Tasks, Watches};
 use crate::cluster::{CONTROLLERS_PAUSE, GATEWAY, MANAGER, label};
 use crate::gateways::{Gateway, GatewaySpec, Gateways};
@@ -48,7 +48,7 @@ pub use pod::{INIT, MAIN};
 pub use settings::Settings;
 
 /// How long a gateway's pod may take to terminate.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause between checks of objects that are being deleted.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -63,7 +63,7 @@ pub struct KubeGateways {
     touched: Arc<Mutex<BTreeSet<String>>>,
     /// One per namespace, so that operations on a gateway do not interleave.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    late: Mutex<late::Late>,
+    errors: Mutex<apply_errors::ApplyErrors>,
     _watches: Tasks,
 }
 
@@ -90,7 +90,7 @@ impl KubeGateways {
             changes: watch::Sender::new(0),
             touched: Arc::default(),
             locks: Mutex::default(),
-            late: Mutex::default(),
+            errors: Mutex::default(),
             _watches: watches.tasks(),
         };
         let named = || Selection::Named(GATEWAY);
@@ -133,15 +133,18 @@ impl KubeGateways {
     /// [`objects::annotation::ROLLED`].
     async fn apply_all(
         &self,
-        place: &Place,
-        shape: &Shape,
+        place: &GatewayTarget,
+        shape: &PublicSpec,
         secret: Option<Secret>,
         mark: Option<String>,
     ) -> Result<()> {
         self.apply_around(place, shape, secret).await?;
         let mut deployment = objects::deployment(place, shape, &self.settings);
         objects::mark(&mut deployment, mark);
-        let deployment = self.apply(&deployment).await.map_err(late::told)?;
+        let deployment = self
+            .apply(&deployment)
+            .await
+            .map_err(apply_errors::describe)?;
         self.index().deployments.put(deployment);
         self.touched().insert(place.namespace.clone());
         self.changed();
@@ -151,36 +154,43 @@ impl KubeGateways {
     /// Applies all objects except the Deployment.
     async fn apply_around(
         &self,
-        place: &Place,
-        shape: &Shape,
+        place: &GatewayTarget,
+        shape: &PublicSpec,
         secret: Option<Secret>,
     ) -> Result<()> {
         // First, because no pod may run without it, and the remains of an attempt are
         // found by it.
         let policy = objects::policy(place, shape, &self.settings);
-        let policy = self.apply(&policy).await.map_err(late::told)?;
+        let policy = self.apply(&policy).await.map_err(apply_errors::describe)?;
         self.index().policies.put(policy);
         if let Some(secret) = secret {
-            let Secret { metadata, .. } = self.apply(&secret).await.map_err(late::told)?;
+            let Secret { metadata, .. } =
+                self.apply(&secret).await.map_err(apply_errors::describe)?;
             self.index().secrets.put(PartialObjectMeta {
                 metadata,
                 ..PartialObjectMeta::default()
             });
         }
         let service = objects::service(place, shape);
-        let service = self.apply(&service).await.map_err(late::told)?;
+        let service = self.apply(&service).await.map_err(apply_errors::describe)?;
         self.index().services.put(service);
         Ok(())
     }
 
     /// Updates what can be changed in place, and leaves the pod to the rollout.
-    async fn announce(&self, place: &Place, shape: &Shape, secret: Secret) -> Result<()> {
+    async fn announce(
+        &self,
+        place: &GatewayTarget,
+        shape: &PublicSpec,
+        secret: Secret,
+    ) -> Result<()> {
         self.apply_around(place, shape, Some(secret)).await?;
         let annotations = objects::tunnel(shape);
         let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
         let api: Api<Deployment> = self.api(&place.namespace);
         let announced = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
-        let announced = announced.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        let announced =
+            announced.map_err(|error| apply_errors::describe((Deployment::kind(&()), error)))?;
         self.index().deployments.put(announced);
         self.touched().insert(place.namespace.clone());
         self.changed();
@@ -246,7 +256,7 @@ impl KubeGateways {
             if self.is_lost(namespace).await? {
                 return self.let_go(namespace, wanted).await;
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > TIMEOUT {
                 bail!("the gateway's pod in {namespace} does not terminate");
             }
             sleep(PAUSE).await;
@@ -318,7 +328,7 @@ impl Gateways for KubeGateways {
                 _ => bail!("the previous gateway has not terminated yet"),
             }
         }
-        let shape = Shape::of(spec);
+        let shape = PublicSpec::of(spec);
         let secret = objects::secret(&place, spec);
         if before
             .as_deref()
@@ -357,8 +367,8 @@ impl Gateways for KubeGateways {
         Ok(self.index().gateways())
     }
 
-    fn late(&self) -> BTreeMap<Uuid, String> {
-        KubeGateways::late(self)
+    fn apply_errors(&self) -> BTreeMap<Uuid, String> {
+        KubeGateways::apply_errors(self)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -368,8 +378,8 @@ impl Gateways for KubeGateways {
 
 /// Whether replacing the gateway would end its clients' sessions for a reason other
 /// than new keys: then it is replaced by the rollout.
-fn waits(before: &Deployment, shape: &Shape) -> bool {
-    let has_same_keys = Shape::read(before).is_some_and(|before| {
+fn waits(before: &Deployment, shape: &PublicSpec) -> bool {
+    let has_same_keys = PublicSpec::read(before).is_some_and(|before| {
         (before.tenant, before.generation, before.port)
             == (shape.tenant, shape.generation, shape.port)
     });

@@ -2,7 +2,7 @@
 //!
 //! Pure functions. Values that outlive the request for a gateway are in the
 //! Deployment's annotations, so that everything except the Secret can be rebuilt when
-//! only the settings of the controller have changed: [`Shape`].
+//! only the settings of the controller have changed: [`PublicSpec`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use uuid::Uuid;
 
 use super::pod;
-use super::settings::{Place, Settings};
+use super::settings::{GatewayTarget, Settings};
 use crate::cluster::{GATEWAY, MANAGER, label, port_service};
 use crate::domain::tunnel::{Live, digest};
 use crate::domain::{TunnelDigest, TunnelSpec};
@@ -32,7 +32,7 @@ pub mod annotation {
     pub use crate::cluster::GATEWAY_PORT as PORT;
 
     /// Networks that the tenant may reach, and its DNS server: as in
-    /// [`super::Shape`].
+    /// [`super::PublicSpec`].
     pub const NETWORKS: &str = "vpn-edge.dev/networks";
     pub const DNS: &str = "vpn-edge.dev/dns";
     /// Digests of the gateway's desired tunnel. On pods, the first one is of the
@@ -50,7 +50,7 @@ pub mod annotation {
 
 /// A gateway without its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct PublicSpec {
     pub tenant: Uuid,
     pub generation: u64,
     pub port: u16,
@@ -60,7 +60,7 @@ pub struct Shape {
     pub networks: Vec<IpNet>,
 }
 
-impl Shape {
+impl PublicSpec {
     /// The shape of the gateway of this spec.
     #[must_use]
     pub fn of(spec: &GatewaySpec) -> Self {
@@ -112,7 +112,7 @@ impl Shape {
         ])
     }
 
-    fn metadata(&self, place: &Place) -> ObjectMeta {
+    fn metadata(&self, place: &GatewayTarget) -> ObjectMeta {
         let port = self.port.to_string();
         ObjectMeta {
             name: Some(GATEWAY.into()),
@@ -148,10 +148,10 @@ pub fn config(spec: &GatewaySpec) -> GatewayConfig {
 
 /// The Secret with the gateway's configuration.
 #[must_use]
-pub fn secret(place: &Place, spec: &GatewaySpec) -> Secret {
+pub fn secret(place: &GatewayTarget, spec: &GatewaySpec) -> Secret {
     let text = serde_json::to_vec(&config(spec)).expect("a configuration is JSON");
     Secret {
-        metadata: Shape::of(spec).metadata(place),
+        metadata: PublicSpec::of(spec).metadata(place),
         data: Some(BTreeMap::from([(pod::CONFIG.into(), ByteString(text))])),
         type_: Some("Opaque".into()),
         ..Secret::default()
@@ -160,13 +160,13 @@ pub fn secret(place: &Place, spec: &GatewaySpec) -> Secret {
 
 /// Annotations with the gateway's desired tunnel.
 #[must_use]
-pub fn tunnel(shape: &Shape) -> BTreeMap<String, String> {
+pub fn tunnel(shape: &PublicSpec) -> BTreeMap<String, String> {
     let mut annotations = reach(shape);
     annotations.extend(digests(shape));
     annotations
 }
 
-fn reach(shape: &Shape) -> BTreeMap<String, String> {
+fn reach(shape: &PublicSpec) -> BTreeMap<String, String> {
     let networks: Vec<String> = shape.networks.iter().map(IpNet::to_string).collect();
     labels([
         (annotation::NETWORKS, networks.join(",").as_str()),
@@ -174,7 +174,7 @@ fn reach(shape: &Shape) -> BTreeMap<String, String> {
     ])
 }
 
-fn digests(shape: &Shape) -> BTreeMap<String, String> {
+fn digests(shape: &PublicSpec) -> BTreeMap<String, String> {
     labels([
         (annotation::FIXED, &*shape.digest.fixed),
         (annotation::LIVE, &*shape.digest.live),
@@ -198,7 +198,7 @@ pub fn leave_out_digests(wanted: &mut Deployment, live: &Deployment) {
 
 /// The gateway's Deployment.
 #[must_use]
-pub fn deployment(place: &Place, shape: &Shape, settings: &Settings) -> Deployment {
+pub fn deployment(place: &GatewayTarget, shape: &PublicSpec, settings: &Settings) -> Deployment {
     let mut metadata = shape.metadata(place);
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.extend(reach(shape));
@@ -247,7 +247,7 @@ pub(super) fn mark(deployment: &mut Deployment, mark: Option<String>) {
 
 /// The Service that holds the tenant's port.
 #[must_use]
-pub fn service(place: &Place, shape: &Shape) -> Service {
+pub fn service(place: &GatewayTarget, shape: &PublicSpec) -> Service {
     let tenant = shape.tenant.to_string();
     Service {
         metadata: shape.metadata(place),
@@ -262,7 +262,7 @@ pub fn service(place: &Place, shape: &Shape) -> Service {
 /// of Services, which most CNIs see after translation, the rule for the pods of its
 /// namespace applies.
 #[must_use]
-pub fn policy(place: &Place, shape: &Shape, settings: &Settings) -> NetworkPolicy {
+pub fn policy(place: &GatewayTarget, shape: &PublicSpec, settings: &Settings) -> NetworkPolicy {
     let block = |cidr: &IpNet| NetworkPolicyPeer {
         ip_block: Some(IPBlock {
             cidr: cidr.to_string(),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::settings::{Place, Settings};
+use super::settings::{GatewayTarget, Settings};
 use crate::cluster::GATEWAY;
 
 /// The gateway's container.
@@ -29,7 +29,7 @@ const DEVICES: &str = "/dev/net";
 /// Grace period for removing the device, in seconds.
 const GRACE: i64 = 5;
 
-pub(super) fn spec(place: &Place, generation: u64, settings: &Settings) -> PodSpec {
+pub(super) fn spec(place: &GatewayTarget, generation: u64, settings: &Settings) -> PodSpec {
     let wish = &place.pod;
     let resources = wish.resources.as_ref().unwrap_or(&settings.resources);
     let generation = generation.to_string();

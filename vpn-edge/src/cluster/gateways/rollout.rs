@@ -13,13 +13,13 @@ use super::objects::annotation;
 
 /// The state of a gateway relative to its desired spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum RolloutState {
     /// Up to date.
     Current,
     /// Up to date, but not ready since a rollout replaced it.
-    Away,
+    Unavailable,
     /// Its tenant changed how it should run.
-    Wished,
+    SpecChanged,
     /// Created with other settings.
     Outdated { serves: Serves },
 }
@@ -33,14 +33,14 @@ pub enum Serves {
     No,
 }
 
-impl Standing {
+impl RolloutState {
     /// The state of the gateway with this Deployment, whose desired state is
     /// `wanted`.
     #[must_use]
     pub fn of(live: &Deployment, wanted: &Deployment) -> Self {
         let differs = |key| live.annotations().get(key) != wanted.annotations().get(key);
         if differs(annotation::WISH) {
-            return Self::Wished;
+            return Self::SpecChanged;
         }
         let is_away = is_marked(live) && !is_done(live);
         if differs(annotation::APPLIED) {
@@ -51,7 +51,11 @@ impl Standing {
             };
             return Self::Outdated { serves };
         }
-        if is_away { Self::Away } else { Self::Current }
+        if is_away {
+            Self::Unavailable
+        } else {
+            Self::Current
+        }
     }
 }
 
@@ -62,17 +66,19 @@ impl Standing {
 /// is ready or the settings change again. Gateways that are new, have new keys or did
 /// not serve before are not counted, so they block nothing.
 #[must_use]
-pub fn choose(all: &BTreeMap<String, Standing>, waits: impl Fn(&str) -> bool) -> Vec<&str> {
-    let away = all.values().filter(|standing| **standing == Standing::Away);
+pub fn choose(all: &BTreeMap<String, RolloutState>, waits: impl Fn(&str) -> bool) -> Vec<&str> {
+    let away = all
+        .values()
+        .filter(|state| **state == RolloutState::Unavailable);
     let room = (all.len() / 100).max(1).saturating_sub(away.count());
-    let of = |wanted: Standing| {
-        let found = all.iter().filter(move |(_, standing)| **standing == wanted);
+    let of = |wanted: RolloutState| {
+        let found = all.iter().filter(move |(_, state)| **state == wanted);
         found
             .map(|(namespace, _)| &**namespace)
             .filter(|namespace| !waits(namespace))
     };
-    let outdated = |serves| of(Standing::Outdated { serves });
-    let mut chosen: Vec<&str> = of(Standing::Wished).collect();
+    let outdated = |serves| of(RolloutState::Outdated { serves });
+    let mut chosen: Vec<&str> = of(RolloutState::SpecChanged).collect();
     if room > 0 {
         chosen.extend(outdated(Serves::No));
     }
@@ -135,24 +141,22 @@ fn is_done(deployment: &Deployment) -> bool {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::Standing::{Away, Current, Wished};
+    use super::RolloutState::{Current, SpecChanged, Unavailable};
     use super::*;
 
-    const YES: Standing = Standing::Outdated {
+    const YES: RolloutState = RolloutState::Outdated {
         serves: Serves::Yes,
     };
-    const BEFORE: Standing = Standing::Outdated {
+    const BEFORE: RolloutState = RolloutState::Outdated {
         serves: Serves::Before,
     };
-    const NO: Standing = Standing::Outdated { serves: Serves::No };
+    const NO: RolloutState = RolloutState::Outdated { serves: Serves::No };
 
     /// Of gateways named by number, those that are chosen.
-    fn chosen(standings: &[Standing], refused: &[usize]) -> Vec<usize> {
+    fn chosen(states: &[RolloutState], refused: &[usize]) -> Vec<usize> {
         let name = |number: usize| format!("{number:04}");
-        let all = standings.iter().enumerate();
-        let all = all
-            .map(|(number, standing)| (name(number), *standing))
-            .collect();
+        let all = states.iter().enumerate();
+        let all = all.map(|(number, state)| (name(number), *state)).collect();
         let refused: Vec<String> = refused.iter().map(|number| name(*number)).collect();
         let chosen = choose(&all, |namespace| {
             refused.iter().any(|name| name == namespace)
@@ -165,41 +169,41 @@ mod tests {
 
     #[test]
     fn one_that_serves_is_replaced_at_a_time() {
-        for (standings, refused, expected) in [
+        for (states, refused, expected) in [
             (&[Current, Current][..], &[][..], &[][..]),
             (&[YES, YES, YES], &[], &[0]),
             (&[Current, YES, YES], &[], &[1]),
             // Those that are new or broken by themselves are current too.
-            (&[Away, YES, YES], &[], &[]),
+            (&[Unavailable, YES, YES], &[], &[]),
             // What was refused is set aside before anybody is counted.
             (&[YES, YES, YES], &[0], &[1]),
             (&[YES, YES], &[0, 1], &[]),
             // Who has lost the gateway to an earlier roll-out comes first.
             (&[YES, YES, BEFORE], &[], &[2]),
-            (&[BEFORE, Away], &[], &[]),
+            (&[BEFORE, Unavailable], &[], &[]),
             // Who has nothing to lose waits for nobody, but for a failing
             // roll-out.
             (&[NO, YES, NO, YES], &[], &[0, 2, 1]),
-            (&[NO, Away, YES], &[], &[]),
+            (&[NO, Unavailable, YES], &[], &[]),
             (&[NO, NO], &[1], &[0]),
             // Tenants' own wishes wait for nothing.
-            (&[Away, Wished, YES, Wished], &[], &[1, 3]),
-            (&[Wished, YES], &[0], &[1]),
+            (&[Unavailable, SpecChanged, YES, SpecChanged], &[], &[1, 3]),
+            (&[SpecChanged, YES], &[0], &[1]),
         ] {
-            assert_eq!(chosen(standings, refused), expected, "{standings:?}");
+            assert_eq!(chosen(states, refused), expected, "{states:?}");
         }
     }
 
     #[test]
     fn of_many_one_in_a_hundred_are_replaced_at_a_time() {
-        let mut standings = vec![YES; 299];
-        assert_eq!(chosen(&standings, &[]), [0, 1]);
-        standings[0] = Away;
-        assert_eq!(chosen(&standings, &[]), [1]);
-        standings[1] = Away;
-        assert_eq!(chosen(&standings, &[]), [0; 0]);
-        standings.push(Current);
-        assert_eq!(chosen(&standings, &[]), [2]);
+        let mut states = vec![YES; 299];
+        assert_eq!(chosen(&states, &[]), [0, 1]);
+        states[0] = Unavailable;
+        assert_eq!(chosen(&states, &[]), [1]);
+        states[1] = Unavailable;
+        assert_eq!(chosen(&states, &[]), [0; 0]);
+        states.push(Current);
+        assert_eq!(chosen(&states, &[]), [2]);
     }
 
     fn deployment(annotations: &Value, status: &Value) -> Deployment {
@@ -240,10 +244,10 @@ mod tests {
     fn a_gateway_is_away_until_its_new_pod_is_ready() {
         let (done, unfinished) = statuses();
         let wanted = applied("new", false, &json!({}));
-        let is = |live| Standing::of(&live, &wanted);
+        let is = |live| RolloutState::of(&live, &wanted);
         assert_eq!(is(applied("new", true, &done)), Current);
         for status in &unfinished {
-            assert_eq!(is(applied("new", true, status)), Away, "{status}");
+            assert_eq!(is(applied("new", true, status)), Unavailable, "{status}");
             assert_eq!(is(applied("new", false, status)), Current, "{status}");
             assert_eq!(is(applied("old", true, status)), BEFORE, "{status}");
         }
@@ -251,7 +255,7 @@ mod tests {
         assert_eq!(is(applied("old", false, &done)), YES);
         assert_eq!(is(applied("old", false, &json!({}))), NO);
         let other = json!({ annotation::WISH: "b", annotation::APPLIED: "old" });
-        assert_eq!(is(deployment(&other, &done)), Wished);
+        assert_eq!(is(deployment(&other, &done)), SpecChanged);
     }
 
     #[test]

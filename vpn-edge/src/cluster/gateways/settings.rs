@@ -59,7 +59,7 @@ impl Settings {
 
 /// Where a tenant's gateway runs, and how.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct GatewayTarget {
     pub namespace: String,
     /// The VpnTenant.
     pub owner: OwnerReference,

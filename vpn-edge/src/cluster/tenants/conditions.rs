@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::convert::{ACCEPTED, View};
+use super::convert::{ACCEPTED, TenantObjects};
 use crate::domain::{State, Tenant};
 
 const PORT_ALLOCATED: &str = "PortAllocated";
@@ -30,14 +30,14 @@ pub fn says(type_: &'static str, status: bool, reason: &'static str, message: &s
     }
 }
 
-/// `published` is the port in the status; `hindrance` is reason and message of what
+/// `published` is the port in the status; `blocker` is reason and message of what
 /// blocks the spec from being carried out.
 pub fn conditions(
-    view: &View,
+    view: &TenantObjects,
     tenant: &Tenant,
     published: Option<u16>,
     in_pool: bool,
-    hindrance: Option<(&'static str, &str)>,
+    blocker: Option<(&'static str, &str)>,
 ) -> Vec<Says> {
     let vpn = &tenant.vpn;
     let wanted = view.resource.spec.vpn.enabled;
@@ -50,7 +50,7 @@ pub fn conditions(
             "TenantNotReady",
             "spec.ready is false: set it once the tenant is provisioned",
         ),
-        _ => hindrance.unwrap_or(("Pending", "a port and keys are being allocated")),
+        _ => blocker.unwrap_or(("Pending", "a port and keys are being allocated")),
     };
     let port = match (&vpn.allocation, published) {
         (_, Some(port)) if !in_pool => {
@@ -65,7 +65,7 @@ pub fn conditions(
             says(PORT_ALLOCATED, true, "Allocated", &message)
         }
         (Some(allocation), None) => {
-            let (reason, message) = hindrance.map_or_else(
+            let (reason, message) = blocker.map_or_else(
                 || {
                     let port = allocation.port;
                     let message = format!(
@@ -86,23 +86,23 @@ pub fn conditions(
         (State::Enabled, _) => (true, "Serving", serving),
         (State::Failed, _) => (false, "Failed", failure),
         _ => {
-            let (reason, message) = hindrance.unwrap_or(("Starting", starting));
+            let (reason, message) = blocker.unwrap_or(("Starting", starting));
             (false, reason, message)
         }
     };
     let gateway = says(GATEWAY_READY, serves, reason, message);
     let ready = match (wanted, &vpn.allocation) {
-        (false, None) => match hindrance {
+        (false, None) => match blocker {
             Some((reason, message)) => says(READY, false, reason, message),
             None => says(READY, true, "Disabled", "the VPN is off, as the spec asks"),
         },
         (false, Some(_)) => {
             let going = ("Disabling", "the VPN is being disabled");
-            let (reason, message) = hindrance.unwrap_or(going);
+            let (reason, message) = blocker.unwrap_or(going);
             says(READY, false, reason, message)
         }
         // It may serve without matching the spec.
-        (true, Some(_)) if let Some((reason, message)) = hindrance => {
+        (true, Some(_)) if let Some((reason, message)) = blocker => {
             says(READY, false, reason, message)
         }
         (true, _) => says(READY, serves, reason, message),
@@ -117,7 +117,7 @@ pub fn conditions(
 }
 
 pub fn timed(
-    view: &View,
+    view: &TenantObjects,
     current: &[Condition],
     says: Vec<Says>,
     now: Timestamp,

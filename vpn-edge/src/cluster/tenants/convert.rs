@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource as _, ResourceExt as _};
 use uuid::Uuid;
 
-use crate::cluster::port_service::Held;
+use crate::cluster::port_service::PortService;
 use crate::cluster::{KEYS, VpnTenant, label};
 use crate::domain::subnet::{is_tunnel_subnet, tunnel_subnet};
 use crate::domain::{Allocation, Keys, State, Tenant, Vpn};
@@ -36,7 +36,7 @@ pub const ACCEPTED: &str = "Accepted";
 
 /// A tenant's stored keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredKeys {
     pub port: u16,
     /// The tunnel's subnet; none if an earlier version stored the keys.
     pub subnet: Option<Ipv4Net>,
@@ -47,7 +47,7 @@ pub struct Kept {
     pub key_generation: i64,
 }
 
-impl Kept {
+impl StoredKeys {
     /// The stored form of these keys.
     pub fn of(allocation: &Allocation, generation: u64, key_generation: i64) -> Self {
         let Allocation {
@@ -75,17 +75,17 @@ pub struct KeysSecret {
     /// UID of the VpnTenant that owns it.
     pub owner: Option<String>,
     /// None if it is not ours or cannot be parsed.
-    pub kept: Option<Kept>,
+    pub kept: Option<StoredKeys>,
 }
 
 /// All objects of a tenant.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct TenantObjects {
     pub namespace: String,
     pub resource: Arc<VpnTenant>,
     pub keys: Option<KeysSecret>,
     /// The gateway's Service.
-    pub service: Option<Held>,
+    pub service: Option<PortService>,
 }
 
 /// The resource's version as a number; zero for resources that were never stored.
@@ -105,7 +105,7 @@ pub fn keys_secret(secret: &Secret) -> KeysSecret {
     }
 }
 
-fn kept(secret: &Secret) -> Option<Kept> {
+fn kept(secret: &Secret) -> Option<StoredKeys> {
     if secret.type_.as_deref() != Some(KEYS_TYPE) {
         return None;
     }
@@ -120,7 +120,7 @@ fn kept(secret: &Secret) -> Option<Kept> {
         Some(_) => Some(subnet(text(SUBNET)?)?),
         None => None,
     };
-    Some(Kept {
+    Some(StoredKeys {
         port: text("port")?.parse().ok().filter(|port| *port >= 1024)?,
         subnet,
         keys: Keys {
@@ -140,8 +140,8 @@ fn subnet(text: &str) -> Option<Ipv4Net> {
 }
 
 /// The Secret for these keys; with a version, to replace an existing one.
-pub fn secret(tenant: &VpnTenant, kept: &Kept, version: Option<String>) -> Secret {
-    let Kept {
+pub fn secret(tenant: &VpnTenant, kept: &StoredKeys, version: Option<String>) -> Secret {
+    let StoredKeys {
         port,
         subnet,
         keys,
@@ -200,10 +200,10 @@ pub fn created(tenant: &VpnTenant) -> Timestamp {
     time.map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
-impl View {
+impl TenantObjects {
     /// The keys, if they belong to this VpnTenant and not to a deleted one, and have
     /// a possible generation.
-    pub fn kept(&self) -> Option<&Kept> {
+    pub fn kept(&self) -> Option<&StoredKeys> {
         let keys = self.keys.as_ref()?;
         let ours = keys.owner.is_some() && keys.owner == self.resource.metadata.uid;
         let newest = self.last_generation().saturating_add(MAX_GENERATION_LEAD);
@@ -229,7 +229,7 @@ impl View {
     }
 
     /// The port of the gateway's Service.
-    pub fn claim(&self) -> Option<u16> {
+    pub fn reserved_port(&self) -> Option<u16> {
         self.service.as_ref()?.ports.first().copied()
     }
 
@@ -260,7 +260,12 @@ impl View {
     /// The subnet of the tunnel with these keys. For keys that were stored without
     /// one, it is the subnet in the status, or the one that the earlier version would
     /// have computed.
-    fn subnet(&self, kept: &Kept, id: Uuid, cluster_ranges: &[IpNet]) -> Result<Ipv4Net, String> {
+    fn subnet(
+        &self,
+        kept: &StoredKeys,
+        id: Uuid,
+        cluster_ranges: &[IpNet],
+    ) -> Result<Ipv4Net, String> {
         let status = self.resource.status.as_ref();
         let told = || subnet(status?.subnet.as_ref()?);
         match kept.subnet.or_else(told) {

@@ -11,9 +11,9 @@ use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use uuid::Uuid;
 
-use super::convert::{KeysSecret, View, created, keys_secret};
+use super::convert::{KeysSecret, TenantObjects, created, keys_secret};
 use crate::cluster::cache::{Cache, Change, Name};
-use crate::cluster::port_service::{Held, held};
+use crate::cluster::port_service::{PortService, held};
 use crate::cluster::{GATEWAY, KEYS, TENANT, VpnTenant};
 use crate::domain::{Pools, PortPool, Ports, Tenant};
 
@@ -38,7 +38,7 @@ pub enum Reservation {
 
 /// How a VpnTenant is treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Validity {
     Tenant(Arc<Tenant>),
     /// It is being deleted, and its finalizer stays until everything of it is
     /// removed.
@@ -49,7 +49,7 @@ pub enum Standing {
     Duplicate(String),
 }
 
-impl Standing {
+impl Validity {
     /// Reason and message why it is not a tenant.
     pub fn refusal(&self) -> Option<(&'static str, String)> {
         match self {
@@ -70,7 +70,7 @@ impl Standing {
 pub struct Index {
     tenants: Cache<Arc<VpnTenant>>,
     keys: Cache<KeysSecret>,
-    services: Cache<Held>,
+    services: Cache<PortService>,
     /// The namespaces of each ID, and the reverse.
     by_id: BTreeMap<String, BTreeSet<String>>,
     ids: BTreeMap<String, String>,
@@ -159,8 +159,8 @@ impl Index {
     }
 
     /// The objects of the tenant in a namespace.
-    pub fn view(&self, namespace: &str) -> Option<View> {
-        Some(View {
+    pub fn view(&self, namespace: &str) -> Option<TenantObjects> {
+        Some(TenantObjects {
             namespace: namespace.to_owned(),
             resource: self.tenants.get(&name(namespace, TENANT))?.clone(),
             keys: self.keys.get(&name(namespace, KEYS)).cloned(),
@@ -169,10 +169,10 @@ impl Index {
     }
 
     /// The tenant with an ID.
-    pub fn find(&self, id: Uuid) -> Option<(View, Arc<Tenant>)> {
+    pub fn find(&self, id: Uuid) -> Option<(TenantObjects, Arc<Tenant>)> {
         let view = self.view(&self.holder_of(&id.to_string())?)?;
-        match self.standing(&view) {
-            Standing::Tenant(tenant) => Some((view, tenant)),
+        match self.validity(&view) {
+            Validity::Tenant(tenant) => Some((view, tenant)),
             _ => None,
         }
     }
@@ -200,8 +200,8 @@ impl Index {
             }
         }
         for namespace in namespaces {
-            let standing = self.view(&namespace).map(|view| self.standing(&view));
-            if let Some(Standing::Tenant(tenant)) = standing {
+            let validity = self.view(&namespace).map(|view| self.validity(&view));
+            if let Some(Validity::Tenant(tenant)) = validity {
                 self.settled_in.insert(namespace, tenant.id);
                 self.settled.insert(tenant.id, tenant);
             }
@@ -213,17 +213,17 @@ impl Index {
         tenants.map(|((namespace, _), _)| namespace.as_str())
     }
 
-    pub fn standing(&self, view: &View) -> Standing {
+    pub fn validity(&self, view: &TenantObjects) -> Validity {
         if view.deleting() {
-            return Standing::Leaving;
+            return Validity::Leaving;
         }
         match self.holder_of(&view.resource.spec.id) {
-            Some(holder) if holder != view.namespace => return Standing::Duplicate(holder),
+            Some(holder) if holder != view.namespace => return Validity::Duplicate(holder),
             _ => {}
         }
         match view.tenant(&self.cluster_ranges) {
-            Ok(tenant) => Standing::Tenant(Arc::new(tenant)),
-            Err(reason) => Standing::Invalid(reason),
+            Ok(tenant) => Validity::Tenant(Arc::new(tenant)),
+            Err(reason) => Validity::Invalid(reason),
         }
     }
 
@@ -254,7 +254,7 @@ impl Index {
     pub fn pool(
         &mut self,
         pools: &Pools,
-        view: &View,
+        view: &TenantObjects,
         tenant: &Tenant,
         now: Timestamp,
     ) -> PortPool {
@@ -263,12 +263,12 @@ impl Index {
         let allocated = tenant.vpn.allocation.as_ref().map(|a| a.port);
         // Its own ports are free for it, except for the one of its keys.
         holders.retain(|port, holder| *holder != tenant.id || Some(*port) == allocated);
-        let claim = view.claim();
+        let reservation = view.reserved_port();
         let turns: BTreeMap<u16, usize> = self.released.iter().copied().zip(1..).collect();
         let mut free: Vec<u16> = pools.ports().filter(|p| !holders.contains_key(p)).collect();
         free.sort_by_cached_key(|port| {
             (
-                Some(*port) != claim,
+                Some(*port) != reservation,
                 turns.get(port).copied().unwrap_or(0),
                 Reverse(weight(tenant.id, *port)),
             )
@@ -306,7 +306,7 @@ impl Index {
     ///
     /// A port that is in no pool any more stays the tenant's while its Service holds
     /// it.
-    pub fn reservation(&self, view: &View, pools: &Pools) -> Option<Reservation> {
+    pub fn reservation(&self, view: &TenantObjects, pools: &Pools) -> Option<Reservation> {
         let port = view.kept()?.port;
         if view.reserves(port) {
             return Some(Reservation::Held);
@@ -390,7 +390,7 @@ impl Index {
     }
 
     /// Marks its tenant, or the one whose port a stranger's Service has, as changed.
-    fn service_changed(&mut self, Change { name, before }: &Change<Held>) {
+    fn service_changed(&mut self, Change { name, before }: &Change<PortService>) {
         if name.1 == GATEWAY {
             self.note(&name.0);
         }

@@ -5,16 +5,16 @@
 //! all, with the keys Secret as its commit; and an interrupted change is completed or
 //! reverted by the reconciler.
 
-mod claim;
+mod blocker;
 mod conditions;
 mod convert;
-mod hindrance;
 mod index;
+mod port_reservation;
+mod reconcile;
 mod request;
 mod status;
 #[cfg(test)]
 mod testing;
-mod wishes;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,9 +29,9 @@ use kube::{Api, Client, Error, ResourceExt as _};
 use tokio::sync::{Notify, watch as tokio_watch};
 use uuid::Uuid;
 
-use self::hindrance::Hindrance;
+use self::blocker::Blocker;
 use self::index::{Index, Kind};
-use self::request::{Miss, params, prompt, storage};
+use self::request::{WriteError, params, storage, with_timeout};
 use crate::cluster::watch::{Selection, Tasks, Watches};
 use crate::cluster::{CONTROLLERS_PAUSE, KEYS, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 use crate::domain::{Pools, Tenant, TunnelSettings};
@@ -56,7 +56,7 @@ struct Inner {
     index: Mutex<Index>,
     changes: tokio_watch::Sender<u64>,
     news: Notify,
-    troubles: Mutex<Troubles>,
+    problems: Mutex<Problems>,
 }
 
 /// How long gateway problems that another leader reported stay, until this one has
@@ -65,7 +65,7 @@ const SETTLING: Duration = Duration::from_secs(60);
 
 /// Problems reported by the controller of this process.
 #[derive(Default)]
-struct Troubles {
+struct Problems {
     of: BTreeMap<Uuid, String>,
     /// Tenants that had a problem.
     seen: BTreeSet<Uuid>,
@@ -96,7 +96,7 @@ impl KubeRegistry {
             index: Mutex::new(index),
             changes: tokio_watch::Sender::new(0),
             news: Notify::new(),
-            troubles: Mutex::default(),
+            problems: Mutex::default(),
         });
         let of = Arc::clone(&inner);
         watches.follow::<VpnTenant>(Selection::All, move |event| of.take(event));
@@ -112,8 +112,8 @@ impl KubeRegistry {
 
     /// Runs forever: reconciles VpnTenants, updates their status, and records Events.
     /// One process is enough; several do no harm.
-    pub async fn follow_wishes(self: Arc<Self>) {
-        wishes::follow(Arc::clone(&self.inner)).await;
+    pub async fn run_reconciler(self: Arc<Self>) {
+        reconcile::follow(Arc::clone(&self.inner)).await;
     }
 
     /// Runs `work` to its end, even if the caller goes away.
@@ -156,8 +156,8 @@ impl Registry for KubeRegistry {
         self.run(async move { inner.delete(id).await }).await?
     }
 
-    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
-        self.inner.hinder(troubles);
+    fn report(&self, problems: BTreeMap<Uuid, String>) {
+        self.inner.report(problems);
     }
 
     fn changes(&self) -> tokio_watch::Receiver<u64> {
@@ -181,50 +181,50 @@ impl Inner {
     }
 
     /// Puts an object that a write returned into the index.
-    fn took<K: Kind>(&self, object: K) {
+    fn put<K: Kind>(&self, object: K) {
         self.take(&Event::Apply(object));
     }
 
-    fn hinder(&self, troubles: BTreeMap<Uuid, String>) {
-        let mut known = self.troubles();
-        if known.of == troubles {
+    fn report(&self, problems: BTreeMap<Uuid, String>) {
+        let mut known = self.problems();
+        if known.of == problems {
             return;
         }
-        let ids = known.of.keys().chain(troubles.keys());
-        let changed = ids.filter(|id| known.of.get(id) != troubles.get(id));
+        let ids = known.of.keys().chain(problems.keys());
+        let changed = ids.filter(|id| known.of.get(id) != problems.get(id));
         self.with(|index| changed.for_each(|id| index.tell_of(*id)));
-        known.seen.extend(troubles.keys());
-        known.of = troubles;
+        known.seen.extend(problems.keys());
+        known.of = problems;
         self.news.notify_one();
     }
 
     /// Begins reconciling, with the problems that others reported.
     fn settle_in(&self) {
-        let mut known = self.troubles();
+        let mut known = self.problems();
         known.seen.clear();
         known.since = Some(Instant::now());
     }
 
     /// Why the gateway of the tenant with this status does not match the spec, if
     /// nothing else blocks it.
-    fn trouble(&self, id: Uuid, status: &VpnTenantStatus) -> Hindrance {
-        let known = self.troubles();
+    fn problem(&self, id: Uuid, status: &VpnTenantStatus) -> Blocker {
+        let known = self.problems();
         if let Some(words) = known.of.get(&id) {
-            return Hindrance::Gateway(words.clone());
+            return Blocker::Gateway(words.clone());
         }
         let settles = known.since.is_some_and(|since| since.elapsed() < SETTLING);
-        match Hindrance::told(&status.conditions) {
-            Hindrance::Gateway(_) if settles && !known.seen.contains(&id) => Hindrance::Unknown,
-            _ => Hindrance::Nothing,
+        match Blocker::read(&status.conditions) {
+            Blocker::Gateway(_) if settles && !known.seen.contains(&id) => Blocker::Unknown,
+            _ => Blocker::None,
         }
     }
 
-    fn troubles(&self) -> MutexGuard<'_, Troubles> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records that an object does not exist.
-    fn gone(&self, tell: impl FnOnce(&mut Index) -> bool) {
+    fn remove_if(&self, tell: impl FnOnce(&mut Index) -> bool) {
         if self.with(tell) {
             self.news.notify_one();
             self.changes.send_modify(|count| *count += 1);
@@ -239,7 +239,7 @@ impl Inner {
         let namespace = tenant.namespace.clone();
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &namespace);
         let resource = VpnTenant::new(TENANT, VpnTenantSpec::of(&tenant));
-        let made = match prompt(tenants.create(&params(), &resource)).await {
+        let made = match with_timeout(tenants.create(&params(), &resource)).await {
             Ok(made) => made,
             Err(Error::Api(status)) if status.is_already_exists() => {
                 return Err(RegistryError::AlreadyExists(format!(
@@ -252,7 +252,7 @@ impl Inner {
             Err(error) => return Err(storage(error)),
         };
         let uid = made.uid();
-        self.took(made);
+        self.put(made);
         match self.with(|index| index.find(tenant.id)) {
             Some((view, tenant)) if view.namespace == namespace => Ok(Arc::unwrap_or_clone(tenant)),
             // Somebody else created one at the same time.
@@ -262,7 +262,7 @@ impl Inner {
                     resource_version: None,
                 };
                 let params = DeleteParams::default().preconditions(preconditions);
-                let deleted = prompt(tenants.delete(TENANT, &params)).await;
+                let deleted = with_timeout(tenants.delete(TENANT, &params)).await;
                 deleted.map_err(storage)?;
                 Err(exists())
             }
@@ -278,7 +278,7 @@ impl Inner {
             uid: view.resource.uid(),
             resource_version: None,
         });
-        match prompt(tenants.delete(TENANT, &params)).await {
+        match with_timeout(tenants.delete(TENANT, &params)).await {
             Ok(_) => {}
             Err(Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
                 return Ok(false);
@@ -291,7 +291,7 @@ impl Inner {
             .unwrap_or(view);
         // The reconciler completes the rest as well.
         if view.deleting()
-            && let Err(Miss::Failed(error)) = self.delete_keys(&view).await
+            && let Err(WriteError::Failed(error)) = self.delete_keys(&view).await
         {
             tracing::warn!(tenant = %id, "cannot delete the tenant's keys; retrying: {error}");
         }

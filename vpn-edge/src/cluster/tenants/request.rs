@@ -11,10 +11,10 @@ use crate::cluster::MANAGER;
 use crate::registry::{RegistryError, UpdateError};
 
 /// Timeout of a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a run of a change failed.
-pub enum Miss {
+pub enum WriteError {
     /// An object changed since it was read.
     Conflict,
     /// The API server has allocated this port to somebody else.
@@ -22,21 +22,21 @@ pub enum Miss {
     Failed(UpdateError),
 }
 
-impl From<Error> for Miss {
+impl From<Error> for WriteError {
     fn from(error: Error) -> Self {
         let stale = |status: &Status| {
             status.is_conflict() || status.is_not_found() || status.is_already_exists()
         };
         match &error {
-            Error::Api(status) if stale(status) => Miss::Conflict,
-            _ => Miss::Failed(storage(error).into()),
+            Error::Api(status) if stale(status) => WriteError::Conflict,
+            _ => WriteError::Failed(storage(error).into()),
         }
     }
 }
 
-impl From<UpdateError> for Miss {
+impl From<UpdateError> for WriteError {
     fn from(error: UpdateError) -> Self {
-        Miss::Failed(error)
+        WriteError::Failed(error)
     }
 }
 
@@ -56,9 +56,9 @@ fn is_refusal(status: &Status) -> bool {
 }
 
 /// A request with a timeout.
-pub async fn prompt<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub async fn with_timeout<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let late = |_| Error::Service("the API server did not answer in time".into());
-    timeout(PATIENCE, request).await.map_err(late)?
+    timeout(TIMEOUT, request).await.map_err(late)?
 }
 
 pub fn params() -> PostParams {

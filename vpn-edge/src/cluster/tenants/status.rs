@@ -4,16 +4,16 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Settings;
+use super::blocker::Blocker;
 use super::conditions::{READY, conditions, says, timed};
-use super::convert::{ACCEPTED, View};
-use super::hindrance::Hindrance;
+use super::convert::{ACCEPTED, TenantObjects};
 use super::index::Reservation;
 use crate::cluster::VpnTenantStatus;
 use crate::domain::{State, Tenant, TunnelSpec};
 
 /// The status of a resource that is not a tenant, for this reason.
 pub fn refused(
-    view: &View,
+    view: &TenantObjects,
     reason: &'static str,
     message: &str,
     now: Timestamp,
@@ -38,23 +38,23 @@ pub fn refused(
 }
 
 /// The status of `tenant`, whose resource and keys are in the view, and the port of
-/// these keys in this `reservation`. `hindered` is what blocks the spec.
+/// these keys in this `reservation`. `blocker` is what blocks the spec.
 ///
 /// A port is published once the gateway's Service holds it: edges act on what they
 /// read here. It stays published while that Service is missing and nobody else has
 /// the port, so that deleting a Service ends no sessions.
 pub fn of(
-    view: &View,
+    view: &TenantObjects,
     tenant: &Tenant,
     reservation: Option<Reservation>,
-    hindered: &Hindrance,
+    blocker: &Blocker,
     settings: &Settings,
     now: Timestamp,
 ) -> VpnTenantStatus {
     let current = view.resource.status.clone().unwrap_or_default();
     let vpn = &tenant.vpn;
-    let hindered = hindered.or_told(&current, tenant);
-    let hindrance = hindered.says();
+    let blocker = blocker.or_published(&current, tenant);
+    let blocker = blocker.says();
     // The start of a state that was not requested was not observed.
     let known = current.since.as_ref().map(|since| since.0);
     let unnoticed = current.phase != Some(vpn.state) && known.is_some_and(|at| vpn.since <= at);
@@ -66,7 +66,7 @@ pub fn of(
         reason: vpn
             .failure
             .clone()
-            .or_else(|| hindrance.map(|(_, words)| words.to_owned())),
+            .or_else(|| blocker.map(|(_, words)| words.to_owned())),
         generation: vpn.generation.cast_signed(),
         key_generation: view
             .kept()
@@ -96,7 +96,7 @@ pub fn of(
         status.keys_created_at = Some(Time(whole_second(allocation.created_at)));
     }
     let in_pool = published.is_none_or(|of| settings.pools.contains(of.port));
-    let conditions = conditions(view, tenant, status.port, in_pool, hindrance);
+    let conditions = conditions(view, tenant, status.port, in_pool, blocker);
     status.conditions = timed(view, &current.conditions, conditions, now);
     status
 }

@@ -8,7 +8,7 @@ use serde_json::{from_value, json};
 use uuid::Uuid;
 
 use super::Settings;
-use super::convert::{Kept, View, keys_secret, secret};
+use super::convert::{StoredKeys, TenantObjects, keys_secret, secret};
 use crate::cluster::port_service::held;
 use crate::cluster::{GATEWAY, TENANT, VpnTenant, VpnTenantSpec};
 use crate::domain::{Keys, Plan, Pools, TunnelSettings};
@@ -51,8 +51,8 @@ pub fn resource(id: u128, namespace: &str, after: i64, version: u64) -> VpnTenan
     resource
 }
 
-pub fn kept(port: u16, generation: u64) -> Kept {
-    Kept {
+pub fn kept(port: u16, generation: u64) -> StoredKeys {
+    StoredKeys {
         port,
         subnet: Some("10.42.128.0/24".parse().unwrap()),
         keys: Keys::generate().unwrap(),
@@ -62,7 +62,7 @@ pub fn kept(port: u16, generation: u64) -> Kept {
     }
 }
 
-pub fn stored(resource: &VpnTenant, kept: &Kept, version: u64) -> Secret {
+pub fn stored(resource: &VpnTenant, kept: &StoredKeys, version: u64) -> Secret {
     let mut secret = secret(resource, kept, Some(version.to_string()));
     secret.metadata.uid = Some("uid-keys".to_owned());
     secret
@@ -77,10 +77,10 @@ pub fn service(namespace: &str, name: &str, port: u16, version: u64) -> Service 
 }
 
 /// A tenant with keys for this port, and the Service that holds it.
-pub fn view(port: u16, generation: u64) -> View {
+pub fn view(port: u16, generation: u64) -> TenantObjects {
     let resource = resource(1, "t-1", 0, 5);
     let secret = stored(&resource, &kept(port, generation), 6);
-    View {
+    TenantObjects {
         namespace: "t-1".to_owned(),
         resource: resource.into(),
         keys: Some(keys_secret(&secret)),

@@ -19,14 +19,14 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 use zeroize::Zeroize as _;
 
-use super::convert::{Kept, View, secret};
-use super::hindrance::Hindrance;
-use super::index::{Offer, Standing};
-use super::request::{Miss, exactly, params, patching, prompt, storage};
-use super::wishes::{self, Wish};
-use super::{Inner, claim, status};
+use super::blocker::Blocker;
+use super::convert::{StoredKeys, TenantObjects, secret};
+use super::index::{Offer, Validity};
+use super::reconcile::{self, Step};
+use super::request::{WriteError, exactly, params, patching, storage, with_timeout};
+use super::{Inner, port_reservation, status};
 use crate::backoff::Backoff;
-use crate::cluster::port_service::Held;
+use crate::cluster::port_service::PortService;
 use crate::cluster::{FINALIZER, GATEWAY, KEYS, TENANT, VpnTenant, VpnTenantSpec, VpnTenantStatus};
 use crate::domain::{State, Tenant, VpnError};
 use crate::registry::{Change, RegistryError, UpdateError};
@@ -50,7 +50,7 @@ const OLD_DEFINITION: &str = "the cluster's VpnTenant definition is older than t
 
 /// The patch of the spec for a change. Only API calls change the spec; the reconciler
 /// does not.
-fn patch(view: &View, before: &Tenant, after: &Tenant, asked: bool) -> Option<Value> {
+fn patch(view: &TenantObjects, before: &Tenant, after: &Tenant, asked: bool) -> Option<Value> {
     let mut spec = Map::new();
     let mut set = |name: &str, value: Value| spec.insert(name.to_owned(), value);
     if asked {
@@ -125,23 +125,23 @@ impl Inner {
         &self,
         id: Uuid,
         mut change: Change,
-        wish: Option<Wish>,
+        step: Option<Step>,
     ) -> Result<Tenant, UpdateError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let (mut runs, mut refusals) = (0, 0);
         let mut wished = None;
         loop {
-            match self.run(id, &mut change, wish, &mut wished).await {
+            match self.run(id, &mut change, step, &mut wished).await {
                 Ok(tenant) => return Ok(tenant),
-                Err(Miss::Failed(error)) => return Err(error),
-                Err(Miss::Taken(port)) => {
+                Err(WriteError::Failed(error)) => return Err(error),
+                Err(WriteError::Taken(port)) => {
                     refusals += 1;
                     if refusals == REFUSALS {
                         return Err(VpnError::NoPortsAvailable.into());
                     }
                     self.with(|index| index.refuse(port, Timestamp::now()));
                 }
-                Err(Miss::Conflict) => {
+                Err(WriteError::Conflict) => {
                     runs += 1;
                     if runs == RUNS {
                         let why = "too many concurrent changes of the tenant; try again";
@@ -163,20 +163,20 @@ impl Inner {
         &self,
         id: Uuid,
         change: &mut Change,
-        wish: Option<Wish>,
+        step: Option<Step>,
         wished: &mut Option<Tenant>,
-    ) -> Result<Tenant, Miss> {
-        let asked = wish.is_none();
+    ) -> Result<Tenant, WriteError> {
+        let asked = step.is_none();
         let found = self.with(|index| {
             let (view, before) = index.find(id)?;
             let reservation = index.reservation(&view, &self.settings.pools);
             Some((view, before, reservation))
         });
         let (mut view, before, reservation) = found.ok_or(UpdateError::NotFound)?;
-        if let Some(wish) = wish {
+        if let Some(step) = step {
             // The step may have been carried out or revoked since it was read.
-            let standing = Standing::Tenant(Arc::clone(&before));
-            if wishes::next(&view, &standing, reservation, Timestamp::now()) != Some(wish) {
+            let validity = Validity::Tenant(Arc::clone(&before));
+            if reconcile::next(&view, &validity, reservation, Timestamp::now()) != Some(step) {
                 return Ok(Arc::unwrap_or_clone(before));
             }
         }
@@ -235,7 +235,7 @@ impl Inner {
                     || before.vpn.generation != after.vpn.generation;
                 if made {
                     let key_generation = view.resource.spec.vpn.key_generation;
-                    let kept = Kept::of(allocation, after.vpn.generation, key_generation);
+                    let kept = StoredKeys::of(allocation, after.vpn.generation, key_generation);
                     self.store(&view, &before, &kept).await?;
                     committed = true;
                 }
@@ -246,16 +246,21 @@ impl Inner {
             }
             None => {}
         }
-        self.tell(&view.namespace, &after, committed).await?;
+        self.publish(&view.namespace, &after, committed).await?;
         Ok(after)
     }
 
     /// Stores keys, once their port is reserved for the tenant.
-    async fn store(&self, view: &View, before: &Tenant, kept: &Kept) -> Result<(), Miss> {
+    async fn store(
+        &self,
+        view: &TenantObjects,
+        before: &Tenant,
+        kept: &StoredKeys,
+    ) -> Result<(), WriteError> {
         let start = Instant::now();
         let port = kept.port;
         if before.vpn.allocation.as_ref().map(|a| a.port) != Some(port) {
-            self.claim(view, kept).await?;
+            self.reserve(view, kept).await?;
         }
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &view.namespace);
         let mut version = None;
@@ -268,22 +273,22 @@ impl Inner {
             }
         }
         if start.elapsed() > PROMPT {
-            return Err(Miss::Conflict);
+            return Err(WriteError::Conflict);
         }
         let mut secret = secret(&view.resource, kept, version.clone());
         let params = params();
         let stored = match version {
-            Some(_) => prompt(secrets.replace(KEYS, &params, &secret)).await,
-            None => prompt(secrets.create(&params, &secret)).await,
+            Some(_) => with_timeout(secrets.replace(KEYS, &params, &secret)).await,
+            None => with_timeout(secrets.create(&params, &secret)).await,
         };
         for value in secret.data.iter_mut().flat_map(|data| data.values_mut()) {
             value.0.zeroize();
         }
-        self.took(stored?);
+        self.put(stored?);
         Ok(())
     }
 
-    async fn claim(&self, view: &View, kept: &Kept) -> Result<(), Miss> {
+    async fn reserve(&self, view: &TenantObjects, kept: &StoredKeys) -> Result<(), WriteError> {
         let services: Api<Service> = Api::namespaced(self.client.clone(), &view.namespace);
         let version = view
             .service
@@ -294,19 +299,19 @@ impl Inner {
             .as_ref()
             .is_some_and(|service| service.deleting)
         {
-            return Err(Miss::Conflict);
+            return Err(WriteError::Conflict);
         }
-        let claim = claim::service(view, kept, version, Timestamp::now());
+        let reservation = port_reservation::service(view, kept, version, Timestamp::now());
         let answer = if version.is_some() {
-            let patch = Patch::Merge(&claim);
-            prompt(services.patch(GATEWAY, &patching(), &patch)).await
+            let patch = Patch::Merge(&reservation);
+            with_timeout(services.patch(GATEWAY, &patching(), &patch)).await
         } else {
-            let claim = serde_json::from_value(claim).expect("a Service by its form");
-            prompt(services.create(&params(), &claim)).await
+            let reservation = serde_json::from_value(reservation).expect("a Service by its form");
+            with_timeout(services.create(&params(), &reservation)).await
         };
         match answer {
             Ok(service) => {
-                self.took(service);
+                self.put(service);
                 Ok(())
             }
             Err(Error::Api(status)) if is_port_taken(&status) => {
@@ -316,7 +321,7 @@ impl Inner {
                     "port not available; trying another: {}",
                     status.message
                 );
-                Err(Miss::Taken(port))
+                Err(WriteError::Taken(port))
             }
             Err(error) => Err(error.into()),
         }
@@ -324,7 +329,7 @@ impl Inner {
 
     /// Deletes the tenant's keys. The status gets their generation first, so that
     /// later keys always have a higher one.
-    async fn revoke(&self, view: &mut View) -> Result<(), Miss> {
+    async fn revoke(&self, view: &mut TenantObjects) -> Result<(), WriteError> {
         let generation = view.kept().map_or(0, |kept| kept.generation.cast_signed());
         let known = view
             .resource
@@ -342,31 +347,40 @@ impl Inner {
     }
 
     /// Deletes the Secret in the version that was read, and no later one.
-    pub async fn delete_keys(&self, view: &View) -> Result<(), Miss> {
+    pub async fn delete_keys(&self, view: &TenantObjects) -> Result<(), WriteError> {
         let Some(keys) = &view.keys else {
             return Ok(());
         };
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &view.namespace);
         let params = exactly(&keys.uid, &keys.version);
-        prompt(secrets.delete(KEYS, &params)).await?;
+        with_timeout(secrets.delete(KEYS, &params)).await?;
         let version = keys.version.parse().unwrap_or(0);
-        self.gone(|index| index.absent_keys(&view.namespace, version));
+        self.remove_if(|index| index.absent_keys(&view.namespace, version));
         Ok(())
     }
 
     /// Deletes the gateway's Service in the version that was read, and no later one.
-    pub async fn delete_service(&self, namespace: &str, service: &Held) -> Result<(), Miss> {
+    pub async fn delete_service(
+        &self,
+        namespace: &str,
+        service: &PortService,
+    ) -> Result<(), WriteError> {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let params = exactly(&service.uid, &service.version);
-        prompt(services.delete(GATEWAY, &params)).await?;
+        with_timeout(services.delete(GATEWAY, &params)).await?;
         let version = service.version.parse().unwrap_or(0);
-        self.gone(|index| index.absent_service(namespace, version));
+        self.remove_if(|index| index.absent_service(namespace, version));
         Ok(())
     }
 
     /// Writes the status of a tenant after a change. If the change is already
     /// committed, a failure is not an error: the reconciler writes the status later.
-    async fn tell(&self, namespace: &str, tenant: &Tenant, committed: bool) -> Result<(), Miss> {
+    async fn publish(
+        &self,
+        namespace: &str,
+        tenant: &Tenant,
+        committed: bool,
+    ) -> Result<(), WriteError> {
         let known = self.with(|index| {
             let view = index.view(namespace)?;
             let reservation = index.reservation(&view, &self.settings.pools);
@@ -375,14 +389,14 @@ impl Inner {
         let Some((view, reservation)) = known else {
             return Ok(());
         };
-        let (hindered, now) = (Hindrance::Unknown, Timestamp::now());
-        let status = status::of(&view, tenant, reservation, &hindered, &self.settings, now);
+        let (blocker, now) = (Blocker::Unknown, Timestamp::now());
+        let status = status::of(&view, tenant, reservation, &blocker, &self.settings, now);
         match self.write_status(&view, &status).await {
             outcome if !committed => return outcome,
             Ok(()) => return Ok(()),
             Err(_) => {}
         }
-        if let Err(Miss::Failed(error)) = self.show(namespace, &hindered).await {
+        if let Err(WriteError::Failed(error)) = self.show(namespace, &blocker).await {
             tracing::warn!(
                 namespace,
                 "cannot write VpnTenant status; retrying: {error}"
@@ -392,35 +406,39 @@ impl Inner {
     }
 
     /// Writes the tenant's current status.
-    pub async fn show(&self, namespace: &str, hindered: &Hindrance) -> Result<(), Miss> {
+    pub async fn show(&self, namespace: &str, blocker: &Blocker) -> Result<(), WriteError> {
         for _ in 0..RUNS {
             let now = Timestamp::now();
             let known = self.with(|index| {
                 let view = index.view(namespace)?;
-                let standing = index.standing(&view);
+                let validity = index.validity(&view);
                 let reservation = index.reservation(&view, &self.settings.pools);
-                Some((view, standing, reservation))
+                Some((view, validity, reservation))
             });
-            let Some((view, standing, reservation)) = known else {
+            let Some((view, validity, reservation)) = known else {
                 return Ok(());
             };
-            let status = match (&standing, standing.refusal()) {
+            let status = match (&validity, validity.refusal()) {
                 (_, Some((reason, message))) => status::refused(&view, reason, &message, now),
-                (Standing::Tenant(tenant), _) => {
-                    status::of(&view, tenant, reservation, hindered, &self.settings, now)
+                (Validity::Tenant(tenant), _) => {
+                    status::of(&view, tenant, reservation, blocker, &self.settings, now)
                 }
                 _ => return Ok(()),
             };
             match self.write_status(&view, &status).await {
-                Err(Miss::Conflict) => self.refresh(namespace).await?,
+                Err(WriteError::Conflict) => self.refresh(namespace).await?,
                 outcome => return outcome,
             }
         }
-        Err(Miss::Conflict)
+        Err(WriteError::Conflict)
     }
 
     /// Writes a status that differs from the view's.
-    pub async fn write_status(&self, view: &View, status: &VpnTenantStatus) -> Result<(), Miss> {
+    pub async fn write_status(
+        &self,
+        view: &TenantObjects,
+        status: &VpnTenantStatus,
+    ) -> Result<(), WriteError> {
         if view.resource.status.as_ref() == Some(status) {
             return Ok(());
         }
@@ -428,12 +446,16 @@ impl Inner {
         resource.metadata.managed_fields = None;
         resource.status = Some(status.clone());
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), &view.namespace);
-        let written = prompt(tenants.replace_status(TENANT, &params(), &resource)).await?;
-        self.took(written);
+        let written = with_timeout(tenants.replace_status(TENANT, &params(), &resource)).await?;
+        self.put(written);
         Ok(())
     }
 
-    pub async fn patch_tenant(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
+    pub async fn patch_tenant(
+        &self,
+        namespace: &str,
+        patch: &Value,
+    ) -> Result<VpnTenant, WriteError> {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let patch = Patch::Merge(patch);
         // With an older definition, the API server would silently drop an unknown
@@ -442,22 +464,22 @@ impl Inner {
             field_validation: Some(ValidationDirective::Strict),
             ..patching()
         };
-        let patched = prompt(tenants.patch(TENANT, &params, &patch)).await;
+        let patched = with_timeout(tenants.patch(TENANT, &params, &patch)).await;
         let patched = patched.map_err(|error| match &error {
             Error::Api(status) if is_unknown_field(status) => {
-                Miss::Failed(RegistryError::Refused(OLD_DEFINITION.to_owned()).into())
+                WriteError::Failed(RegistryError::Refused(OLD_DEFINITION.to_owned()).into())
             }
             _ => error.into(),
         })?;
-        self.took(patched.clone());
+        self.put(patched.clone());
         Ok(patched)
     }
 
-    async fn patch_status(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, Miss> {
+    async fn patch_status(&self, namespace: &str, patch: &Value) -> Result<VpnTenant, WriteError> {
         let tenants: Api<VpnTenant> = Api::namespaced(self.client.clone(), namespace);
         let patch = Patch::Merge(patch);
-        let patched = prompt(tenants.patch_status(TENANT, &patching(), &patch)).await?;
-        self.took(patched.clone());
+        let patched = with_timeout(tenants.patch_status(TENANT, &patching(), &patch)).await?;
+        self.put(patched.clone());
         Ok(patched)
     }
 
@@ -468,17 +490,17 @@ impl Inner {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         // Objects that arrive meanwhile are newer than the answer that there is none.
         let [tenant, keys, service] = self.with(|index| index.versions(namespace));
-        match prompt(tenants.get_opt(TENANT)).await? {
-            Some(found) => self.took(found),
-            None => self.gone(|index| index.absent_tenant(namespace, tenant)),
+        match with_timeout(tenants.get_opt(TENANT)).await? {
+            Some(found) => self.put(found),
+            None => self.remove_if(|index| index.absent_tenant(namespace, tenant)),
         }
-        match prompt(secrets.get_opt(KEYS)).await? {
-            Some(found) => self.took(found),
-            None => self.gone(|index| index.absent_keys(namespace, keys)),
+        match with_timeout(secrets.get_opt(KEYS)).await? {
+            Some(found) => self.put(found),
+            None => self.remove_if(|index| index.absent_keys(namespace, keys)),
         }
-        match prompt(services.get_opt(GATEWAY)).await? {
-            Some(found) => self.took(found),
-            None => self.gone(|index| index.absent_service(namespace, service)),
+        match with_timeout(services.get_opt(GATEWAY)).await? {
+            Some(found) => self.put(found),
+            None => self.remove_if(|index| index.absent_service(namespace, service)),
         }
         Ok(())
     }

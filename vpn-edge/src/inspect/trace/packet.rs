@@ -227,7 +227,7 @@ fn whole(number: usize, link: Option<&Linktype>, data: &[u8], length: u32) -> Re
 
 /// A summary of a frame, as the programs parse it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Glance {
+pub struct PacketSummary {
     /// Length of the frame in bytes.
     pub length: usize,
     /// None if it is not UDP with visible ports; then all following fields are none.
@@ -240,24 +240,24 @@ pub struct Glance {
     pub index: Option<u32>,
 }
 
-impl Glance {
+impl PacketSummary {
     pub fn of(bytes: &mut [u8]) -> Self {
         let frame = Frame::of(bytes);
-        let mut glance = Self {
+        let mut summary = Self {
             length: frame.length(),
             ..Self::default()
         };
         let Ok(located) = locate(&frame) else {
-            return glance;
+            return summary;
         };
         let ends = |words, port| SocketAddr::new(ip(address(words)), port);
-        glance.source = Some(ends(located.source, located.source_port));
-        glance.destination = Some(ends(located.destination, located.destination_port));
+        summary.source = Some(ends(located.source, located.source_port));
+        summary.destination = Some(ends(located.destination, located.destination_port));
         if let Ok(datagram) = located.datagram(&frame) {
             let first = datagram.message().to_ne_bytes()[0];
-            glance.message = message_name(first);
-            glance.message_length = Some(datagram.message_length);
-            glance.index = match first {
+            summary.message = message_name(first);
+            summary.message_length = Some(datagram.message_length);
+            summary.index = match first {
                 message::RESPONSE => Some(datagram.response_receiver()),
                 message::INITIATION | message::COOKIE_REPLY | message::TRANSPORT_DATA => {
                     Some(datagram.index())
@@ -265,11 +265,11 @@ impl Glance {
                 _ => None,
             };
         }
-        glance
+        summary
     }
 }
 
-impl fmt::Display for Glance {
+impl fmt::Display for PacketSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.source, self.destination) {
             (Some(source), Some(destination)) => write!(f, "{source} to {destination}")?,

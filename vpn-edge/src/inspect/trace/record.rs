@@ -11,18 +11,18 @@ use vpn_edge_common::{
     Allocation, DropReason, Edge, Flows, Limits, Sessions, Word, Words, address, mode,
 };
 use vpn_edge_ebpf::flow::{self, Client};
-use vpn_edge_ebpf::forwarding::Journey;
+use vpn_edge_ebpf::forwarding::Forwarding;
 use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{self, Direction};
 use vpn_edge_ebpf::limit::{self, HANDSHAKES, PLAN_AHEAD, Rate, UNKNOWN};
 use vpn_edge_ebpf::mac1::Scratch;
+use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::{Located, Unlocated, locate};
 use vpn_edge_ebpf::session;
-use vpn_edge_ebpf::steer::{self, Refusal, Rung, Steered};
+use vpn_edge_ebpf::steer::{self, Forward, Hook, Refusal};
 use vpn_edge_ebpf::tables::Tables;
-use vpn_edge_ebpf::world::World;
 
-use super::packet::Glance;
+use super::packet::PacketSummary;
 use crate::datapath::{ip, tick_length};
 use crate::inspect::{Gateways, interface_name, mode_name, own_addresses, tenant};
 
@@ -122,20 +122,20 @@ pub struct Limit {
 /// Decides on `frame` as the programs do, and returns the lookups.
 pub fn decide<'a, 'm>(
     tables: &'m Tables,
-    glance: &Glance,
+    summary: &PacketSummary,
     frame: &Frame<'a>,
-    rung: Rung,
-) -> (Vec<Step>, Result<Steered<'a, 'm>, Refusal>) {
+    hook: Hook,
+) -> (Vec<Step>, Result<Forward<'a, 'm>, Refusal>) {
     let recorder = Recorder {
         tables,
-        index: glance.index.unwrap_or_default(),
+        index: summary.index.unwrap_or_default(),
         located: locate(frame),
         allocation: Cell::default(),
         back: Cell::default(),
         port: Cell::default(),
         steps: RefCell::default(),
     };
-    let decided = steer::decide(&recorder, frame, rung);
+    let decided = steer::decide(&recorder, frame, hook);
     let mut steps = recorder.steps.into_inner();
     // The results of these lookups are known only from the decision.
     if let Err(Refusal::Drop { reason, .. }) = decided {
@@ -315,7 +315,7 @@ pub fn left_of(bucket: &Word, now: u64, rate: Rate) -> u64 {
     }
 }
 
-impl<'m> World<'m> for Recorder<'m> {
+impl<'m> MapAccess<'m> for Recorder<'m> {
     fn allocation(&self, port: u16) -> Option<&'m Allocation> {
         let found = self.tables.allocation(port);
         let found = found.filter(|allocation| allocation.mode != mode::NONE);
@@ -393,8 +393,8 @@ impl<'m> World<'m> for Recorder<'m> {
         self.tables.scratch()
     }
 
-    fn journey(&self) -> Option<&'m mut Journey> {
-        self.tables.journey()
+    fn forwarding(&self) -> Option<&'m mut Forwarding> {
+        self.tables.forwarding()
     }
 
     fn now(&self) -> u64 {

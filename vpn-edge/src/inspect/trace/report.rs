@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use vpn_edge_common::{Words, address};
-use vpn_edge_ebpf::forwarding::{Ends, Journey};
+use vpn_edge_ebpf::forwarding::{Endpoints, Forwarding};
 use vpn_edge_ebpf::guard::{Admission, Admitted};
-use vpn_edge_ebpf::steer::{self, Steered};
+use vpn_edge_ebpf::steer::{self, Forward};
 
-use super::packet::Glance;
+use super::packet::PacketSummary;
 use super::record::Step;
 use crate::datapath::ip;
 use crate::inspect::interface_name;
@@ -19,7 +19,7 @@ use crate::inspect::interface_name;
 pub struct Traced {
     /// Counted from one.
     pub number: usize,
-    pub packet: Glance,
+    pub packet: PacketSummary,
     /// XDP, tc, or both in this order.
     pub stages: Vec<Stage>,
     /// Whether the kernel's result is the expected one; none without a test run.
@@ -29,7 +29,7 @@ pub struct Traced {
 /// The decision of one program.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stage {
-    pub rung: &'static str,
+    pub hook: &'static str,
     pub steps: Vec<Step>,
     #[serde(flatten)]
     pub verdict: Verdict,
@@ -111,23 +111,26 @@ impl Stage {
 }
 
 impl Verdict {
-    pub fn of(steered: &Steered<'_, '_>) -> Self {
+    pub fn of(steered: &Forward<'_, '_>) -> Self {
         let by = |admission: &Admission| match admission.by {
             Admitted::Session => "a live session",
             Admitted::Handshake => "a handshake with a good mac1",
             Admitted::Grace => "grace, as its session is unknown",
             Admitted::Relayed => "relay, as its session is unknown here",
         };
-        match &steered.way {
-            steer::Way::Gateway { admission, gateway } => Self::Steer {
+        match &steered.next_hop {
+            steer::NextHop::Gateway { admission, gateway } => Self::Steer {
                 by: by(admission),
                 way: Way::Gateway {
                     gateway: ip(address(*gateway)),
                     interface: interface_name(steered.allocation.ifindex),
                 },
             },
-            steer::Way::Node { admission, journey } => {
-                let (from, node, hop_limit) = ends(journey);
+            steer::NextHop::Node {
+                admission,
+                forwarding,
+            } => {
+                let (from, node, hop_limit) = ends(forwarding);
                 Self::Steer {
                     by: by(admission),
                     way: Way::Node {
@@ -137,8 +140,8 @@ impl Verdict {
                     },
                 }
             }
-            steer::Way::Client { journey } => {
-                let (from, client, hop_limit) = ends(journey);
+            steer::NextHop::Client { forwarding } => {
+                let (from, client, hop_limit) = ends(forwarding);
                 Self::Steer {
                     by: "a gateway on another node",
                     way: Way::Client {
@@ -153,18 +156,18 @@ impl Verdict {
 }
 
 /// Source, destination and hop limit of the rewritten packet.
-fn ends(journey: &Journey) -> (SocketAddr, SocketAddr, u8) {
-    let Ends {
+fn ends(forwarding: &Forwarding) -> (SocketAddr, SocketAddr, u8) {
+    let Endpoints {
         source,
         destination,
         ports,
         ..
-    } = journey.to;
+    } = forwarding.to;
     let end = |words: Words, port: u16| SocketAddr::new(ip(address(words)), u16::from_be(port));
     (
         end(source, ports as u16),
         end(destination, (ports >> 16) as u16),
-        journey.hops[1],
+        forwarding.hops[1],
     )
 }
 
@@ -243,7 +246,7 @@ impl fmt::Display for Traced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "packet {}: {}", self.number, self.packet)?;
         for stage in &self.stages {
-            writeln!(f, " {}", stage.rung)?;
+            writeln!(f, " {}", stage.hook)?;
             for step in &stage.steps {
                 writeln!(f, "  {:<11} {step}", step.name())?;
             }

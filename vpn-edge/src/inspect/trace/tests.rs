@@ -92,11 +92,11 @@ fn fields(kind: Kind, index: u32) -> Fields {
 
 fn traced(tables: &Tables, fields: Fields) -> Traced {
     let mut frame = fields.frame().unwrap();
-    let packet = Glance::of(&mut frame);
-    let stage = |rung, name| {
-        let judged = judge(tables, &packet, &frame, rung).unwrap();
+    let packet = PacketSummary::of(&mut frame);
+    let stage = |hook, name| {
+        let judged = judge(tables, &packet, &frame, hook).unwrap();
         Stage {
-            rung: name,
+            hook: name,
             steps: judged.steps,
             verdict: judged.verdict,
             kernel: Kernel::NotRun {
@@ -104,9 +104,9 @@ fn traced(tables: &Tables, fields: Fields) -> Traced {
             },
         }
     };
-    let mut stages = vec![stage(Rung::Xdp, "xdp")];
+    let mut stages = vec![stage(Hook::Xdp, "xdp")];
     if stages[0].verdict == (Verdict::Pass { why: ON_TC }) {
-        stages.push(stage(Rung::Tc, "tc"));
+        stages.push(stage(Hook::Tc, "tc"));
     }
     Traced {
         number: 1,
@@ -295,26 +295,26 @@ fn what_leaves_the_node_may_be_left_to_tc_and_to_the_routes() {
     let mut addressed = changed.clone();
     addressed[..12].fill(7);
     let send = Expected::Send(changed.clone());
-    let differ = |rung, answer, frame_after: &[u8], counted: &[DropReason]| {
+    let differ = |hook, answer, frame_after: &[u8], counted: &[DropReason]| {
         let frame_after = frame_after.to_vec();
         let ran = Ran {
             answer,
             frame: frame_after,
         };
-        differs(&send, rung, frame, &ran, counted)
+        differs(&send, hook, frame, &ran, counted)
     };
-    for rung in [Rung::Xdp, Rung::Tc] {
+    for hook in [Hook::Xdp, Hook::Tc] {
         for answer in [Redirect, Transmit] {
-            assert_eq!(differ(rung, answer, &addressed, &[]), None);
-            assert!(differ(rung, answer, frame, &[]).is_some());
+            assert_eq!(differ(hook, answer, &addressed, &[]), None);
+            assert!(differ(hook, answer, frame, &[]).is_some());
         }
-        assert_eq!(differ(rung, Drop, frame, &[DropReason::NoRoute]), None);
-        assert_eq!(differ(rung, Drop, frame, &[DropReason::TooBig]), None);
-        assert!(differ(rung, Drop, frame, &[DropReason::Mac1]).is_some());
+        assert_eq!(differ(hook, Drop, frame, &[DropReason::NoRoute]), None);
+        assert_eq!(differ(hook, Drop, frame, &[DropReason::TooBig]), None);
+        assert!(differ(hook, Drop, frame, &[DropReason::Mac1]).is_some());
     }
-    assert_eq!(differ(Rung::Xdp, Pass, frame, &[]), None);
-    assert!(differ(Rung::Xdp, Pass, &changed, &[]).is_some());
-    assert!(differ(Rung::Tc, Pass, frame, &[]).is_some());
+    assert_eq!(differ(Hook::Xdp, Pass, frame, &[]), None);
+    assert!(differ(Hook::Xdp, Pass, &changed, &[]).is_some());
+    assert!(differ(Hook::Tc, Pass, frame, &[]).is_some());
 }
 
 #[test]
@@ -426,7 +426,7 @@ fn host_and_kernel_agree_only_if_verdict_reason_and_frame_are_the_same() {
         ),
     ];
     for (expected, ran, counted) in agree {
-        let differs = differs(&expected, Rung::Tc, frame, &ran, &counted);
+        let differs = differs(&expected, Hook::Tc, frame, &ran, &counted);
         assert_eq!(differs, None, "{expected:?} {ran:?}");
     }
     let differ = [
@@ -475,7 +475,7 @@ fn host_and_kernel_agree_only_if_verdict_reason_and_frame_are_the_same() {
         ),
     ];
     for (expected, ran, counted, said) in differ {
-        let differs = differs(&expected, Rung::Tc, frame, &ran, &counted);
+        let differs = differs(&expected, Hook::Tc, frame, &ran, &counted);
         assert_eq!(differs.as_deref(), Some(said), "{expected:?} {ran:?}");
     }
 }

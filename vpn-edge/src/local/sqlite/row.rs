@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_param
 use uuid::Uuid;
 
 use super::begin;
-use super::seal::{KeyRing, Place, SEALED};
+use super::seal::{AssociatedData, KeyRing, SEALED};
 use crate::domain::subnet::tunnel_subnet;
 use crate::domain::{Allocation, State, Tenant, Vpn};
 use crate::wireguard::{ClientKey, Keys, PrivateKey, PublicKey};
@@ -91,7 +91,7 @@ pub const MIGRATIONS: [&str; 3] = [
     DROP TABLE tenant;
     ALTER TABLE new RENAME TO tenant;
     -- One row. The name is what the database's key file knows it by. Private keys
-    -- are encrypted by super::unlock, since it takes keys; until the file was
+    -- are encrypted by unlock.rs, since it takes keys; until the file was
     -- rewritten after that, they may be in its free pages as they were.
     CREATE TABLE sealing (
         database TEXT NOT NULL CHECK (length(database) = 32),
@@ -165,7 +165,7 @@ pub fn put(transaction: &Transaction<'_>, ring: &KeyRing, tenant: &Tenant) -> ru
         None => (None, None),
     };
     let sealed = |column, key: Option<&PrivateKey>| {
-        let place = Place {
+        let place = AssociatedData {
             tenant: tenant.id,
             generation: vpn.generation,
             given: given.map(|key| *key.as_bytes()),
@@ -222,7 +222,7 @@ fn tenant(row: &Row<'_>, ring: &KeyRing) -> rusqlite::Result<Tenant> {
     let (id, generation) = (parsed::<Uuid>(row, "id")?, unsigned(row, "generation")?);
     let given = row.get::<_, Option<[u8; 32]>>("client_public_key")?;
     let private_key = |column| {
-        let place = Place {
+        let place = AssociatedData {
             tenant: id,
             generation,
             given,

@@ -98,7 +98,7 @@ fn cipher(key: &[u8; KEY]) -> XChaCha20Poly1305 {
 
 /// Where a private key belongs: a ciphertext can be decrypted only in its own place.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct AssociatedData {
     pub tenant: Uuid,
     pub generation: u64,
     /// The client-provided public key, if there is one, so that it cannot be
@@ -108,7 +108,7 @@ pub struct Place {
     pub column: &'static str,
 }
 
-impl Place {
+impl AssociatedData {
     /// Unique per place: only the last part has a variable length.
     fn associated_data(&self) -> Vec<u8> {
         let generation = self.generation.to_be_bytes();
@@ -153,7 +153,7 @@ impl KeyRing {
         &self.0[0]
     }
 
-    pub fn seal(&self, key: &PrivateKey, place: Place) -> Result<[u8; SEALED], SealError> {
+    pub fn seal(&self, key: &PrivateKey, place: AssociatedData) -> Result<[u8; SEALED], SealError> {
         let mut sealed = [0; SEALED];
         let (id, rest) = sealed.split_at_mut(ID);
         let (nonce, rest) = rest.split_at_mut(NONCE);
@@ -168,7 +168,11 @@ impl KeyRing {
         Ok(sealed)
     }
 
-    pub fn open(&self, sealed: &[u8; SEALED], place: Place) -> Result<PrivateKey, SealError> {
+    pub fn open(
+        &self,
+        sealed: &[u8; SEALED],
+        place: AssociatedData,
+    ) -> Result<PrivateKey, SealError> {
         let (nonce, rest) = sealed[ID..].split_at(NONCE);
         let (text, tag) = rest.split_at(KEY);
         let id = sealed_under(sealed);
@@ -204,7 +208,7 @@ mod tests {
         KeyRing::new(keys.iter().copied().cloned().collect()).unwrap()
     }
 
-    const PLACE: Place = Place {
+    const PLACE: AssociatedData = AssociatedData {
         tenant: Uuid::from_u128(7),
         generation: 3,
         given: Some([9; KEY]),
@@ -220,23 +224,23 @@ mod tests {
         assert_eq!(ring.open(&sealed, PLACE), Ok(key.clone()));
         assert_ne!(ring.seal(&key, PLACE).unwrap(), sealed, "a nonce once");
         let others = [
-            Place {
+            AssociatedData {
                 tenant: Uuid::from_u128(8),
                 ..PLACE
             },
-            Place {
+            AssociatedData {
                 generation: 4,
                 ..PLACE
             },
-            Place {
+            AssociatedData {
                 given: Some([8; KEY]),
                 ..PLACE
             },
-            Place {
+            AssociatedData {
                 given: None,
                 ..PLACE
             },
-            Place {
+            AssociatedData {
                 column: "client_key",
                 ..PLACE
             },

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::key_file::KeyFile;
 use super::key_source::{KEY_VARIABLE, KeySource};
 use super::row::{CLIENT_KEY, SERVER_KEY, parsed, unsigned};
-use super::seal::{KeyId, KeyRing, Place, SEALED, SealError, sealed_under};
+use super::seal::{AssociatedData, KeyId, KeyRing, SEALED, SealError, sealed_under};
 use super::{begin, scrub};
 use crate::wireguard::PrivateKey;
 
@@ -182,7 +182,7 @@ fn sealing(connection: &Connection) -> rusqlite::Result<(String, String)> {
 
 /// A stored private key.
 struct Stored {
-    place: Place,
+    place: AssociatedData,
     bytes: Zeroizing<Vec<u8>>,
 }
 
@@ -212,7 +212,7 @@ fn rows(connection: &Connection) -> rusqlite::Result<Vec<Stored>> {
         );
         let mut select = connection.prepare(&select)?;
         let found = select.query_map([], |row| {
-            let place = Place {
+            let place = AssociatedData {
                 tenant: parsed(row, "id")?,
                 generation: unsigned(row, "generation")?,
                 given: row.get("client_public_key")?,

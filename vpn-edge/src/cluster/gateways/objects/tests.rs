@@ -37,8 +37,8 @@ fn spec() -> GatewaySpec {
     }
 }
 
-fn place() -> Place {
-    Place {
+fn place() -> GatewayTarget {
+    GatewayTarget {
         namespace: "tenant-acme".into(),
         owner: OwnerReference {
             api_version: "vpn-edge.dev/v1alpha1".into(),
@@ -56,8 +56,8 @@ fn settings() -> Settings {
     Settings::new("registry.example.com/vpn-edge:1".into())
 }
 
-fn made(spec: &GatewaySpec, place: &Place) -> Deployment {
-    deployment(place, &Shape::of(spec), &settings())
+fn made(spec: &GatewaySpec, place: &GatewayTarget) -> Deployment {
+    deployment(place, &PublicSpec::of(spec), &settings())
 }
 
 fn yaml(value: &impl Serialize) -> String {
@@ -68,7 +68,7 @@ fn yaml(value: &impl Serialize) -> String {
 #[test]
 fn all_that_makes_up_a_gateway() {
     let (spec, place, settings) = (spec(), place(), settings());
-    let shape = Shape::of(&spec);
+    let shape = PublicSpec::of(&spec);
     insta::assert_snapshot!("deployment", yaml(&made(&spec, &place)));
     insta::assert_snapshot!("service", yaml(&service(&place, &shape)));
     insta::assert_snapshot!("policy", yaml(&policy(&place, &shape, &settings)));
@@ -83,7 +83,7 @@ fn the_secret_has_the_configuration_and_nothing_else_has_a_key() {
     let back: GatewayConfig = serde_json::from_slice(text).unwrap();
     assert_eq!(back, config(&spec));
     assert!(!back.only_edge, "the Service leads to it too");
-    let shape = Shape::of(&spec);
+    let shape = PublicSpec::of(&spec);
     let rest = [
         yaml(&made(&spec, &place)),
         yaml(&service(&place, &shape)),
@@ -98,22 +98,22 @@ fn a_shape_is_read_back_from_its_deployment() {
     let (mut spec, place, settings) = (spec(), place(), settings());
     for networks in [spec.tunnel.live.networks.clone(), Vec::new()] {
         spec.tunnel.live.networks = networks;
-        let shape = Shape::of(&spec);
+        let shape = PublicSpec::of(&spec);
         assert_eq!(
-            Shape::read(&deployment(&place, &shape, &settings)),
+            PublicSpec::read(&deployment(&place, &shape, &settings)),
             Some(shape)
         );
     }
     let mut foreign = made(&spec, &place);
     foreign.metadata.annotations = None;
-    assert_eq!(Shape::read(&foreign), None);
+    assert_eq!(PublicSpec::read(&foreign), None);
 }
 
 #[test]
 fn a_tenant_without_networks_is_let_to_none() {
     let (mut spec, place, settings) = (spec(), place(), settings());
     let rules = |spec: &GatewaySpec| {
-        let shape = Shape::of(spec);
+        let shape = PublicSpec::of(spec);
         let policy = policy(&place, &shape, &settings);
         policy.spec.unwrap().egress.unwrap()
     };
@@ -132,7 +132,8 @@ fn a_tenant_without_networks_is_let_to_none() {
 #[test]
 fn only_what_takes_another_pod_changes_the_template() {
     let (before, place) = (spec(), place());
-    let template = |spec: &GatewaySpec, place: &Place| made(spec, place).spec.unwrap().template;
+    let template =
+        |spec: &GatewaySpec, place: &GatewayTarget| made(spec, place).spec.unwrap().template;
     let same = |spec: &GatewaySpec| template(spec, &place) == template(&before, &place);
 
     let mut spec = before.clone();
@@ -172,7 +173,7 @@ fn a_gateway_of_an_earlier_build_is_known_by_its_annotations() {
     for key in [annotation::FIXED, annotation::LIVE] {
         annotations.remove(key).unwrap();
     }
-    assert_eq!(Shape::read(&earlier), Some(Shape::of(&spec)));
+    assert_eq!(PublicSpec::read(&earlier), Some(PublicSpec::of(&spec)));
     assert_eq!(
         pods_tunnel(&earlier).map(String::as_str),
         Some("aa63efe80a1be5a0")
@@ -184,11 +185,11 @@ fn a_pod_that_is_to_be_replaced_is_told_from_the_tunnel_that_it_was_made_for() {
     let (before, place) = (spec(), place());
     let mut after = before.clone();
     after.tunnel.fixed.mtu = Some(1380);
-    let (before, after) = (Shape::of(&before), Shape::of(&after));
+    let (before, after) = (PublicSpec::of(&before), PublicSpec::of(&after));
     let mut announced = deployment(&place, &before, &settings());
     let annotations = announced.metadata.annotations.as_mut().unwrap();
     annotations.extend(tunnel(&after));
-    assert_eq!(Shape::read(&announced), Some(after));
+    assert_eq!(PublicSpec::read(&announced), Some(after));
     assert_eq!(pods_tunnel(&announced), Some(&before.digest.fixed));
 }
 

@@ -24,8 +24,8 @@ fn put(index: &mut Index, namespace: &str, port: u16, version: u64) {
     assert!(Secret::take(index, &Event::Apply(secret)));
 }
 
-fn standing(index: &Index, namespace: &str) -> Standing {
-    index.standing(&index.view(namespace).unwrap())
+fn validity(index: &Index, namespace: &str) -> Validity {
+    index.validity(&index.view(namespace).unwrap())
 }
 
 fn listed(index: &mut Index) -> Vec<String> {
@@ -35,7 +35,7 @@ fn listed(index: &mut Index) -> Vec<String> {
 
 fn pool(index: &mut Index, namespace: &str) -> PortPool {
     let view = index.view(namespace).unwrap();
-    let Standing::Tenant(tenant) = index.standing(&view) else {
+    let Validity::Tenant(tenant) = index.validity(&view) else {
         panic!("{namespace} is no tenant");
     };
     index.pool(&settings().pools, &view, &tenant, at(MADE))
@@ -44,12 +44,12 @@ fn pool(index: &mut Index, namespace: &str) -> PortPool {
 #[test]
 fn the_oldest_of_one_id_is_the_tenant() {
     let mut index = index(&[(1, "b", 0), (1, "a", 1), (2, "c", 0)]);
-    assert!(matches!(standing(&index, "b"), Standing::Tenant(_)));
-    assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
+    assert!(matches!(validity(&index, "b"), Validity::Tenant(_)));
+    assert_eq!(validity(&index, "a"), Validity::Duplicate("b".to_owned()));
     assert_eq!(listed(&mut index), ["b", "c"]);
     index.news();
     VpnTenant::take(&mut index, &Event::Delete(resource(1, "b", 0, 9)));
-    assert!(matches!(standing(&index, "a"), Standing::Tenant(_)));
+    assert!(matches!(validity(&index, "a"), Validity::Tenant(_)));
     let news = index.news().namespaces;
     assert!(news.contains("a") && news.contains("b"), "{news:?}");
     assert_eq!(listed(&mut index), ["a", "c"]);
@@ -58,9 +58,9 @@ fn the_oldest_of_one_id_is_the_tenant() {
 #[test]
 fn of_one_second_the_one_with_keys_is_the_tenant() {
     let mut index = index(&[(1, "a", 0), (1, "b", 0)]);
-    assert_eq!(standing(&index, "b"), Standing::Duplicate("a".to_owned()));
+    assert_eq!(validity(&index, "b"), Validity::Duplicate("a".to_owned()));
     put(&mut index, "b", 30000, 9);
-    assert_eq!(standing(&index, "a"), Standing::Duplicate("b".to_owned()));
+    assert_eq!(validity(&index, "a"), Validity::Duplicate("b".to_owned()));
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn a_deleted_tenant_is_not_listed_and_nobody_takes_its_id_yet() {
     let mut leaving = resource(1, "a", 0, 9);
     leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
     VpnTenant::take(&mut index, &Event::Apply(leaving));
-    assert_eq!(standing(&index, "a"), Standing::Leaving);
-    assert_eq!(standing(&index, "b"), Standing::Duplicate("a".to_owned()));
+    assert_eq!(validity(&index, "a"), Validity::Leaving);
+    assert_eq!(validity(&index, "b"), Validity::Duplicate("a".to_owned()));
     assert!(index.tenants().is_empty() && index.has(Uuid::from_u128(1)));
 }
 

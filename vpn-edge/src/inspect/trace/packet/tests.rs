@@ -39,10 +39,10 @@ fn fields_make_a_message_of_their_type_with_index_and_length() {
             };
             assert_eq!(index, 0x0102_0304);
         });
-        let glance = Glance::of(&mut frame);
-        assert_eq!(glance.index, Some(0x0102_0304));
-        assert_eq!(glance.source, Some(fields(kind).source));
-        assert_eq!(glance.destination, Some(fields(kind).destination));
+        let summary = PacketSummary::of(&mut frame);
+        assert_eq!(summary.index, Some(0x0102_0304));
+        assert_eq!(summary.source, Some(fields(kind).source));
+        assert_eq!(summary.destination, Some(fields(kind).destination));
     }
 }
 
@@ -55,10 +55,10 @@ fn both_ends_of_a_packet_are_of_one_ip_version() {
     };
     let mut frame = v6.frame().unwrap();
     assert_eq!(frame.len(), HEADERS + 20 + 32);
-    let glance = Glance::of(&mut frame);
-    assert_eq!(glance.source, Some(v6.source));
-    assert_eq!(glance.destination, Some(v6.destination));
-    assert_eq!(glance.index, Some(0x0102_0304));
+    let summary = PacketSummary::of(&mut frame);
+    assert_eq!(summary.source, Some(v6.source));
+    assert_eq!(summary.destination, Some(v6.destination));
+    assert_eq!(summary.index, Some(0x0102_0304));
     let mixed = Fields {
         source: v6.source,
         ..fields(Kind::Data)
@@ -147,18 +147,18 @@ fn what_is_no_udp_is_told_by_its_length_alone() {
     let mut arp = vec![0; 60];
     arp[12..14].copy_from_slice(&[8, 6]);
     assert_eq!(
-        Glance::of(&mut arp).to_string(),
+        PacketSummary::of(&mut arp).to_string(),
         "no UDP over IP, frame of 60 bytes"
     );
     let mut data = fields(Kind::Data).frame().unwrap();
     assert_eq!(
-        Glance::of(&mut data).to_string(),
+        PacketSummary::of(&mut data).to_string(),
         "203.0.113.9:51820 to 198.51.100.2:31001, data, session 0x01020304, \
          message of 32 bytes, frame of 74 bytes"
     );
     data.pop();
     assert_eq!(
-        Glance::of(&mut data).to_string(),
+        PacketSummary::of(&mut data).to_string(),
         "203.0.113.9:51820 to 198.51.100.2:31001, frame of 73 bytes"
     );
 }

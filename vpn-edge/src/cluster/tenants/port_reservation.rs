@@ -4,19 +4,24 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use super::convert::{Kept, View, labels, owner};
+use super::convert::{StoredKeys, TenantObjects, labels, owner};
 use crate::cluster::port_service::{CLAIMED, spec};
 use crate::cluster::{GATEWAY, GATEWAY_PORT, label};
 
 /// An unused reservation is dropped after this long: longer than its creator may
 /// still take to store keys.
-pub const CLAIM: SignedDuration = SignedDuration::from_mins(5);
+pub const RESERVATION_TIMEOUT: SignedDuration = SignedDuration::from_mins(5);
 
 /// The Service that holds a port for a tenant until there is a gateway.
 ///
 /// A reservation that is repeated soon is unchanged and causes no event, so that the
 /// reconciler does not react to its own attempts.
-pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) -> Value {
+pub fn service(
+    view: &TenantObjects,
+    kept: &StoredKeys,
+    version: Option<&str>,
+    now: Timestamp,
+) -> Value {
     let tenant = &view.resource;
     let claimed = claimed(view, kept, now).unwrap_or(now);
     let port = kept.port;
@@ -44,11 +49,11 @@ pub fn service(view: &View, kept: &Kept, version: Option<&str>, now: Timestamp) 
 }
 
 /// When the same reservation was made before, if that is recent.
-fn claimed(view: &View, kept: &Kept, now: Timestamp) -> Option<Timestamp> {
+fn claimed(view: &TenantObjects, kept: &StoredKeys, now: Timestamp) -> Option<Timestamp> {
     let service = view.service.as_ref()?;
     let same = !service.gateway && service.ports == [kept.port];
     let claimed = service.claimed.filter(|_| same)?;
-    (now.duration_since(claimed).abs() < CLAIM / 2).then_some(claimed)
+    (now.duration_since(claimed).abs() < RESERVATION_TIMEOUT / 2).then_some(claimed)
 }
 
 #[cfg(test)]
@@ -60,7 +65,7 @@ mod tests {
     fn a_claim_that_is_made_over_soon_is_no_news() {
         let mut view = view(30_000, 1);
         let kept = kept(30_000, 1);
-        let time = |view: &View, at| {
+        let time = |view: &TenantObjects, at| {
             let service = service(view, &kept, Some("7"), at);
             service["metadata"]["annotations"][CLAIMED].clone()
         };

@@ -17,12 +17,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use super::apply_errors::NotApplied;
 use super::index::{Index, Objects};
-use super::late::NotApplied;
-use super::objects::{self, Shape, annotation};
-use super::rollout::{self, Standing};
-use super::settings::Place;
-use super::{KubeGateways, drift, late};
+use super::objects::{self, PublicSpec, annotation};
+use super::rollout::{self, RolloutState};
+use super::settings::GatewayTarget;
+use super::{KubeGateways, apply_errors, drift};
 use crate::backoff::Backoff;
 use crate::cluster::{GATEWAY, MANAGER, label};
 use crate::domain::GatewayState;
@@ -38,10 +38,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// The state of the sync. A new leader starts with an empty one.
 #[derive(Default)]
-struct Upkeep {
-    standings: BTreeMap<String, Standing>,
+struct GatewaySync {
+    states: BTreeMap<String, RolloutState>,
     drifted: BTreeSet<String>,
-    pauses: HashMap<(String, Purpose), Pause>,
+    pauses: HashMap<(String, Purpose), RetryPause>,
     /// Digests of what the API server makes of applied objects, by namespace and
     /// kind, where that differs from what was applied.
     accepted: HashMap<(String, String), String>,
@@ -57,7 +57,7 @@ enum Purpose {
     Replace,
 }
 
-struct Pause {
+struct RetryPause {
     next: Instant,
     length: Duration,
     backoff: Backoff,
@@ -71,7 +71,7 @@ impl KubeGateways {
     /// controller at a time may.
     pub async fn keep_up(&self) {
         let mut changes = self.changes.subscribe();
-        let mut upkeep = Upkeep::default();
+        let mut sync = GatewaySync::default();
         let all: Vec<String> = {
             let index = self.index();
             index.deployments.namespaces().map(str::to_owned).collect()
@@ -79,10 +79,10 @@ impl KubeGateways {
         self.touched().extend(all);
         loop {
             changes.mark_unchanged();
-            upkeep.look(self);
-            upkeep.roll_out(self).await;
-            upkeep.change_back(self).await;
-            upkeep.replace(self).await;
+            sync.look(self);
+            sync.roll_out(self).await;
+            sync.revert_drift(self).await;
+            sync.replace(self).await;
             let _ = timeout(TICK, changes.changed()).await;
         }
     }
@@ -96,10 +96,10 @@ impl KubeGateways {
             return Ok(());
         };
         let wanted = objects::deployment(&place, &shape, &self.settings);
-        let rolls = match Standing::of(&before, &wanted) {
-            Standing::Current | Standing::Away => return Ok(()),
-            Standing::Wished => false,
-            Standing::Outdated { .. } => true,
+        let rolls = match RolloutState::of(&before, &wanted) {
+            RolloutState::Current | RolloutState::Unavailable => return Ok(()),
+            RolloutState::SpecChanged => false,
+            RolloutState::Outdated { .. } => true,
         };
         tracing::info!(tenant = %shape.tenant, "updating gateway");
         let mark = rollout::mark(Some(&before), rolls);
@@ -116,32 +116,36 @@ impl KubeGateways {
             "annotations": { annotation::ROLLED: null },
         }}));
         let unmarked = api.patch(GATEWAY, &PatchParams::default(), &patch).await;
-        let unmarked = unmarked.map_err(|error| late::told((Deployment::kind(&()), error)))?;
+        let unmarked =
+            unmarked.map_err(|error| apply_errors::describe((Deployment::kind(&()), error)))?;
         self.index().deployments.put(unmarked);
         Ok(())
     }
 
     /// The namespace's gateway, with its location, unless it is being deleted.
-    pub(super) fn placed_in(&self, namespace: &str) -> Option<(Place, Shape, Arc<Deployment>)> {
+    pub(super) fn placed_in(
+        &self,
+        namespace: &str,
+    ) -> Option<(GatewayTarget, PublicSpec, Arc<Deployment>)> {
         let placed = self.index().placed_in(namespace);
         placed.filter(|(_, _, deployment)| deployment.metadata.deletion_timestamp.is_none())
     }
 }
 
-impl Upkeep {
+impl GatewaySync {
     /// Checks the gateways that changed.
     fn look(&mut self, gateways: &KubeGateways) {
         let touched = std::mem::take(&mut *gateways.touched());
         for namespace in touched {
             self.drifted.remove(&namespace);
             let Some((place, shape, deployment)) = gateways.placed_in(&namespace) else {
-                self.standings.remove(&namespace);
+                self.states.remove(&namespace);
                 self.accepted.retain(|(of, _), _| *of != namespace);
                 continue;
             };
             let wanted = objects::deployment(&place, &shape, &gateways.settings);
-            let standing = Standing::of(&deployment, &wanted);
-            if matches!(standing, Standing::Current | Standing::Away) {
+            let state = RolloutState::of(&deployment, &wanted);
+            if matches!(state, RolloutState::Current | RolloutState::Unavailable) {
                 let service = objects::service(&place, &shape);
                 let policy = objects::policy(&place, &shape, &gateways.settings);
                 let index = gateways.index();
@@ -157,7 +161,7 @@ impl Upkeep {
                 // Checked again until it is ready.
                 gateways.touched().insert(namespace.clone());
             }
-            self.standings.insert(namespace, standing);
+            self.states.insert(namespace, state);
         }
         let now = Instant::now();
         self.pauses
@@ -165,7 +169,7 @@ impl Upkeep {
     }
 
     async fn roll_out(&mut self, gateways: &KubeGateways) {
-        let chosen = rollout::choose(&self.standings, |namespace| {
+        let chosen = rollout::choose(&self.states, |namespace| {
             self.waits(namespace, Purpose::RollOut)
         });
         let chosen: Vec<String> = chosen.into_iter().map(str::to_owned).collect();
@@ -181,10 +185,10 @@ impl Upkeep {
 
     /// Logs once which failed gateways block a rollout.
     fn tell(&mut self, gateways: &KubeGateways) {
-        let is_left = |standing: &Standing| matches!(standing, Standing::Outdated { .. });
-        let is_under_way = self.standings.values().any(is_left);
-        let standings = &self.standings;
-        let is_away = |namespace: &str| standings.get(namespace) == Some(&Standing::Away);
+        let is_left = |state: &RolloutState| matches!(state, RolloutState::Outdated { .. });
+        let is_under_way = self.states.values().any(is_left);
+        let states = &self.states;
+        let is_away = |namespace: &str| states.get(namespace) == Some(&RolloutState::Unavailable);
         let told = self.told.len();
         self.told
             .retain(|namespace| is_under_way && is_away(namespace));
@@ -194,7 +198,7 @@ impl Upkeep {
         if !is_under_way {
             return;
         }
-        for (namespace, _) in standings.iter().filter(|(of, _)| is_away(of)) {
+        for (namespace, _) in states.iter().filter(|(of, _)| is_away(of)) {
             if self.told.contains(namespace) {
                 continue;
             }
@@ -212,13 +216,13 @@ impl Upkeep {
         }
     }
 
-    async fn change_back(&mut self, gateways: &KubeGateways) {
+    async fn revert_drift(&mut self, gateways: &KubeGateways) {
         for namespace in std::mem::take(&mut self.drifted) {
             if self.waits(&namespace, Purpose::ChangeBack) {
                 self.drifted.insert(namespace);
                 continue;
             }
-            if let Err(error) = self.change_back_in(&namespace, gateways).await {
+            if let Err(error) = self.revert_drift_in(&namespace, gateways).await {
                 tracing::error!(namespace, "cannot revert drift; retrying: {error:#}");
             }
             self.pause(&namespace, Purpose::ChangeBack);
@@ -226,7 +230,7 @@ impl Upkeep {
         }
     }
 
-    async fn change_back_in(&mut self, namespace: &str, gateways: &KubeGateways) -> Result<()> {
+    async fn revert_drift_in(&mut self, namespace: &str, gateways: &KubeGateways) -> Result<()> {
         let Some(_lock) = gateways.try_lock(namespace) else {
             return Ok(());
         };
@@ -245,8 +249,8 @@ impl Upkeep {
             gateways.unmark(&deployment).await?;
         }
         if matches!(
-            Standing::of(&deployment, &wanted),
-            Standing::Current | Standing::Away
+            RolloutState::of(&deployment, &wanted),
+            RolloutState::Current | RolloutState::Unavailable
         ) {
             objects::mark(&mut wanted, rollout::mark(Some(&deployment), false));
             objects::leave_out_digests(&mut wanted, &deployment);
@@ -280,7 +284,9 @@ impl Upkeep {
             // For example because another Service has the node port.
             Err((_, Error::Api(_))) => {
                 let api: Api<K> = gateways.api(&namespace);
-                put_spec(&api, &wanted).await.map_err(late::told)?
+                put_spec(&api, &wanted)
+                    .await
+                    .map_err(apply_errors::describe)?
             }
             // Server-side apply keeps list entries that others added.
             Ok(applied) if !drift::holds(&unversioned(&wanted), &applied) => {
@@ -289,10 +295,10 @@ impl Upkeep {
                 let api: Api<K> = gateways.api(&namespace);
                 match put_spec(&api, &wanted).await {
                     Err((_, Error::Api(status))) if status.is_conflict() => return Ok(()),
-                    written => written.map_err(late::told)?,
+                    written => written.map_err(apply_errors::describe)?,
                 }
             }
-            applied => applied.map_err(late::told)?,
+            applied => applied.map_err(apply_errors::describe)?,
         };
         wanted.meta_mut().resource_version = None;
         if !drift::holds(&wanted, &applied) {
@@ -361,7 +367,7 @@ impl Upkeep {
         let before = self.pauses.get(&key).map(|pause| pause.backoff);
         let mut backoff = before.unwrap_or(Backoff::new(FIRST_PAUSE, longest));
         let length = backoff.pause();
-        let pause = Pause {
+        let pause = RetryPause {
             next: Instant::now() + length,
             length,
             backoff,

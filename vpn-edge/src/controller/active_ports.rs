@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::rest;
-use crate::domain::{GatewayState, Steered, Tenant};
+use crate::domain::{ActivePorts, GatewayState, Tenant};
 use crate::gateways::{Gateway, Gateways};
 use crate::registry::Registry;
 
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub fn follow(
     registry: Arc<dyn Registry>,
     gateways: Arc<dyn Gateways>,
-) -> watch::Receiver<Steered> {
+) -> watch::Receiver<ActivePorts> {
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
         let mut registry_changed = registry.changes();
@@ -31,11 +31,11 @@ pub fn follow(
         loop {
             let start = Instant::now();
             let look = async { Ok((registry.list().await?, gateways.list().await?)) };
-            let looked: Result<_> = look.await;
-            let retry = looked.is_err();
-            match looked {
+            let reconciled: Result<_> = look.await;
+            let retry = reconciled.is_err();
+            match reconciled {
                 Ok((tenants, gateways)) => {
-                    let now = Some(steered(tenants.iter().map(Arc::as_ref), &gateways));
+                    let now = Some(active_ports(tenants.iter().map(Arc::as_ref), &gateways));
                     sender.send_if_modified(|before| {
                         let changed = *before != now;
                         *before = now;
@@ -59,7 +59,7 @@ pub fn follow(
 }
 
 /// The ports whose gateways are ready and have their tenant's current keys.
-fn steered<'a>(
+fn active_ports<'a>(
     tenants: impl IntoIterator<Item = &'a Tenant>,
     gateways: &[Gateway],
 ) -> BTreeMap<u16, (uuid::Uuid, u64)> {
@@ -105,7 +105,7 @@ mod tests {
             location: None,
         };
         let generation = tenant.vpn.generation;
-        let seen = |gateway| steered(std::slice::from_ref(&tenant), &[gateway]);
+        let seen = |gateway| active_ports(std::slice::from_ref(&tenant), &[gateway]);
         let ready = gateway(generation, GatewayState::Ready);
         assert_eq!(
             seen(ready.clone()),
@@ -113,6 +113,6 @@ mod tests {
         );
         assert!(seen(gateway(generation, GatewayState::Starting)).is_empty());
         assert!(seen(gateway(generation - 1, GatewayState::Ready)).is_empty());
-        assert!(steered(&[], &[ready]).is_empty());
+        assert!(active_ports(&[], &[ready]).is_empty());
     }
 }

@@ -15,7 +15,7 @@ const REMEMBERED: usize = 4096;
 
 /// Counts failures, in bounded memory.
 #[derive(Debug, Default)]
-pub struct Failures {
+pub struct SignInLimiter {
     counts: Mutex<HashMap<IpAddr, Count>>,
 }
 
@@ -25,7 +25,7 @@ struct Count {
     failures: u32,
 }
 
-impl Failures {
+impl SignInLimiter {
     /// Counts a failure, unless this address has reached its limit.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn an_address_waits_out_its_minute_and_no_other_does() {
-        let failures = Failures::default();
+        let failures = SignInLimiter::default();
         let start = Instant::now();
         let client = address("192.0.2.1");
         for _ in 0..ALLOWED {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_back_can_be_used_again() {
-        let failures = Failures::default();
+        let failures = SignInLimiter::default();
         let now = Instant::now();
         let client = address("192.0.2.1");
         failures.take_back(client);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_slash_64_is_one_client() {
-        let failures = Failures::default();
+        let failures = SignInLimiter::default();
         let now = Instant::now();
         for last in 0..ALLOWED {
             let client = address(&format!("2001:db8::{last:x}"));
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_the_oldest_goes() {
-        let failures = Failures::default();
+        let failures = SignInLimiter::default();
         let start = Instant::now();
         for number in 0..3 * REMEMBERED as u32 {
             let now = start + Duration::from_micros(number.into());

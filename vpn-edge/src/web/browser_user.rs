@@ -6,20 +6,20 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect, Response};
 use uuid::Uuid;
 
-use super::pages::Trouble;
+use super::pages::ErrorPage;
 use crate::api::{Api, ApiError, TenantId};
 use crate::auth::{Caller, Refused};
 use crate::domain::VpnError;
 
 /// A caller with a browser.
-pub struct Visitor(pub Caller);
+pub struct BrowserUser(pub Caller);
 
-impl FromRequestParts<Api> for Visitor {
+impl FromRequestParts<Api> for BrowserUser {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Visitor, Response> {
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<BrowserUser, Response> {
         match api.identity.caller(parts).await {
-            Ok(caller) => Ok(Visitor(caller)),
+            Ok(caller) => Ok(BrowserUser(caller)),
             Err(refused) => Err(turned_away(parts, refused)),
         }
     }
@@ -27,15 +27,15 @@ impl FromRequestParts<Api> for Visitor {
 
 /// A visitor who followed a link of these pages or typed the address: for requests
 /// that are recorded or reveal keys.
-pub struct OwnLink(pub Caller);
+pub struct SameSite(pub Caller);
 
-impl FromRequestParts<Api> for OwnLink {
+impl FromRequestParts<Api> for SameSite {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<OwnLink, Response> {
-        let Visitor(caller) = Visitor::from_request_parts(parts, api).await?;
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<SameSite, Response> {
+        let BrowserUser(caller) = BrowserUser::from_request_parts(parts, api).await?;
         match api.identity.check_own_link(parts) {
-            Ok(()) => Ok(OwnLink(caller)),
+            Ok(()) => Ok(SameSite(caller)),
             // Also after signing in: the page above has the link.
             Err(_) => {
                 let path = parts.uri.path();
@@ -47,17 +47,19 @@ impl FromRequestParts<Api> for OwnLink {
 }
 
 /// The tenant in a page's path.
-pub struct Of(pub Uuid);
+pub struct TenantPath(pub Uuid);
 
-impl FromRequestParts<Api> for Of {
+impl FromRequestParts<Api> for TenantPath {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Of, Response> {
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<TenantPath, Response> {
         let Path(text) = Path::<String>::from_request_parts(parts, api)
             .await
             .map_err(|_| not_found())?;
         // If the visitor is not signed in, the argument before reports that first.
-        TenantId::parse(&text).map(Of).map_err(|_| not_found())
+        TenantId::parse(&text)
+            .map(TenantPath)
+            .map_err(|_| not_found())
     }
 }
 
@@ -67,7 +69,7 @@ fn turned_away(parts: &Parts, refused: Refused) -> Response {
         // The credential expired or was revoked, or the issuer's key is no longer
         // valid.
         Refused::Invalid(_) => "&ended",
-        refused => return Trouble::from(ApiError::from(refused)).into_response(),
+        refused => return ErrorPage::from(ApiError::from(refused)).into_response(),
     };
     let back = match (&parts.method, parts.uri.path_and_query()) {
         (&Method::GET, Some(path)) => path.as_str(),
@@ -79,7 +81,7 @@ fn turned_away(parts: &Parts, refused: Refused) -> Response {
 
 /// The answer for a missing page, or one that the visitor may not know of.
 pub fn not_found() -> Response {
-    Trouble::from(ApiError::from(VpnError::TenantNotFound)).into_response()
+    ErrorPage::from(ApiError::from(VpnError::TenantNotFound)).into_response()
 }
 
 /// A parameter of a query or form, the first with that name.

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::cluster::CONTROLLER;
-use crate::sessions::{Asked, EdgeSessions};
+use crate::sessions::{EdgeSessions, SessionQuery};
 
 /// The audience of tokens that agents accept.
 pub const AUDIENCE: &str = "vpn-edge-agent";
@@ -34,10 +34,10 @@ pub const AUDIENCE: &str = "vpn-edge-agent";
 const TRUST: Duration = Duration::from_secs(60);
 
 /// Timeout of a review; no controller waits longer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Admits controllers only.
-struct Gate {
+struct TokenReviewer {
     reviews: Api<TokenReview>,
     /// The user name of the controllers' service account.
     user: String,
@@ -52,7 +52,7 @@ struct Gate {
 /// namespace.
 pub fn router(sessions: Arc<dyn EdgeSessions>, client: Client) -> Router {
     let namespace = client.default_namespace();
-    let gate = Arc::new(Gate {
+    let reviewer = Arc::new(TokenReviewer {
         user: format!("system:serviceaccount:{namespace}:{CONTROLLER}"),
         reviews: Api::all(client),
         good: Mutex::default(),
@@ -61,15 +61,15 @@ pub fn router(sessions: Arc<dyn EdgeSessions>, client: Client) -> Router {
     Router::new()
         .route("/sessions/{port}/{tenant}/{generation}", get(session))
         .with_state(sessions)
-        .layer(middleware::from_fn_with_state(gate, checked))
+        .layer(middleware::from_fn_with_state(reviewer, checked))
 }
 
 async fn session(
     State(sessions): State<Arc<dyn EdgeSessions>>,
     Path((port, tenant, generation)): Path<(u16, Uuid, u64)>,
 ) -> Response {
-    let asked = Asked { tenant, generation };
-    match sessions.seen(port, asked) {
+    let query = SessionQuery { tenant, generation };
+    match sessions.seen(port, query) {
         Ok(Some(seen)) => Json(seen).into_response(),
         Ok(None) => StatusCode::NOT_FOUND.into_response(),
         Err(error) => {
@@ -79,7 +79,11 @@ async fn session(
     }
 }
 
-async fn checked(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+async fn checked(
+    State(reviewer): State<Arc<TokenReviewer>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let header = request.headers().get(header::AUTHORIZATION);
     let token = header
         .and_then(|value| value.to_str().ok())
@@ -87,13 +91,13 @@ async fn checked(State(gate): State<Arc<Gate>>, request: Request, next: Next) ->
     let Some(token) = token else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    match gate.check(token).await {
+    match reviewer.check(token).await {
         Ok(()) => next.run(request).await,
         Err(status) => status.into_response(),
     }
 }
 
-impl Gate {
+impl TokenReviewer {
     async fn check(&self, token: &str) -> Result<(), StatusCode> {
         let hash = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
         if self.good().contains_key(&hash) {
@@ -106,7 +110,7 @@ impl Gate {
         if self.good().contains_key(&hash) {
             return Ok(());
         }
-        let reviewed = timeout(PATIENCE, self.review(token)).await;
+        let reviewed = timeout(TIMEOUT, self.review(token)).await;
         reviewed.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE))?;
         self.good().insert(hash, Instant::now() + TRUST);
         Ok(())

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::super::convert::View;
+use super::super::convert::TenantObjects;
 use super::super::index::Reservation;
 use super::super::status;
 use super::super::testing::{MADE, at, settings, view};
@@ -10,7 +10,7 @@ use crate::domain::State;
 const GENERATION: u64 = MADE.cast_unsigned() * 1000 + 1;
 
 /// A tenant in this state, or without keys.
-fn tenant(state: State) -> (View, Tenant) {
+fn tenant(state: State) -> (TenantObjects, Tenant) {
     let mut view = view(30_000, GENERATION);
     if state == State::Disabled {
         (view.keys, view.service) = (None, None);
@@ -21,12 +21,12 @@ fn tenant(state: State) -> (View, Tenant) {
     (view, tenant)
 }
 
-fn tell(view: &mut View, tenant: &Tenant, hindered: &Hindrance) -> VpnTenantStatus {
+fn tell(view: &mut TenantObjects, tenant: &Tenant, blocker: &Blocker) -> VpnTenantStatus {
     let status = status::of(
         view,
         tenant,
         Some(Reservation::Held),
-        hindered,
+        blocker,
         &settings(),
         at(MADE),
     );
@@ -42,8 +42,8 @@ fn is(status: &VpnTenantStatus, type_: &str) -> String {
 
 #[test]
 fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
-    let refused = Hindrance::Refused("over quota".to_owned());
-    let gateway = Hindrance::Gateway("its pod".to_owned());
+    let refused = Blocker::Refused("over quota".to_owned());
+    let gateway = Blocker::Gateway("its pod".to_owned());
     let said = "False ApplyFailed: over quota";
     let serving = "True Serving: the gateway answers and the edge steers to it";
     let port = "True Allocated: port 30000 is allocated to the tenant";
@@ -79,7 +79,7 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
         ),
         (
             State::Enabled,
-            &Hindrance::Nothing,
+            &Blocker::None,
             [port, serving, serving],
             None,
         ),
@@ -90,12 +90,12 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
             Some("why"),
         ),
     ];
-    for (state, hindered, expected, reason) in table {
+    for (state, blocker, expected, reason) in table {
         let (mut view, tenant) = tenant(state);
-        let status = tell(&mut view, &tenant, hindered);
+        let status = tell(&mut view, &tenant, blocker);
         let said = ["PortAllocated", "GatewayReady", "Ready"].map(|type_| is(&status, type_));
-        assert_eq!(said, expected, "{state:?} {hindered:?}");
-        assert_eq!(status.reason.as_deref(), reason, "{state:?} {hindered:?}");
+        assert_eq!(said, expected, "{state:?} {blocker:?}");
+        assert_eq!(status.reason.as_deref(), reason, "{state:?} {blocker:?}");
         assert_eq!(
             is(&status, "Accepted"),
             "True Accepted: the spec is valid and no older VpnTenant has its id"
@@ -113,37 +113,34 @@ fn conditions_say_what_keeps_a_tenant_from_what_it_asks_for() {
 fn one_who_is_to_be_switched_off_and_cannot_says_so() {
     let (mut view, tenant) = tenant(State::Enabled);
     Arc::make_mut(&mut view.resource).spec.vpn.enabled = false;
-    let status = tell(&mut view, &tenant, &Hindrance::Refused("no".to_owned()));
+    let status = tell(&mut view, &tenant, &Blocker::Refused("no".to_owned()));
     assert_eq!(is(&status, "Ready"), "False ApplyFailed: no");
-    let status = tell(&mut view, &tenant, &Hindrance::Nothing);
+    let status = tell(&mut view, &tenant, &Blocker::None);
     assert!(is(&status, "Ready").starts_with("False Disabling"));
 }
 
 #[test]
 fn what_was_told_holds_until_the_tenant_moves_on() {
     let all = [
-        Hindrance::NoPorts,
-        Hindrance::Refused("no".to_owned()),
-        Hindrance::Gateway("no".to_owned()),
-        Hindrance::Nothing,
+        Blocker::NoPorts,
+        Blocker::Refused("no".to_owned()),
+        Blocker::Gateway("no".to_owned()),
+        Blocker::None,
     ];
-    for hindered in all {
+    for blocker in all {
         let (mut view, before) = tenant(State::Disabled);
         // The first status of all is about nobody's generation.
-        tell(&mut view, &before, &hindered);
-        let told = tell(&mut view, &before, &hindered);
-        assert_eq!(Hindrance::told(&told.conditions), hindered);
-        assert_eq!(Hindrance::Unknown.or_told(&told, &before), hindered);
-        assert_eq!(tell(&mut view, &before, &Hindrance::Unknown), told);
+        tell(&mut view, &before, &blocker);
+        let told = tell(&mut view, &before, &blocker);
+        assert_eq!(Blocker::read(&told.conditions), blocker);
+        assert_eq!(Blocker::Unknown.or_published(&told, &before), blocker);
+        assert_eq!(tell(&mut view, &before, &Blocker::Unknown), told);
         let (_, enabling) = tenant(State::Enabling);
         assert_eq!(
-            Hindrance::Unknown.or_told(&told, &enabling),
-            Hindrance::Nothing
+            Blocker::Unknown.or_published(&told, &enabling),
+            Blocker::None
         );
-        assert_eq!(
-            Hindrance::Nothing.or_told(&told, &before),
-            Hindrance::Nothing
-        );
+        assert_eq!(Blocker::None.or_published(&told, &before), Blocker::None);
     }
 }
 
@@ -151,15 +148,15 @@ fn what_was_told_holds_until_the_tenant_moves_on() {
 fn conditions_of_an_earlier_version_are_read() {
     let (mut view, tenant) = tenant(State::Enabled);
     let table = [
-        ("Refused", Hindrance::Refused("why".to_owned())),
-        ("Hindered", Hindrance::Gateway("why".to_owned())),
+        ("Refused", Blocker::Refused("why".to_owned())),
+        ("Hindered", Blocker::Gateway("why".to_owned())),
     ];
-    for (before, hindrance) in table {
-        let mut conditions = tell(&mut view, &tenant, &hindrance).conditions;
-        assert_eq!(Hindrance::told(&conditions), hindrance);
+    for (before, blocker) in table {
+        let mut conditions = tell(&mut view, &tenant, &blocker).conditions;
+        assert_eq!(Blocker::read(&conditions), blocker);
         for condition in &mut conditions {
             condition.reason = before.to_owned();
         }
-        assert_eq!(Hindrance::told(&conditions), hindrance, "{before}");
+        assert_eq!(Blocker::read(&conditions), blocker, "{before}");
     }
 }

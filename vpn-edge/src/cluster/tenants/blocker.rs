@@ -21,11 +21,11 @@ const GATEWAY_DEGRADED_BEFORE: &str = "Hindered";
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Hindrance {
+pub enum Blocker {
     /// Not tried yet: the conditions stay as they are.
     #[default]
     Unknown,
-    Nothing,
+    None,
     NoPorts,
     NotReady,
     /// The API server refuses a step, with this message.
@@ -34,22 +34,22 @@ pub enum Hindrance {
     Gateway(String),
 }
 
-impl Hindrance {
+impl Blocker {
     /// The blocker that a refusal by the tenant's rules means.
     pub fn of(error: VpnError) -> Self {
         match error {
             VpnError::NoPortsAvailable => Self::NoPorts,
             VpnError::TenantNotReady => Self::NotReady,
             // Somebody else was faster.
-            _ => Self::Nothing,
+            _ => Self::None,
         }
     }
 
     /// The blocker that a status reports.
-    pub fn told(conditions: &[Condition]) -> Self {
+    pub fn read(conditions: &[Condition]) -> Self {
         let told = conditions.iter().find(|told| told.type_ == READY);
         let Some(told) = told else {
-            return Self::Nothing;
+            return Self::None;
         };
         let message = || told.message.clone();
         match told.reason.as_str() {
@@ -57,13 +57,13 @@ impl Hindrance {
             NOT_READY => Self::NotReady,
             APPLY_FAILED | APPLY_FAILED_BEFORE => Self::Refused(message()),
             GATEWAY_DEGRADED | GATEWAY_DEGRADED_BEFORE => Self::Gateway(message()),
-            _ => Self::Nothing,
+            _ => Self::None,
         }
     }
 
     /// This blocker; if unknown, the one in `status`, as long as it applies to the
     /// tenant's current state.
-    pub fn or_told(&self, status: &VpnTenantStatus, tenant: &Tenant) -> Self {
+    pub fn or_published(&self, status: &VpnTenantStatus, tenant: &Tenant) -> Self {
         if *self != Self::Unknown {
             return self.clone();
         }
@@ -72,16 +72,16 @@ impl Hindrance {
             && status.phase == Some(vpn.state)
             && status.port == vpn.allocation.as_ref().map(|a| a.port);
         if same {
-            Self::told(&status.conditions)
+            Self::read(&status.conditions)
         } else {
-            Self::Nothing
+            Self::None
         }
     }
 
     /// Reason and message of the conditions that it makes false.
     pub fn says(&self) -> Option<(&'static str, &str)> {
         match self {
-            Self::Unknown | Self::Nothing => None,
+            Self::Unknown | Self::None => None,
             Self::NoPorts => Some((
                 NO_PORTS,
                 "all ports in all pools are in use; retried when a port is released",

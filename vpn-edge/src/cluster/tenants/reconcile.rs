@@ -14,13 +14,13 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use self::events::{Seen, Teller};
+use self::events::{EventRecorder, Seen};
 use super::Inner;
-use super::claim::CLAIM;
-use super::convert::View;
-use super::hindrance::Hindrance;
-use super::index::{Reservation, Standing};
-use super::request::{Miss, prompt};
+use super::blocker::Blocker;
+use super::convert::TenantObjects;
+use super::index::{Reservation, Validity};
+use super::port_reservation::RESERVATION_TIMEOUT;
+use super::request::{WriteError, with_timeout};
 use crate::backoff::Backoff;
 use crate::cluster::{FINALIZER, GATEWAY};
 use crate::domain::{Keys, State, Tenant};
@@ -31,7 +31,7 @@ use crate::wireguard::PublicKey;
 const ROUND: Duration = Duration::from_secs(30);
 
 /// Maximum number of tenants reconciled at the same time.
-const AT_ONCE: usize = 32;
+const MAX_CONCURRENT: usize = 32;
 
 /// First pause before a retry; doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A step towards the spec of a VpnTenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Step {
     /// The plan has no VPN, but there is one.
     EndPlan,
     Enable,
@@ -59,66 +59,66 @@ pub enum Wish {
 
 /// The next step, if there is one to take now.
 pub fn next(
-    view: &View,
-    standing: &Standing,
+    view: &TenantObjects,
+    validity: &Validity,
     reservation: Option<Reservation>,
     now: Timestamp,
-) -> Option<Wish> {
+) -> Option<Step> {
     let guarded = view
         .resource
         .finalizers()
         .iter()
         .any(|name| name == FINALIZER);
-    let tenant = match standing {
-        Standing::Tenant(tenant) => tenant,
-        Standing::Invalid(_) => return None,
-        Standing::Duplicate(_) => return view.keys.is_some().then_some(Wish::DropKeys),
-        Standing::Leaving => {
+    let tenant = match validity {
+        Validity::Tenant(tenant) => tenant,
+        Validity::Invalid(_) => return None,
+        Validity::Duplicate(_) => return view.keys.is_some().then_some(Step::DropKeys),
+        Validity::Leaving => {
             return match &view.service {
-                _ if view.keys.is_some() => Some(Wish::DropKeys),
+                _ if view.keys.is_some() => Some(Step::DropKeys),
                 // A gateway's Service is removed with the gateway.
-                Some(service) => (!service.gateway).then_some(Wish::FreePort),
-                None => guarded.then_some(Wish::Release),
+                Some(service) => (!service.gateway).then_some(Step::FreePort),
+                None => guarded.then_some(Step::Release),
             };
         }
     };
     let spec = &view.resource.spec;
     let Some(kept) = view.kept() else {
         if view.keys.is_some() {
-            return Some(Wish::DropKeys);
+            return Some(Step::DropKeys);
         }
         if spec.vpn.enabled && tenant.ready && tenant.vpn.state == State::Disabled {
-            return Some(Wish::Enable);
+            return Some(Step::Enable);
         }
         let claimed = view.service.as_ref().filter(|service| !service.gateway);
         let claimed = claimed.and_then(|service| service.claimed);
         return claimed
-            .is_some_and(|claimed| now.duration_since(claimed) > CLAIM)
-            .then_some(Wish::FreePort);
+            .is_some_and(|claimed| now.duration_since(claimed) > RESERVATION_TIMEOUT)
+            .then_some(Step::FreePort);
     };
     let other_keys = spec.vpn.key_generation > kept.key_generation
         || view.given() != Ok(kept.keys.client.given());
     match tenant.vpn.state {
-        _ if !spec.plan.has_vpn() => Some(Wish::EndPlan),
-        State::Enabled | State::Failed if !spec.vpn.enabled => Some(Wish::Disable),
-        State::Enabled if other_keys => Some(Wish::Regenerate),
-        State::Failed if other_keys => Some(Wish::Enable),
-        _ if reservation == Some(Reservation::Lost) => Some(Wish::Reallocate),
-        _ => (!guarded).then_some(Wish::Guard),
+        _ if !spec.plan.has_vpn() => Some(Step::EndPlan),
+        State::Enabled | State::Failed if !spec.vpn.enabled => Some(Step::Disable),
+        State::Enabled if other_keys => Some(Step::Regenerate),
+        State::Failed if other_keys => Some(Step::Enable),
+        _ if reservation == Some(Reservation::Lost) => Some(Step::Reallocate),
+        _ => (!guarded).then_some(Step::Guard),
     }
 }
 
 /// The result of a reconciliation.
-enum Came {
+enum Outcome {
     /// Nothing to do until something changes.
-    Settled,
+    Done,
     /// Retry after a pause.
-    Hindered,
+    Requeue,
 }
 
 struct Visit {
     namespace: String,
-    came: Came,
+    outcome: Outcome,
     seen: Option<Seen>,
     cause: Cause,
 }
@@ -138,10 +138,10 @@ struct Later {
 pub async fn follow(inner: Arc<Inner>) {
     let told = inner.with(|index| {
         let told =
-            |namespace: &str| Some((namespace.to_owned(), Seen::told(&index.view(namespace)?)?));
+            |namespace: &str| Some((namespace.to_owned(), Seen::read(&index.view(namespace)?)?));
         index.namespaces().filter_map(told).collect::<Vec<_>>()
     });
-    let mut teller = Teller::new(inner.client.clone(), told);
+    let mut events = EventRecorder::new(inner.client.clone(), told);
     let mut due: BTreeSet<String> = BTreeSet::new();
     let mut under_way = JoinSet::new();
     let mut busy: BTreeSet<String> = BTreeSet::new();
@@ -152,7 +152,7 @@ pub async fn follow(inner: Arc<Inner>) {
     let mut round = interval(ROUND);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        while busy.len() < AT_ONCE
+        while busy.len() < MAX_CONCURRENT
             && let Some(namespace) = due.iter().find(|due| !busy.contains(*due)).cloned()
         {
             due.remove(&namespace);
@@ -199,17 +199,17 @@ pub async fn follow(inner: Arc<Inner>) {
                 }
             }
             Some(visit) = under_way.join_next() => match visit {
-                Ok(Visit { namespace, came, seen, cause }) => {
+                Ok(Visit { namespace, outcome, seen, cause }) => {
                     busy.remove(&namespace);
                     let missed = missed.remove(&namespace);
-                    match came {
-                        Came::Settled => {
+                    match outcome {
+                        Outcome::Done => {
                             later.remove(&namespace);
                             if missed {
                                 due.insert(namespace.clone());
                             }
                         }
-                        Came::Hindered => {
+                        Outcome::Requeue => {
                             let known = later.get(&namespace).map(|later| later.backoff);
                             let first = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
                             let mut backoff = known.unwrap_or(first);
@@ -218,7 +218,7 @@ pub async fn follow(inner: Arc<Inner>) {
                             later.insert(namespace.clone(), next);
                         }
                     }
-                    teller.tell(namespace, seen);
+                    events.publish(namespace, seen);
                 }
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_) => {}
@@ -230,31 +230,31 @@ pub async fn follow(inner: Arc<Inner>) {
 impl Inner {
     /// Does for a tenant what can be done now.
     async fn visit(&self, namespace: String) -> Visit {
-        let mut hindered = Hindrance::Unknown;
+        let mut blocker = Blocker::Unknown;
         let (asked, _) = self.cause(&namespace);
-        let came = match self.serve(&namespace, &mut hindered).await {
-            Ok(came) => came,
-            Err(Miss::Failed(UpdateError::NotFound)) => Came::Settled,
-            Err(Miss::Failed(error)) => {
+        let outcome = match self.serve(&namespace, &mut blocker).await {
+            Ok(outcome) => outcome,
+            Err(WriteError::Failed(UpdateError::NotFound)) => Outcome::Done,
+            Err(WriteError::Failed(error)) => {
                 tracing::warn!(namespace, "cannot reconcile VpnTenant; retrying: {error}");
-                Came::Hindered
+                Outcome::Requeue
             }
-            Err(Miss::Conflict | Miss::Taken(_)) => {
+            Err(WriteError::Conflict | WriteError::Taken(_)) => {
                 if let Err(error) = self.refresh(&namespace).await {
                     tracing::warn!(namespace, "cannot read VpnTenant: {error}");
                 }
-                Came::Hindered
+                Outcome::Requeue
             }
         };
         let seen = self.with(|index| {
             let view = index.view(&namespace)?;
-            Some(Seen::new(&view, &index.standing(&view), hindered))
+            Some(Seen::new(&view, &index.validity(&view), blocker))
         });
         Visit {
             // The spec as it was at the start, the other resources as they are now.
             cause: (asked, self.cause(&namespace).1),
             namespace,
-            came,
+            outcome,
             seen,
         }
     }
@@ -270,104 +270,104 @@ impl Inner {
         })
     }
 
-    /// Sets `hindered` to what blocks the tenant, as far as that is known.
-    async fn serve(&self, namespace: &str, hindered: &mut Hindrance) -> Result<Came, Miss> {
+    /// Sets `blocker` to what blocks the tenant, as far as that is known.
+    async fn serve(&self, namespace: &str, blocker: &mut Blocker) -> Result<Outcome, WriteError> {
         let now = Timestamp::now();
         let known = self.with(|index| {
             let view = index.view(namespace)?;
-            let standing = index.standing(&view);
+            let validity = index.validity(&view);
             let reservation = index.reservation(&view, &self.settings.pools);
-            Some((view, standing, reservation))
+            Some((view, validity, reservation))
         });
-        let Some((view, standing, reservation)) = known else {
-            return Ok(Came::Settled);
+        let Some((view, validity, reservation)) = known else {
+            return Ok(Outcome::Done);
         };
-        let outcome = self.step(&view, &standing, reservation, now).await;
-        *hindered = match &outcome {
-            Ok((_, hindered)) => hindered.clone(),
-            Err(Miss::Failed(UpdateError::Registry(error @ RegistryError::Refused(_)))) => {
-                Hindrance::Refused(error.to_string())
+        let outcome = self.step(&view, &validity, reservation, now).await;
+        *blocker = match &outcome {
+            Ok((_, blocker)) => blocker.clone(),
+            Err(WriteError::Failed(UpdateError::Registry(error @ RegistryError::Refused(_)))) => {
+                Blocker::Refused(error.to_string())
             }
-            Err(_) => return outcome.map(|(came, _)| came),
+            Err(_) => return outcome.map(|(outcome, _)| outcome),
         };
-        if let (Standing::Tenant(tenant), Hindrance::Nothing) = (&standing, &*hindered) {
+        if let (Validity::Tenant(tenant), Blocker::None) = (&validity, &*blocker) {
             let status = view.resource.status.clone().unwrap_or_default();
-            *hindered = self.trouble(tenant.id, &status);
+            *blocker = self.problem(tenant.id, &status);
         }
-        self.show(namespace, hindered).await?;
-        outcome.map(|(came, _)| came)
+        self.show(namespace, blocker).await?;
+        outcome.map(|(outcome, _)| outcome)
     }
 
     /// Takes the next step towards the spec.
     async fn step(
         &self,
-        view: &View,
-        standing: &Standing,
+        view: &TenantObjects,
+        validity: &Validity,
         reservation: Option<Reservation>,
         now: Timestamp,
-    ) -> Result<(Came, Hindrance), Miss> {
-        let wish = next(view, standing, reservation, now);
+    ) -> Result<(Outcome, Blocker), WriteError> {
+        let step = next(view, validity, reservation, now);
         // The key of a valid tenant is valid.
         let given = view.given().ok().flatten();
         let ranges = &self.settings.tunnels.cluster_ranges;
-        Ok(match (wish, standing) {
-            (Some(wish), Standing::Tenant(tenant))
-                if change(wish, given, ranges, now).is_some() =>
+        Ok(match (step, validity) {
+            (Some(step), Validity::Tenant(tenant))
+                if change(step, given, ranges, now).is_some() =>
             {
-                match self.change(tenant, wish, given, now).await? {
-                    Hindrance::Nothing => (Came::Settled, Hindrance::Nothing),
-                    hindered => (Came::Hindered, hindered),
+                match self.change(tenant, step, given, now).await? {
+                    Blocker::None => (Outcome::Done, Blocker::None),
+                    blocker => (Outcome::Requeue, blocker),
                 }
             }
-            (Some(wish), _) => (self.tidy(view, wish).await?, Hindrance::Nothing),
-            (None, _) => (Came::Settled, Hindrance::Nothing),
+            (Some(step), _) => (self.tidy(view, step).await?, Blocker::None),
+            (None, _) => (Outcome::Done, Blocker::None),
         })
     }
 
     async fn change(
         &self,
         tenant: &Tenant,
-        wish: Wish,
+        step: Step,
         given: Option<PublicKey>,
         now: Timestamp,
-    ) -> Result<Hindrance, Miss> {
+    ) -> Result<Blocker, WriteError> {
         let ranges = &self.settings.tunnels.cluster_ranges;
-        let Some(change) = change(wish, given, ranges, now) else {
-            return Ok(Hindrance::Nothing);
+        let Some(change) = change(step, given, ranges, now) else {
+            return Ok(Blocker::None);
         };
-        match self.update(tenant.id, change, Some(wish)).await {
+        match self.update(tenant.id, change, Some(step)).await {
             Ok(after) => {
                 if after.vpn != tenant.vpn {
-                    tracing::info!(tenant = %tenant.id, ?wish, to = ?after.vpn.state, "reconciled");
+                    tracing::info!(tenant = %tenant.id, ?step, to = ?after.vpn.state, "reconciled");
                 }
-                Ok(Hindrance::Nothing)
+                Ok(Blocker::None)
             }
-            Err(UpdateError::Refused(error)) => Ok(Hindrance::of(error)),
+            Err(UpdateError::Refused(error)) => Ok(Blocker::of(error)),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Steps that change no tenant.
-    async fn tidy(&self, view: &View, wish: Wish) -> Result<Came, Miss> {
-        match (wish, &view.service) {
-            (Wish::DropKeys, _) => self.delete_keys(view).await?,
-            (Wish::FreePort, Some(service)) => {
+    async fn tidy(&self, view: &TenantObjects, step: Step) -> Result<Outcome, WriteError> {
+        match (step, &view.service) {
+            (Step::DropKeys, _) => self.delete_keys(view).await?,
+            (Step::FreePort, Some(service)) => {
                 self.delete_service(&view.namespace, service).await?;
             }
-            (Wish::Guard, _) => {
+            (Step::Guard, _) => {
                 let mut finalizers = view.resource.finalizers().to_vec();
                 finalizers.push(FINALIZER.to_owned());
                 self.set_finalizers(view, &finalizers).await?;
             }
-            (Wish::Release, _) => {
+            (Step::Release, _) => {
                 let deployments: Api<Deployment> =
                     Api::namespaced(self.client.clone(), &view.namespace);
                 // Deployments are not watched here.
-                if prompt(deployments.get_metadata_opt(GATEWAY))
+                if with_timeout(deployments.get_metadata_opt(GATEWAY))
                     .await?
                     .is_some()
                 {
-                    return Ok(Came::Hindered);
+                    return Ok(Outcome::Requeue);
                 }
                 let mut finalizers = view.resource.finalizers().to_vec();
                 finalizers.retain(|name| name != FINALIZER);
@@ -376,10 +376,14 @@ impl Inner {
             }
             _ => {}
         }
-        Ok(Came::Settled)
+        Ok(Outcome::Done)
     }
 
-    async fn set_finalizers(&self, view: &View, finalizers: &[String]) -> Result<(), Miss> {
+    async fn set_finalizers(
+        &self,
+        view: &TenantObjects,
+        finalizers: &[String],
+    ) -> Result<(), WriteError> {
         let patch = json!({ "metadata": {
             "resourceVersion": view.resource.resource_version(),
             "finalizers": finalizers,
@@ -392,32 +396,32 @@ impl Inner {
 /// The change of the tenant for a step, if it is one. `given` is the client-provided
 /// key.
 fn change(
-    wish: Wish,
+    step: Step,
     given: Option<PublicKey>,
     cluster_ranges: &[IpNet],
     now: Timestamp,
 ) -> Option<Change> {
-    Some(match wish {
-        Wish::EndPlan => Box::new(move |tenant, pool| {
+    Some(match step {
+        Step::EndPlan => Box::new(move |tenant, pool| {
             tenant.set_plan(tenant.plan, pool, now);
             Ok(())
         }),
-        Wish::Enable => {
+        Step::Enable => {
             let ranges = cluster_ranges.to_vec();
             Box::new(move |tenant, pool| {
                 tenant.enable(pool, &ranges, Keys::generate_for(given), now)
             })
         }
-        Wish::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
-        Wish::Regenerate => {
+        Step::Disable => Box::new(move |tenant, pool| tenant.disable(pool, now)),
+        Step::Regenerate => {
             let keys = Keys::generate_for(given).ok()?;
             Box::new(move |tenant, _| tenant.regenerate(keys.clone(), now))
         }
-        Wish::Reallocate => {
+        Step::Reallocate => {
             let keys = Keys::generate_for(given).ok()?;
             Box::new(move |tenant, pool| tenant.reallocate(pool, keys.clone(), now))
         }
-        Wish::DropKeys | Wish::FreePort | Wish::Guard | Wish::Release => return None,
+        Step::DropKeys | Step::FreePort | Step::Guard | Step::Release => return None,
     })
 }
 

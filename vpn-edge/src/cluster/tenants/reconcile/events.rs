@@ -8,9 +8,9 @@ use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::task::JoinSet;
 
-use super::super::convert::{ACCEPTED, View};
-use super::super::hindrance::Hindrance;
-use super::super::index::Standing;
+use super::super::blocker::Blocker;
+use super::super::convert::{ACCEPTED, TenantObjects};
+use super::super::index::Validity;
 use crate::domain::State;
 
 /// Maximum length of an Event's note, in characters.
@@ -21,7 +21,7 @@ const NOTE: usize = 1024;
 pub struct Seen {
     reference: ObjectReference,
     is: Is,
-    hindered: Hindrance,
+    blocker: Blocker,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,21 +37,21 @@ enum Is {
 }
 
 impl Seen {
-    pub fn new(view: &View, standing: &Standing, hindered: Hindrance) -> Self {
-        let mut hindered = hindered;
-        let is = match standing {
-            Standing::Tenant(tenant) => {
+    pub fn new(view: &TenantObjects, validity: &Validity, blocker: Blocker) -> Self {
+        let mut blocker = blocker;
+        let is = match validity {
+            Validity::Tenant(tenant) => {
                 let status = view.resource.status.clone().unwrap_or_default();
-                hindered = hindered.or_told(&status, tenant);
+                blocker = blocker.or_published(&status, tenant);
                 Is::Tenant {
                     state: tenant.vpn.state,
                     generation: tenant.vpn.generation,
                     failure: tenant.vpn.failure.clone(),
                 }
             }
-            Standing::Leaving => Is::Leaving,
-            Standing::Invalid(_) | Standing::Duplicate(_) => {
-                let (reason, message) = standing.refusal().unwrap_or_default();
+            Validity::Leaving => Is::Leaving,
+            Validity::Invalid(_) | Validity::Duplicate(_) => {
+                let (reason, message) = validity.refusal().unwrap_or_default();
                 Is::Refused(reason.to_owned(), message)
             }
         };
@@ -59,13 +59,13 @@ impl Seen {
         Self {
             reference,
             is,
-            hindered,
+            blocker,
         }
     }
 
     /// The state in its status, for which Events were recorded when it was written.
     /// None if there is no status yet.
-    pub fn told(view: &View) -> Option<Self> {
+    pub fn read(view: &TenantObjects) -> Option<Self> {
         let status = view.resource.status.as_ref()?;
         let mut conditions = status.conditions.iter();
         let refused = conditions.find(|told| told.type_ == ACCEPTED && told.status == "False");
@@ -84,36 +84,36 @@ impl Seen {
         Some(Self {
             reference: view.resource.object_ref(&()),
             is,
-            hindered: Hindrance::told(&status.conditions),
+            blocker: Blocker::read(&status.conditions),
         })
     }
 }
 
 /// The last recorded state of a VpnTenant.
-struct Known {
+struct Published {
     seen: Seen,
     /// The message of the last blocker. One that comes and goes until it is resolved,
     /// such as a pod that crashes repeatedly, is recorded once.
     words: Option<String>,
 }
 
-impl Known {
+impl Published {
     fn new(seen: Seen) -> Self {
-        let words = seen.hindered.says().map(|(_, words)| words.to_owned());
+        let words = seen.blocker.says().map(|(_, words)| words.to_owned());
         Self { seen, words }
     }
 }
 
 /// Records the changes of VpnTenants as Events.
-pub struct Teller {
+pub struct EventRecorder {
     client: Client,
     reporter: Reporter,
     recorder: Recorder,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, Published>,
     under_way: JoinSet<()>,
 }
 
-impl Teller {
+impl EventRecorder {
     /// A recorder that knows the states recorded so far.
     pub fn new(client: Client, told: impl IntoIterator<Item = (String, Seen)>) -> Self {
         let reporter = Reporter {
@@ -125,13 +125,15 @@ impl Teller {
             recorder: Recorder::new(client.clone(), reporter.clone()),
             client,
             reporter,
-            known: told.map(|(name, seen)| (name, Known::new(seen))).collect(),
+            known: told
+                .map(|(name, seen)| (name, Published::new(seen)))
+                .collect(),
             under_way: JoinSet::new(),
         }
     }
 
     /// Publishes the changes of a namespace's VpnTenant, without waiting.
-    pub fn tell(&mut self, namespace: String, seen: Option<Seen>) {
+    pub fn publish(&mut self, namespace: String, seen: Option<Seen>) {
         while self.under_way.try_join_next().is_some() {}
         let Some(seen) = seen else {
             self.known.remove(&namespace);
@@ -139,7 +141,7 @@ impl Teller {
         };
         let before = self.known.remove(&namespace);
         let before = before.filter(|known| known.seen.reference.uid == seen.reference.uid);
-        let (events, known) = news(before, seen);
+        let (events, known) = diff(before, seen);
         if !events.is_empty() {
             let reference = known.seen.reference.clone();
             let recorder = self.recorder.clone();
@@ -162,10 +164,10 @@ impl Teller {
 }
 
 /// The Events to publish, and the state that is then recorded.
-fn news(before: Option<Known>, seen: Seen) -> (Vec<Event>, Known) {
+fn diff(before: Option<Published>, seen: Seen) -> (Vec<Event>, Published) {
     let change = change(before.as_ref().map(|known| &known.seen.is), &seen.is);
     let mut words = before.and_then(|known| known.words);
-    let hindrance = match seen.hindered.says() {
+    let blocker = match seen.blocker.says() {
         Some((reason, now)) if words.as_deref() != Some(now) => {
             words = Some(now.to_owned());
             Some(event(EventType::Warning, reason, now.to_owned()))
@@ -178,8 +180,8 @@ fn news(before: Option<Known>, seen: Seen) -> (Vec<Event>, Known) {
             None
         }
     };
-    let events = change.into_iter().chain(hindrance).collect();
-    (events, Known { seen, words })
+    let events = change.into_iter().chain(blocker).collect();
+    (events, Published { seen, words })
 }
 
 fn change(before: Option<&Is>, now: &Is) -> Option<Event> {

@@ -13,7 +13,7 @@ use crate::domain::{Observed, Plan};
 const GENERATION: u64 = MADE.cast_unsigned() * 1000 + 1;
 
 /// A view whose status says this of its keys' generation.
-fn known(state: State) -> View {
+fn known(state: State) -> TenantObjects {
     let mut view = view(30000, GENERATION);
     let mut tenant = view.tenant(&[]).unwrap();
     tenant.vpn.state = state;
@@ -22,7 +22,7 @@ fn known(state: State) -> View {
         &view,
         &tenant,
         Some(Reservation::Held),
-        &Hindrance::Nothing,
+        &Blocker::None,
         &settings(),
         at(MADE),
     );
@@ -34,13 +34,13 @@ fn known(state: State) -> View {
     view
 }
 
-fn without_keys() -> View {
+fn without_keys() -> TenantObjects {
     let mut view = known(State::Enabled);
     (view.keys, view.service) = (None, None);
     view
 }
 
-fn change(view: &mut View, change: impl FnOnce(&mut VpnTenant)) {
+fn change(view: &mut TenantObjects, change: impl FnOnce(&mut VpnTenant)) {
     change_arc(&mut view.resource, change);
 }
 
@@ -48,16 +48,16 @@ fn change_arc(resource: &mut Arc<VpnTenant>, change: impl FnOnce(&mut VpnTenant)
     change(Arc::make_mut(resource));
 }
 
-fn wish(view: &View) -> Option<Wish> {
-    let standing = if view.deleting() {
-        Standing::Leaving
+fn step(view: &TenantObjects) -> Option<Step> {
+    let validity = if view.deleting() {
+        Validity::Leaving
     } else {
-        Standing::Tenant(Arc::new(view.tenant(&[]).unwrap()))
+        Validity::Tenant(Arc::new(view.tenant(&[]).unwrap()))
     };
-    next(view, &standing, Some(Reservation::Held), at(MADE))
+    next(view, &validity, Some(Reservation::Held), at(MADE))
 }
 
-fn with(mut view: View, then: impl FnOnce(&mut VpnTenant)) -> View {
+fn with(mut view: TenantObjects, then: impl FnOnce(&mut VpnTenant)) -> TenantObjects {
     change(&mut view, then);
     view
 }
@@ -75,7 +75,7 @@ fn each_difference_of_spec_and_state_has_its_step() {
         (known(State::Enabled), None),
         (known(State::Enabling), None),
         (known(State::Failed), None),
-        (without_keys(), Some(Wish::Enable)),
+        (without_keys(), Some(Step::Enable)),
         (with(without_keys(), off), None),
         (with(without_keys(), team), None),
         (
@@ -86,26 +86,26 @@ fn each_difference_of_spec_and_state_has_its_step() {
             with(known(State::Enabled), |tenant| tenant.spec.ready = false),
             None,
         ),
-        (with(known(State::Enabled), off), Some(Wish::Disable)),
-        (with(known(State::Failed), off), Some(Wish::Disable)),
+        (with(known(State::Enabled), off), Some(Step::Disable)),
+        (with(known(State::Failed), off), Some(Step::Disable)),
         // It cannot be ended before it has begun.
         (with(known(State::Enabling), off), None),
-        (with(known(State::Enabling), team), Some(Wish::EndPlan)),
-        (with(known(State::Enabled), rotate), Some(Wish::Regenerate)),
-        (with(known(State::Failed), rotate), Some(Wish::Enable)),
+        (with(known(State::Enabling), team), Some(Step::EndPlan)),
+        (with(known(State::Enabled), rotate), Some(Step::Regenerate)),
+        (with(known(State::Failed), rotate), Some(Step::Enable)),
         (with(known(State::Enabling), rotate), None),
-        (with(known(State::Enabled), own_key), Some(Wish::Regenerate)),
-        (with(known(State::Failed), own_key), Some(Wish::Enable)),
+        (with(known(State::Enabled), own_key), Some(Step::Regenerate)),
+        (with(known(State::Failed), own_key), Some(Step::Enable)),
         (with(known(State::Enabling), own_key), None),
         (
             with(known(State::Enabled), |tenant| {
                 tenant.metadata.finalizers = None
             }),
-            Some(Wish::Guard),
+            Some(Step::Guard),
         ),
     ];
     for (n, (view, expected)) in table.into_iter().enumerate() {
-        assert_eq!(wish(&view), expected, "row {n}");
+        assert_eq!(step(&view), expected, "row {n}");
     }
 }
 
@@ -115,35 +115,35 @@ fn what_is_deleted_goes_in_the_order_of_revocation() {
         tenant.metadata.deletion_timestamp = tenant.metadata.creation_timestamp.clone();
     };
     let mut view = with(known(State::Enabled), leave);
-    assert_eq!(wish(&view), Some(Wish::DropKeys));
+    assert_eq!(step(&view), Some(Step::DropKeys));
     view.keys = None;
     view.service.as_mut().unwrap().gateway = true;
-    assert_eq!(wish(&view), None, "its gateway goes first");
+    assert_eq!(step(&view), None, "its gateway goes first");
     view.service.as_mut().unwrap().gateway = false;
-    assert_eq!(wish(&view), Some(Wish::FreePort));
+    assert_eq!(step(&view), Some(Step::FreePort));
     view.service = None;
-    assert_eq!(wish(&view), Some(Wish::Release));
+    assert_eq!(step(&view), Some(Step::Release));
 }
 
 #[test]
 fn keys_and_claims_of_nobody_go() {
     let mut view = known(State::Enabled);
     view.keys.as_mut().unwrap().owner = Some("another".to_owned());
-    assert_eq!(wish(&view), Some(Wish::DropKeys));
-    let duplicate = Standing::Duplicate("t-0".to_owned());
+    assert_eq!(step(&view), Some(Step::DropKeys));
+    let duplicate = Validity::Duplicate("t-0".to_owned());
     assert_eq!(
         next(&known(State::Enabled), &duplicate, None, at(MADE)),
-        Some(Wish::DropKeys)
+        Some(Step::DropKeys)
     );
     let mut view = with(known(State::Enabled), |tenant| {
         tenant.spec.vpn.enabled = false
     });
     view.keys = None;
-    assert_eq!(wish(&view), None, "it may be somebody's who has only begun");
-    view.service.as_mut().unwrap().claimed = Some(at(MADE) - CLAIM);
-    assert_eq!(wish(&view), None);
-    view.service.as_mut().unwrap().claimed = Some(at(MADE - 1) - CLAIM);
-    assert_eq!(wish(&view), Some(Wish::FreePort));
+    assert_eq!(step(&view), None, "it may be somebody's who has only begun");
+    view.service.as_mut().unwrap().claimed = Some(at(MADE) - RESERVATION_TIMEOUT);
+    assert_eq!(step(&view), None);
+    view.service.as_mut().unwrap().claimed = Some(at(MADE - 1) - RESERVATION_TIMEOUT);
+    assert_eq!(step(&view), Some(Step::FreePort));
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn keys_are_read_as_they_were_written() {
 #[test]
 fn keys_without_a_subnet_have_the_one_that_was_told() {
     let published = known(State::Enabled);
-    let subnet = |view: &View, ranges: &[IpNet]| {
+    let subnet = |view: &TenantObjects, ranges: &[IpNet]| {
         let tenant = view.tenant(ranges).unwrap();
         tenant.vpn.allocation.unwrap().subnet.to_string()
     };
@@ -229,11 +229,11 @@ fn a_given_key_is_kept_without_a_private_one_and_served_once() {
     );
     view.keys = Some(keys_secret(&secret));
     assert_eq!(view.kept(), Some(&kept));
-    assert_eq!(wish(&view), Some(Wish::Regenerate), "the spec gives none");
+    assert_eq!(step(&view), Some(Step::Regenerate), "the spec gives none");
     change(&mut view, |resource| {
         resource.spec.vpn.client_public_key = Some(given.to_string());
     });
-    assert_eq!(wish(&view), None);
+    assert_eq!(step(&view), None);
     change(&mut view, |resource| {
         let zero = format!("{}=", "A".repeat(43));
         resource.spec.vpn.client_public_key = Some(zero);
@@ -293,7 +293,7 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
             &view,
             &step,
             Some(Reservation::Held),
-            &Hindrance::Nothing,
+            &Blocker::None,
             &settings(),
             now,
         );
@@ -307,7 +307,7 @@ fn a_status_that_is_written_is_read_as_the_same_state() {
             &read,
             &read.tenant(&[]).unwrap(),
             Some(Reservation::Held),
-            &Hindrance::Nothing,
+            &Blocker::None,
             &settings(),
             at(MADE),
         );
@@ -329,9 +329,9 @@ fn a_new_tenants_generation_starts_at_its_creation() {
 #[test]
 fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
     let published = known(State::Enabled);
-    let status = |view: &View, reservation| {
+    let status = |view: &TenantObjects, reservation| {
         let tenant = view.tenant(&[]).unwrap();
-        let nothing = Hindrance::Nothing;
+        let nothing = Blocker::None;
         status::of(
             view,
             &tenant,
@@ -370,9 +370,9 @@ fn a_port_that_is_only_in_the_secret_is_neither_published_nor_served() {
                 )
             );
         }
-        let standing = Standing::Tenant(Arc::new(forged.tenant(&[]).unwrap()));
-        let next = |reservation| next(&forged, &standing, Some(reservation), at(MADE));
-        assert_eq!(next(Reservation::Lost), Some(Wish::Reallocate));
+        let validity = Validity::Tenant(Arc::new(forged.tenant(&[]).unwrap()));
+        let next = |reservation| next(&forged, &validity, Some(reservation), at(MADE));
+        assert_eq!(next(Reservation::Lost), Some(Step::Reallocate));
         assert_eq!(
             next(Reservation::Free),
             None,
@@ -420,7 +420,7 @@ fn a_generation_that_no_tenant_came_to_is_not_read() {
         assert_eq!(view.kept(), None, "{generation}");
         let vpn = view.tenant(&[]).unwrap().vpn;
         assert_eq!((vpn.generation, vpn.allocation), (GENERATION, None));
-        assert_eq!(wish(&view), Some(Wish::DropKeys));
+        assert_eq!(step(&view), Some(Step::DropKeys));
     }
     kept.generation = far - 1;
     view.keys = Some(keys_secret(&testing::stored(&view.resource, &kept, 9)));

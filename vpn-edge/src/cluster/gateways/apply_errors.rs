@@ -13,13 +13,13 @@ use super::KubeGateways;
 use super::objects::{self, annotation};
 
 /// By namespace, the tenant and the API server's message.
-pub type Late = BTreeMap<String, (Uuid, String)>;
+pub type ApplyErrors = BTreeMap<String, (Uuid, String)>;
 
 /// The kind of an object that could not be applied, and why.
 pub type NotApplied = (Cow<'static, str>, Error);
 
 /// As an error, with the API server's message if it refused.
-pub fn told((kind, error): NotApplied) -> anyhow::Error {
+pub fn describe((kind, error): NotApplied) -> anyhow::Error {
     match error {
         Error::Api(status) if !status.message.is_empty() => {
             anyhow!("the cluster refuses its {kind}: {}", status.message)
@@ -31,28 +31,28 @@ pub fn told((kind, error): NotApplied) -> anyhow::Error {
 impl KubeGateways {
     /// Records the outcome of updating a gateway.
     pub(super) fn note(&self, namespace: &str, tenant: Uuid, outcome: &Result<()>) {
-        let mut late = self.late.lock().expect("no panic under this lock");
+        let mut errors = self.errors.lock().expect("no panic under this lock");
         let changed = match outcome {
-            Ok(()) => late.remove(namespace).is_some(),
+            Ok(()) => errors.remove(namespace).is_some(),
             Err(error) => {
                 let words = format!("cannot update the gateway: {error:#}");
                 let noted = (tenant, words);
-                late.insert(namespace.to_owned(), noted.clone()) != Some(noted)
+                errors.insert(namespace.to_owned(), noted.clone()) != Some(noted)
             }
         };
-        drop(late);
+        drop(errors);
         if changed {
             self.changed();
         }
     }
 
     /// The gateways that are not up to date, and why.
-    pub(super) fn late(&self) -> BTreeMap<Uuid, String> {
-        let mut late = self.late.lock().expect("no panic under this lock");
-        if late.is_empty() {
+    pub(super) fn apply_errors(&self) -> BTreeMap<Uuid, String> {
+        let mut errors = self.errors.lock().expect("no panic under this lock");
+        if errors.is_empty() {
             return BTreeMap::new();
         }
-        late.retain(|namespace, _| {
+        errors.retain(|namespace, _| {
             let placed = self.placed_in(namespace);
             placed.is_some_and(|(place, shape, deployment)| {
                 let wanted = objects::deployment(&place, &shape, &self.settings);
@@ -60,6 +60,6 @@ impl KubeGateways {
                 applied(&wanted) != applied(&deployment)
             })
         });
-        late.values().cloned().collect()
+        errors.values().cloned().collect()
     }
 }

@@ -10,7 +10,7 @@ use crate::gateways::Gateway;
 /// Problems by tenant, for tenants that have keys and have not failed. `attempted`
 /// returns why the last attempt at a gateway of a generation failed; `late` has the
 /// gateways that run with an outdated spec.
-pub fn troubles<'a>(
+pub fn problems<'a>(
     tenants: impl IntoIterator<Item = &'a Tenant>,
     gateways: &[Gateway],
     attempted: impl Fn(Uuid) -> Option<(u64, String)>,
@@ -95,7 +95,7 @@ mod tests {
             found.map(|(_, generation, words)| (generation, words.to_owned()))
         };
         let late = [two, three].map(|tenant| (tenant.id, "late".to_owned()));
-        let told = troubles(&tenants, &gateways, attempted, late.into());
+        let told = problems(&tenants, &gateways, attempted, late.into());
         let expected = [(one, "failed"), (two, "attempted"), (three, "late")];
         let expected = expected.map(|(tenant, words)| (tenant.id, words.to_owned()));
         assert_eq!(told, expected.into());
@@ -107,7 +107,7 @@ mod tests {
         let mut off = tenant(2, State::Disabled);
         off.vpn.allocation = None;
         let attempted = |_| Some((1, "attempted".to_owned()));
-        let told = troubles([&failed, &off], &[], attempted, BTreeMap::new());
+        let told = problems([&failed, &off], &[], attempted, BTreeMap::new());
         assert!(told.is_empty(), "{told:?}");
     }
 }
