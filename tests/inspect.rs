@@ -148,7 +148,7 @@ fn a_packet_of_a_live_session_is_traced_to_its_gateway() -> Result<()> {
     let stages = traced["stages"].as_array().context("stages")?;
     ensure!(stages.len() == 1, "{traced:#}");
     let stage = &stages[0];
-    ensure!(stage["rung"] == "xdp", "{stage:#}");
+    ensure!(stage["hook"] == "xdp", "{stage:#}");
     ensure!(
         asked(stage)[..3] == ["allocation", "edge", "session"],
         "{stage:#}"
@@ -433,7 +433,7 @@ fn what_cannot_be_traced_is_refused_with_what_to_do() -> Result<()> {
 }
 
 #[test]
-fn a_port_on_the_tc_rung_is_traced_through_both_programs() -> Result<()> {
+fn a_port_on_the_tc_hook_is_traced_through_both_programs() -> Result<()> {
     let (mut edge, _client, tenant, _topology) = connected(Uplink::Veth)?;
     let index = live_session(&edge, tenant.port)?.to_string();
     // The daemon would put it right.
@@ -453,7 +453,7 @@ fn a_port_on_the_tc_rung_is_traced_through_both_programs() -> Result<()> {
     let stages = traced["stages"].as_array().context("stages")?;
     let seen: Vec<_> = stages
         .iter()
-        .map(|stage| (&stage["rung"], &stage["kernel"]["answer"]))
+        .map(|stage| (&stage["hook"], &stage["kernel"]["answer"]))
         .collect();
     ensure!(
         seen == [
@@ -472,7 +472,7 @@ fn an_uplink_without_xdp_is_traced_through_tc_alone() -> Result<()> {
     let index = live_session(&edge, tenant.port)?.to_string();
     let traced = fields(&edge, tenant.port, &["--index", &index])?;
     let stages = traced["stages"].as_array().context("stages")?;
-    ensure!(stages.len() == 1 && stages[0]["rung"] == "tc", "{traced:#}");
+    ensure!(stages.len() == 1 && stages[0]["hook"] == "tc", "{traced:#}");
     ensure!(stages[0]["kernel"]["answer"] == "redirect", "{traced:#}");
     ensure!(traced["agrees"] == true, "{traced:#}");
     for (length, runs) in [(33, false), (34, true), (3520, true), (3521, false)] {

@@ -16,7 +16,7 @@ fn wireguard_takes_nothing_that_was_routed_past_the_edge() -> Result<()> {
 }
 
 #[test]
-fn wireguard_takes_nothing_that_was_routed_past_the_edge_on_the_tc_rung() -> Result<()> {
+fn wireguard_takes_nothing_that_was_routed_past_the_edge_on_the_tc_hook() -> Result<()> {
     around(Uplink::Bridge)
 }
 

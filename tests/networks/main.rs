@@ -2,11 +2,11 @@
 //! while the edge runs.
 
 mod changes;
+mod hooks;
 mod jumbo;
 mod outer_ipv6;
 mod path_mtu;
 mod raw6;
-mod rungs;
 mod scene;
 mod takeover;
 mod uplinks;

@@ -21,7 +21,7 @@ use crate::node::{
 pub enum Way {
     /// A reply of a gateway here: for that gateway.
     Gateway,
-    /// The same, of a gateway on the tc rung.
+    /// The same, of a gateway on the tc hook.
     TcGateway,
     /// A reply of a gateway on another node: for that node.
     Node,

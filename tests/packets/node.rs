@@ -18,7 +18,7 @@ use vpn_edge_ebpf::mac1;
 
 pub const PORT: u16 = 31_001;
 pub const CLOSED_PORT: u16 = 31_002;
-/// The same gateway's, on the tc rung.
+/// The same gateway's, on the tc hook.
 pub const TC_PORT: u16 = 31_003;
 pub const OTHER_PORT: u16 = 31_004;
 /// Its gateway has no IPv6 address.

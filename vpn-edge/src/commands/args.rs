@@ -312,12 +312,12 @@ mod tests {
             (
                 "--dns fd00::53",
                 None,
-                "--dns is fd00::53, but tunnels carry no IPv6: add --tunnel-ipv6",
+                "--dns is fd00::53, but tunnels are IPv4 only: add --tunnel-ipv6",
             ),
             (
                 "--allowed-ips 10.0.0.0/8,fd00::/64",
                 None,
-                "--allowed-ips has fd00::/64, but tunnels carry no IPv6",
+                "--allowed-ips has fd00::/64, but tunnels are IPv4 only",
             ),
         ] {
             let said = tunnels(line, link).unwrap_err();
