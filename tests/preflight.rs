@@ -74,7 +74,7 @@ impl World {
     }
 
     /// The same, and it is gone after the command of the remedy.
-    fn mends(&self, arguments: &str, check: &str, severity: &str, words: &[&str]) -> Result<()> {
+    fn repairs(&self, arguments: &str, check: &str, severity: &str, words: &[&str]) -> Result<()> {
         self.clean_after(arguments, &self.finds(arguments, check, severity, words)?)
     }
 
@@ -133,10 +133,10 @@ fn a_node_that_lacks_nothing_is_left_alone() -> Result<()> {
 fn forwarding_that_is_off_is_switched_on() -> Result<()> {
     let world = World::new()?;
     world.edge.sh("sysctl -w net.ipv4.ip_forward=0")?;
-    world.mends(BOTH, "forwarding", "error", &["net.ipv4.ip_forward is 0"])?;
+    world.repairs(BOTH, "forwarding", "error", &["net.ipv4.ip_forward is 0"])?;
     world.edge.sh("sysctl -w net.ipv4.conf.eth1.forwarding=0")?;
     world.clean(ONE)?;
-    world.mends(
+    world.repairs(
         BOTH,
         "forwarding",
         "error",
@@ -148,7 +148,7 @@ fn forwarding_that_is_off_is_switched_on() -> Result<()> {
          ip link set dev eth1.7 up
          sysctl -w net.ipv4.conf.eth1/7.forwarding=0")?;
     let uplinks = "--uplink eth0 --uplink eth1.7";
-    world.mends(uplinks, "forwarding", "error", &["net.ipv4.conf.eth1/7"])
+    world.repairs(uplinks, "forwarding", "error", &["net.ipv4.conf.eth1/7"])
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn ipv6_forwards_and_goes_on_to_heed_routers() -> Result<()> {
     let words = ["net.ipv6.conf.eth0.forwarding is 0"];
     let node = "--uplink eth0 --node 2001:db8:1::1";
     world.finds(node, "forwarding", "error", &words)?;
-    world.mends(ONE, "forwarding", "warning", &words)?;
+    world.repairs(ONE, "forwarding", "warning", &words)?;
     let ra = world.edge.sh("sysctl -n net.ipv6.conf.eth0.accept_ra")?;
     ensure!(ra == "2", "{ra}");
     Ok(())
@@ -183,10 +183,10 @@ fn strict_filters_matter_where_ways_differ() -> Result<()> {
         .edge
         .sh("sysctl -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=2")?;
     world.clean(ONE)?;
-    world.mends(BOTH, "rp_filter", "warning", &["1 for all, 0 of its own"])?;
+    world.repairs(BOTH, "rp_filter", "warning", &["1 for all, 0 of its own"])?;
     world.edge.sh("sysctl -w net.ipv4.conf.eth1.rp_filter=1")?;
     // The default route leaves by eth0.
-    world.mends(
+    world.repairs(
         "--uplink eth1",
         "rp_filter",
         "warning",
@@ -207,7 +207,7 @@ fn uplinks_are_there_up_connected_and_have_addresses() -> Result<()> {
 
     world.edge.sh("ip link set dev eth1 down")?;
     world.finds(BOTH, "uplink_down", "warning", &["eth1 is down"])?;
-    world.mends("--uplink eth1", "uplink_down", "error", &["eth1 is down"])?;
+    world.repairs("--uplink eth1", "uplink_down", "error", &["eth1 is down"])?;
 
     world.other.sh("ip link set dev far1 down")?;
     world.finds(BOTH, "uplink_carrier", "warning", &["eth1"])?;
@@ -219,7 +219,7 @@ fn uplinks_are_there_up_connected_and_have_addresses() -> Result<()> {
     world.finds("--uplink eth1", "address", "error", &["eth1"])?;
     world.finds(BOTH, "address", "warning", &["eth1"])?;
     world.clean("--uplink eth1 --address 198.51.100.2")?;
-    world.mends(
+    world.repairs(
         "--uplink eth1 --address 192.0.2.77",
         "address",
         "warning",
@@ -231,9 +231,9 @@ fn uplinks_are_there_up_connected_and_have_addresses() -> Result<()> {
 fn what_fits_in_fits_out() -> Result<()> {
     let world = World::new()?;
     world.edge.sh("ip link set dev eth0 mtu 1300")?;
-    world.mends(ONE, "mtu", "warning", &["1300", "1360"])?;
+    world.repairs(ONE, "mtu", "warning", &["1300", "1360"])?;
     world.edge.sh("ip link set dev eth1 mtu 2000")?;
-    world.mends(
+    world.repairs(
         BOTH,
         "mtu",
         "warning",
@@ -277,7 +277,7 @@ fn a_program_of_somebody_else_is_named() -> Result<()> {
         world.edge.sh(&format!(
             "ip link set dev eth0 {mode} pinned /sys/fs/bpf/theirs"
         ))?;
-        world.mends(ONE, "xdp_occupied", "error", &["`empty`", mode])?;
+        world.repairs(ONE, "xdp_occupied", "error", &["`empty`", mode])?;
     }
     Ok(())
 }
@@ -348,11 +348,11 @@ fn ports_between_nodes_are_nobody_elses() -> Result<()> {
         .edge
         .sh("sysctl -w net.ipv4.ip_local_port_range='32768 61050'")?;
     let words = ["61000-61050", "net.ipv4.ip_local_port_range", "32768-61050"];
-    world.mends(ONE, "hop_ports_local", "error", &words)?;
+    world.repairs(ONE, "hop_ports_local", "error", &words)?;
     ensure!(world.edge.sh(reserved)? == "8080,61000-61127");
 
     let pool = "--uplink eth0 --ports 32000-33000";
-    world.mends(pool, "pool_local", "warning", &["32768-33000"])?;
+    world.repairs(pool, "pool_local", "warning", &["32768-33000"])?;
     ensure!(world.edge.sh(reserved)? == "8080,32000-33000,61000-61127");
 
     let both = "--uplink eth0 --hop-ports 30000-30127 --ports 30100-32767";
@@ -462,9 +462,9 @@ fn clients_are_answered_by_a_default_route() -> Result<()> {
 fn the_machine_has_what_the_programs_need() -> Result<()> {
     let world = World::new()?;
     world.edge.sh("umount /sys/fs/bpf")?;
-    world.mends(ONE, "bpffs", "error", &["mount -t bpf bpf /sys/fs/bpf"])?;
+    world.repairs(ONE, "bpffs", "error", &["mount -t bpf bpf /sys/fs/bpf"])?;
     let own = format!("{ONE} --bpffs {}/own", world.edge.folder.display());
-    world.mends(&own, "bpffs", "error", &["mkdir -p"])?;
+    world.repairs(&own, "bpffs", "error", &["mkdir -p"])?;
     world
         .edge
         .sh(&format!("umount {}/own", world.edge.folder.display()))?;

@@ -153,7 +153,7 @@ impl Scene {
     }
 
     /// Changes how the tenant wants its gateway run.
-    fn wish(&self, gateway: &Value) -> Result<()> {
+    fn set_pod(&self, gateway: &Value) -> Result<()> {
         let tenants: Api<VpnTenant> = self.api();
         let patch = Patch::Merge(json!({ "spec": { "gateway": gateway } }));
         let params = PatchParams::default();
@@ -240,7 +240,7 @@ fn a_gateway_serves_changes_its_keys_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_tenants_wish_is_followed_without_new_keys() -> Result<()> {
+fn a_change_of_the_pod_is_followed_without_new_keys() -> Result<()> {
     let scene = Scene::new()?;
     let spec = spec(1, &["10.97.1.0/24"])?;
     scene.ensure(&spec)?;
@@ -248,7 +248,7 @@ fn a_tenants_wish_is_followed_without_new_keys() -> Result<()> {
     scene.keep_up();
     let before = scene.pods()?;
     let toleration = json!({ "key": "edge", "operator": "Exists" });
-    scene.wish(&json!({ "tolerations": [toleration] }))?;
+    scene.set_pod(&json!({ "tolerations": [toleration] }))?;
     scene
         .cluster
         .eventually("a pod with the toleration", async || {
@@ -269,12 +269,12 @@ fn a_tenants_wish_is_followed_without_new_keys() -> Result<()> {
     laptop.await_reach(SERVER)?;
 
     // What no node has is told in the scheduler's words.
-    scene.wish(&json!({ "nodeSelector": { "disk": "fast" } }))?;
+    scene.set_pod(&json!({ "nodeSelector": { "disk": "fast" } }))?;
     scene.await_state("a gateway without a node", |gateway| {
         matches!(&gateway.state, GatewayState::Failed(reason)
             if reason.starts_with("its pod cannot be scheduled: 0/1 nodes are available"))
     })?;
-    scene.wish(&json!({ "nodeSelector": null }))?;
+    scene.set_pod(&json!({ "nodeSelector": null }))?;
     scene.await_ready(&spec)?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The registry over a real API server.
 
+mod blockers;
 mod crashes;
 mod edit;
-mod hindrances;
 mod lifecycle;
 mod ports;
 mod refusals;

@@ -147,7 +147,7 @@ fn no_flood_reaches_a_gateway_or_disturbs_who_works() -> Result<()> {
 }
 
 #[test]
-fn no_flood_reaches_a_gateway_on_the_tc_rung_either() -> Result<()> {
+fn no_flood_reaches_a_gateway_on_the_tc_hook_either() -> Result<()> {
     flooded(Uplink::Bridge, &[SPOOFED])
 }
 

@@ -85,7 +85,7 @@ fn a_session_survives_an_edge_whose_health_flaps() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_crashes_or_is_replaced_is_not_noticed() -> Result<()> {
+fn an_agent_that_crashes_or_is_replaced_goes_unseen() -> Result<()> {
     let mut running = Running::new(&[])?;
     let edge = running.edge()?;
     running.region().balancer.pin(&[BOTH[edge]])?;

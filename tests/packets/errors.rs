@@ -239,7 +239,7 @@ fn the_ports_and_whatever_else_may_be_quoted() {
 }
 
 #[test]
-fn a_wrong_checksum_is_not_mended() {
+fn a_wrong_checksum_is_not_corrected() {
     for mut scene in scenes() {
         for way in Way::ALL {
             let error = scene.error(way);

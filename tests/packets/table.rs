@@ -394,7 +394,7 @@ fn tc_ingress_treats_every_ipv6_packet_as_the_table_says() {
 }
 
 #[test]
-fn a_port_on_the_tc_rung_passes_xdp_uncounted_and_is_steered_by_tc() {
+fn a_port_on_the_tc_hook_passes_xdp_uncounted_and_is_steered_by_tc() {
     for version in VERSIONS {
         let mut node = Node::new();
         let packet = Packet::over(version, TC_PORT, message::data(INDEX, 128));

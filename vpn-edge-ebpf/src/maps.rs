@@ -59,7 +59,7 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
-static JOURNEY: PerCpuArray<Forwarding> = PerCpuArray::with_max_entries(1, 0);
+static FORWARDING: PerCpuArray<Forwarding> = PerCpuArray::with_max_entries(1, 0);
 
 /// As [`SCRATCH`].
 #[map]
@@ -67,7 +67,7 @@ static WAYS: PerCpuArray<RouteCacheEntry> = PerCpuArray::with_max_entries(KNOWN,
 
 /// As [`SCRATCH`].
 #[map]
-static ERRAND: PerCpuArray<IcmpForward> = PerCpuArray::with_max_entries(1, 0);
+static ICMP_FORWARD: PerCpuArray<IcmpForward> = PerCpuArray::with_max_entries(1, 0);
 
 /// The maps and the clock, as a decision asks for them.
 pub struct Kernel;
@@ -123,7 +123,7 @@ impl MapAccess<'static> for Kernel {
 
     #[inline(always)]
     fn forwarding(&self) -> Option<&'static mut Forwarding> {
-        let forwarding = JOURNEY.get_ptr_mut(0)?;
+        let forwarding = FORWARDING.get_ptr_mut(0)?;
         // SAFETY: as above.
         Some(unsafe { &mut *forwarding })
     }
@@ -172,7 +172,7 @@ pub fn set_clock() {
 /// Room for an ICMP error: this CPU's own.
 #[inline(always)]
 pub fn forward() -> Option<&'static mut IcmpForward> {
-    let forward = ERRAND.get_ptr_mut(0)?;
+    let forward = ICMP_FORWARD.get_ptr_mut(0)?;
     // SAFETY: as for the scratch.
     Some(unsafe { &mut *forward })
 }

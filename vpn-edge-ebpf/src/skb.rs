@@ -142,7 +142,7 @@ pub fn store<const N: usize>(ctx: &TcContext, at: usize, words: &[u32; N]) -> Op
     (done == 0).then_some(())
 }
 
-/// Sends a packet without tags on its journey.
+/// Forwards a packet without tags.
 #[inline(always)]
 pub fn ends(ctx: &TcContext, forwarding: &Forwarding) -> Option<()> {
     let version = if forwarding.is_v6 {

@@ -59,6 +59,32 @@ const RULES: &[Rule] = &[
 
 const LONGEST_FILE: usize = 700;
 
+/// Words that the glossary has another one for, in names and in texts.
+const WORDS: &[(&str, &str)] = &[
+    ("errand", "task"),
+    ("glance", "summary"),
+    ("hinder", "block"),
+    ("hindered", "blocked"),
+    ("hindrance", "blocker"),
+    ("journey", "path"),
+    ("mend", "repair"),
+    ("mended", "repaired"),
+    ("mends", "repairs"),
+    ("noticed", "observed"),
+    ("patience", "timeout"),
+    ("rung", "hook"),
+    ("shelf", "cache"),
+    ("teller", "recorder"),
+    ("troubles", "problems"),
+    ("upkeep", "sync"),
+    ("wish", "spec"),
+    ("wished", "requested"),
+    ("wishes", "spec"),
+];
+
+/// What earlier versions wrote, which is still read.
+const OLD_NAMES: &[&str] = &["\"Hindered\"", "`Hindered`", "\"vpn-edge.dev/wish\""];
+
 pub fn check(root: &Path) -> Result<()> {
     let mut sources = Vec::new();
     for file in files(root, ".rs")? {
@@ -71,6 +97,15 @@ pub fn check(root: &Path) -> Result<()> {
         .flat_map(|(file, text)| complaints(file, text));
     let mut found: Vec<String> = words.collect();
     found.extend(modules::complaints(&sources));
+    let mut pages = Vec::new();
+    for file in files(root, ".md")? {
+        let text = fs::read_to_string(root.join(&file))
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        pages.push((file, text));
+    }
+    for (file, text) in sources.iter().chain(&pages) {
+        found.extend(other_words(file, text));
+    }
     found.extend(links::complaints(root, &files(root, ".md")?)?);
     if !found.is_empty() {
         bail!("\n{}", found.join("\n"));
@@ -99,6 +134,47 @@ fn complaints(file: &Path, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Uses of [`WORDS`].
+fn other_words(file: &Path, text: &str) -> Vec<String> {
+    if file == Path::new("xtask/src/tidy.rs") {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let mut line = line.to_owned();
+        for name in OLD_NAMES {
+            line = line.replace(name, "");
+        }
+        for word in words_of(&line) {
+            if let Some((_, plain)) = WORDS.iter().find(|(refused, _)| *refused == word) {
+                let (file, number) = (file.display(), number + 1);
+                found.push(format!(
+                    "{file}:{number}: '{word}': write '{plain}' or the like"
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// The words of a line, those that names are made of included, in lower case.
+fn words_of(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for letter in line.chars() {
+        let begins = letter.is_ascii_uppercase() && before.is_ascii_lowercase();
+        if begins || !letter.is_ascii_alphabetic() {
+            words.push(String::new());
+        }
+        if letter.is_ascii_alphabetic() {
+            let word = words.last_mut().expect("there is one at first");
+            word.push(letter.to_ascii_lowercase());
+        }
+        before = letter;
+    }
+    words
 }
 
 /// Every file whose name ends so, by its path below the root.
@@ -168,5 +244,16 @@ mod tests {
     fn a_file_stays_within_the_longest_length() {
         assert!(check("a.rs", &"\n".repeat(LONGEST_FILE)).is_empty());
         assert_eq!(check("a.rs", &"\n".repeat(LONGEST_FILE + 1)).len(), 1);
+    }
+
+    #[test]
+    fn words_are_found_in_names_and_in_texts() {
+        let uses = |line: &str| other_words(Path::new("a.rs"), line).len();
+        assert_eq!(
+            uses("let mended = Hindrance::of(JOURNEY, follow_wishes);"),
+            4
+        );
+        assert_eq!(uses("// recommended, amended and Troubleshooting"), 0);
+        assert_eq!(uses(r#"const BEFORE: &str = "Hindered";"#), 0);
     }
 }

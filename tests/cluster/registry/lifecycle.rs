@@ -219,7 +219,7 @@ fn a_tenant_lives_by_yaml_alone() -> Result<()> {
 }
 
 #[test]
-fn what_is_seen_of_a_gateway_is_nobodys_wish() -> Result<()> {
+fn what_is_seen_of_a_gateway_changes_no_spec() -> Result<()> {
     let scene = Scene::new()?;
     scene.namespace("t-1")?;
     let registry = scene.registry("vpn.example.com=30000-30009")?;
@@ -328,7 +328,7 @@ fn what_the_api_has_done_no_follower_does_again() -> Result<()> {
     scene.apply(&yaml(1, "t-1", "enabled: true"))?;
     scene.status("t-1", |status| status.phase == Some(State::Enabling))?;
     let start = run.run(serve(&registry, id))?.vpn.generation;
-    // Each time the follower sees the spec change, as it does for anybody's wish.
+    // Each time the follower sees the spec change, as it does for anybody's change.
     for turn in 1..=20 {
         let after = run.run(regenerate_for(&registry, id, Some(own_key())))?;
         ensure!(after.vpn.generation == start + turn, "{after:?}");

@@ -154,8 +154,8 @@ fn who_is_refused_or_broken_by_itself_holds_back_nobody() -> Result<()> {
         unreachable!("there are four");
     };
     forbid(&scene, frozen)?;
-    let wish = r#"{"spec":{"gateway":{"nodeSelector":{"disk":"fast"}}}}"#;
-    let patch = ["patch", "vpntenant", "vpn", "--type=merge", "-p", wish];
+    let change = r#"{"spec":{"gateway":{"nodeSelector":{"disk":"fast"}}}}"#;
+    let patch = ["patch", "vpntenant", "vpn", "--type=merge", "-p", change];
     let patch = [&patch[..], &["-n", &homeless.namespace]].concat();
     scene.cluster.kubectl_said(&patch)?;
     scene.await_state(homeless, |state| {

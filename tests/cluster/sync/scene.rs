@@ -36,12 +36,12 @@ pub struct Scene {
 
 struct Leader {
     gateways: Arc<KubeGateways>,
-    upkeep: JoinHandle<()>,
+    sync: JoinHandle<()>,
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.upkeep.abort();
+        self.sync.abort();
     }
 }
 
@@ -99,13 +99,13 @@ impl Scene {
         let settings = Settings::new(image.into());
         let client = self.cluster.client();
         let gateways = Arc::new(self.cluster.run(KubeGateways::start(client, settings))?);
-        let upkeep = {
+        let sync = {
             let gateways = Arc::clone(&gateways);
             let run = async move { gateways.keep_up().await };
             let spawn = async { anyhow::Ok(tokio::spawn(run)) };
             self.cluster.run(spawn)?
         };
-        self.leader = Some(Leader { gateways, upkeep });
+        self.leader = Some(Leader { gateways, sync });
         Ok(())
     }
 

@@ -52,13 +52,13 @@ impl Scene {
         Ok(())
     }
 
-    fn wish(&self, gateway: &Value) -> Result<()> {
+    fn set_pod(&self, gateway: &Value) -> Result<()> {
         self.patch(&ACME, &json!({ "gateway": gateway }))
     }
 }
 
 #[test]
-fn what_is_refused_of_a_gateway_is_told_until_it_is_mended() -> Result<()> {
+fn what_is_refused_of_a_gateway_is_reported_until_it_is_corrected() -> Result<()> {
     let scene = Scene::new()?;
     // A gateway that no API server takes, from the start.
     let greedy = yaml(&ACME, true)
@@ -79,20 +79,20 @@ fn what_is_refused_of_a_gateway_is_told_until_it_is_mended() -> Result<()> {
         "{listed}"
     );
     scene.one_event("GatewayDegraded", words)?;
-    scene.wish(&json!({ "resources": null }))?;
+    scene.set_pod(&json!({ "resources": null }))?;
     scene.await_phase(&ACME, "enabled", 0)?;
     scene.await_condition("Ready", "True", "Serving", "")?;
     let client = scene.connect(&scene.region.client_a, &ACME)?;
 
     // One that serves goes on as it was.
     let nonsense = json!({ "tolerations": [{ "key": "k", "operator": "Exists", "value": "v" }] });
-    scene.wish(&nonsense)?;
+    scene.set_pod(&nonsense)?;
     let words = "value must be empty when `operator` is 'Exists'";
     scene.await_condition("Ready", "False", "GatewayDegraded", words)?;
     scene.await_condition("GatewayReady", "True", "Serving", "")?;
     scene.one_event("GatewayDegraded", words)?;
     ensure!(client.reaches(A.server));
-    scene.wish(&json!({ "tolerations": [] }))?;
+    scene.set_pod(&json!({ "tolerations": [] }))?;
     scene.await_condition("Ready", "True", "Serving", "")?;
 
     // So does one whose tunnel cannot lead where it is to lead.

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_replaced_or_written_is_noticed() {
+    async fn a_file_that_is_replaced_or_written_is_seen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("allocations.json");
         fs::write(&path, file(&[])).unwrap();

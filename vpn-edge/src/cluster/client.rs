@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, Config};
 
 /// Seconds after which a watch ends and is started again, so that a connection that
-/// died silently is noticed by then.
+/// died silently is detected by then.
 pub const WATCH: u32 = 60;
 
 /// Timeout for connecting to the API server.

@@ -200,7 +200,7 @@ struct Followed {
 impl NodeArgs {
     /// Begins to follow the file or the cluster, and waits this long for the first
     /// of it.
-    async fn follow(&mut self, patience: Duration) -> Result<Followed> {
+    async fn follow(&mut self, timeout: Duration) -> Result<Followed> {
         match (&self.node, &self.allocations) {
             (Some(node), _) => {
                 if self.edge.uplinks.is_empty() {
@@ -209,7 +209,7 @@ impl NodeArgs {
                 let client = cluster::client().await?;
                 let source = Kube::start(client.clone(), node)?;
                 Ok(Followed {
-                    nodes: first_nodes(source.as_ref(), patience).await,
+                    nodes: first_nodes(source.as_ref(), timeout).await,
                     source,
                     cluster: Some(client),
                 })
@@ -234,9 +234,9 @@ fn ports(text: &str) -> Result<PortRange, PortRangeError> {
 }
 
 /// The nodes of the first state, if it arrives soon.
-async fn first_nodes(source: &dyn Source, patience: Duration) -> Result<BTreeSet<IpAddr>> {
+async fn first_nodes(source: &dyn Source, timeout: Duration) -> Result<BTreeSet<IpAddr>> {
     let mut changes = source.changes();
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         match source.desired().await {
             Ok(world) => return Ok(world.nodes()),

@@ -540,12 +540,12 @@ fn processes(config: &Path) -> io::Result<Vec<i32>> {
 /// Terminates the process: SIGTERM, then SIGKILL.
 async fn end(pid: i32) -> Result<()> {
     let pid = Pid::from_raw(pid);
-    for (signal, patience) in [(Signal::SIGTERM, TIMEOUT / 2), (Signal::SIGKILL, TIMEOUT)] {
+    for (signal, limit) in [(Signal::SIGTERM, TIMEOUT / 2), (Signal::SIGKILL, TIMEOUT)] {
         if kill(pid, signal).is_err() {
             return Ok(());
         }
         let started = std::time::Instant::now();
-        while started.elapsed() < patience {
+        while started.elapsed() < limit {
             if gone(pid) {
                 return Ok(());
             }

@@ -333,7 +333,7 @@ async fn an_action_goes_on_to_its_end_when_the_client_hangs_up() {
     begins.wait_for(|begins| *begins == 2).await.unwrap();
     hung_up.abort();
     assert!(hung_up.await.unwrap_err().is_cancelled());
-    // The server has noticed by the time it answers others on new connections.
+    // The server has seen it by the time it answers others on new connections.
     let other = reqwest::Client::new().get(format!("{}{tenant}", server.url));
     assert_eq!(answer(other.bearer_auth(server.acme.as_str())).await.0, 200);
     server.audit.held.send_replace(false);

@@ -251,7 +251,7 @@ async fn codes_of_those_who_hang_up_are_counted_as_well() {
             _ = request.send() => panic!("the issuer has not answered yet"),
             () = until(|| issuer.codes() == number) => {}
         }
-        // The server has noticed, and has hung up on the issuer.
+        // The server has hung up by then on the issuer.
         until(|| issuer.said.busy.load(Ordering::SeqCst) == 0).await;
         drop(gate);
     }

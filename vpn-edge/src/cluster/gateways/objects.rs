@@ -40,7 +40,7 @@ pub mod annotation {
     pub const FIXED: &str = "vpn-edge.dev/fixed";
     pub const LIVE: &str = "vpn-edge.dev/live";
     /// Digest of the values that the Deployment was made from.
-    pub const WISH: &str = "vpn-edge.dev/wish";
+    pub const POD_SPEC: &str = "vpn-edge.dev/wish";
     /// Digest of the Deployment as it was applied.
     pub const APPLIED: &str = "vpn-edge.dev/applied";
     /// When a rollout replaced a gateway that served; removed once the gateway is
@@ -202,7 +202,7 @@ pub fn deployment(place: &GatewayTarget, shape: &PublicSpec, settings: &Settings
     let mut metadata = shape.metadata(place);
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.extend(reach(shape));
-    annotations.insert(annotation::WISH.into(), digest(&place.pod));
+    annotations.insert(annotation::POD_SPEC.into(), digest(&place.pod));
     let mut deployment = Deployment {
         metadata,
         spec: Some(DeploymentSpec {

@@ -30,8 +30,8 @@ const DEVICES: &str = "/dev/net";
 const GRACE: i64 = 5;
 
 pub(super) fn spec(place: &GatewayTarget, generation: u64, settings: &Settings) -> PodSpec {
-    let wish = &place.pod;
-    let resources = wish.resources.as_ref().unwrap_or(&settings.resources);
+    let pod = &place.pod;
+    let resources = pod.resources.as_ref().unwrap_or(&settings.resources);
     let generation = generation.to_string();
     let container = |name: &str, more: &[&str], security: SecurityContext| Container {
         name: name.into(),
@@ -93,9 +93,9 @@ pub(super) fn spec(place: &GatewayTarget, generation: u64, settings: &Settings) 
             ..PodSecurityContext::default()
         }),
         image_pull_secrets: settings.pull_secrets(),
-        node_selector: (!wish.node_selector.is_empty())
-            .then(|| wish.node_selector.clone().into_iter().collect()),
-        tolerations: (!wish.tolerations.is_empty()).then(|| wish.tolerations.clone()),
+        node_selector: (!pod.node_selector.is_empty())
+            .then(|| pod.node_selector.clone().into_iter().collect()),
+        tolerations: (!pod.tolerations.is_empty()).then(|| wish.tolerations.clone()),
         termination_grace_period_seconds: Some(GRACE),
         ..PodSpec::default()
     }

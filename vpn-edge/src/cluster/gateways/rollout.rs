@@ -39,7 +39,7 @@ impl RolloutState {
     #[must_use]
     pub fn of(live: &Deployment, wanted: &Deployment) -> Self {
         let differs = |key| live.annotations().get(key) != wanted.annotations().get(key);
-        if differs(annotation::WISH) {
+        if differs(annotation::POD_SPEC) {
             return Self::SpecChanged;
         }
         let is_away = is_marked(live) && !is_done(live);
@@ -186,7 +186,7 @@ mod tests {
             (&[NO, YES, NO, YES], &[], &[0, 2, 1]),
             (&[NO, Unavailable, YES], &[], &[]),
             (&[NO, NO], &[1], &[0]),
-            // Tenants' own wishes wait for nothing.
+            // What a tenant sets waits for nothing.
             (&[Unavailable, SpecChanged, YES, SpecChanged], &[], &[1, 3]),
             (&[SpecChanged, YES], &[0], &[1]),
         ] {
@@ -215,7 +215,7 @@ mod tests {
 
     /// A Deployment with such a status, as it was applied.
     fn applied(applied: &str, is_marked: bool, status: &Value) -> Deployment {
-        let mut annotations = json!({ annotation::WISH: "a", annotation::APPLIED: applied });
+        let mut annotations = json!({ annotation::POD_SPEC: "a", annotation::APPLIED: applied });
         if is_marked {
             annotations[annotation::ROLLED] = json!("2026-11-21T00:00:00Z");
         }
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(is(applied("old", true, &done)), YES);
         assert_eq!(is(applied("old", false, &done)), YES);
         assert_eq!(is(applied("old", false, &json!({}))), NO);
-        let other = json!({ annotation::WISH: "b", annotation::APPLIED: "old" });
+        let other = json!({ annotation::POD_SPEC: "b", annotation::APPLIED: "old" });
         assert_eq!(is(deployment(&other, &done)), SpecChanged);
     }
 

@@ -70,9 +70,9 @@ fn patch(view: &TenantObjects, before: &Tenant, after: &Tenant, asked: bool) -> 
         let began =
             after.vpn.generation != before.vpn.generation && before.vpn.state != State::Enabled;
         let enabled = !matches!(after.vpn.state, State::Unavailable | State::Disabled);
-        let wished = began || holds(after) != holds(before);
+        let requested = began || holds(after) != holds(before);
         let mut vpn = Map::new();
-        if wished && enabled != view.resource.spec.vpn.enabled {
+        if requested && enabled != view.resource.spec.vpn.enabled {
             vpn.insert("enabled".to_owned(), json!(enabled));
         }
         if let Some(allocation) = &after.vpn.allocation
@@ -129,9 +129,9 @@ impl Inner {
     ) -> Result<Tenant, UpdateError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let (mut runs, mut refusals) = (0, 0);
-        let mut wished = None;
+        let mut requested = None;
         loop {
-            match self.run(id, &mut change, step, &mut wished).await {
+            match self.run(id, &mut change, step, &mut requested).await {
                 Ok(tenant) => return Ok(tenant),
                 Err(WriteError::Failed(error)) => return Err(error),
                 Err(WriteError::Taken(port)) => {
@@ -157,14 +157,14 @@ impl Inner {
         }
     }
 
-    /// Runs a change once. `wished` is the result that the spec now asks for: the
+    /// Runs a change once. `requested` is the result that the spec now asks for: the
     /// leader may have carried it out first, which is not a refusal.
     async fn run(
         &self,
         id: Uuid,
         change: &mut Change,
         step: Option<Step>,
-        wished: &mut Option<Tenant>,
+        requested: &mut Option<Tenant>,
     ) -> Result<Tenant, WriteError> {
         let asked = step.is_none();
         let found = self.with(|index| {
@@ -188,7 +188,7 @@ impl Inner {
         });
         match change(&mut after, &mut offer) {
             Err(VpnError::BeingEnabled | VpnError::AlreadyEnabled | VpnError::NotEnabled)
-                if wished.as_ref().map(given) == Some(given(&before)) =>
+                if requested.as_ref().map(given) == Some(given(&before)) =>
             {
                 return Ok(before);
             }
@@ -198,10 +198,12 @@ impl Inner {
             return Ok(before);
         }
         // The leader was first, and its gateway may answer already.
-        let was_first = |wished: &Tenant| {
-            given(wished) == given(&before) && before.vpn.generation >= wished.vpn.generation
+        let was_first = |requested: &Tenant| {
+            given(requested) == given(&before) && before.vpn.generation >= requested.vpn.generation
         };
-        if after.vpn.generation != before.vpn.generation && wished.as_ref().is_some_and(was_first) {
+        if after.vpn.generation != before.vpn.generation
+            && requested.as_ref().is_some_and(was_first)
+        {
             return Ok(before);
         }
         if let Some(key) = given(&after)
@@ -226,7 +228,7 @@ impl Inner {
             view.resource = self.patch_tenant(&view.namespace, &patch).await?.into();
             committed = true;
             if asked && patch.get("spec").is_some() {
-                *wished = Some(after.clone());
+                *requested = Some(after.clone());
             }
         }
         match &after.vpn.allocation {

@@ -194,7 +194,7 @@ async fn a_dry_pool_refuses_and_recovers_with_the_port_that_was_freed() {
 }
 
 #[tokio::test]
-async fn only_what_changed_is_stored_and_noticed() {
+async fn only_what_changed_is_stored_and_announced() {
     let (_dir, path) = scratch();
     let registry = open(&path);
     let changes = registry.changes();

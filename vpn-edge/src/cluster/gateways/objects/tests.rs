@@ -194,7 +194,7 @@ fn a_pod_that_is_to_be_replaced_is_told_from_the_tunnel_that_it_was_made_for() {
 }
 
 #[test]
-fn a_tenants_wish_is_in_its_pod() {
+fn what_a_tenant_sets_is_in_its_pod() {
     let mut place = place();
     let tolerations = vec![Toleration {
         key: Some("edge".into()),
@@ -210,7 +210,7 @@ fn a_tenants_wish_is_in_its_pod() {
     place.pod.tolerations.clone_from(&tolerations);
     place.pod.resources = Some(resources.clone());
     let after = made(&spec(), &place);
-    for key in [annotation::WISH, annotation::APPLIED] {
+    for key in [annotation::POD_SPEC, annotation::APPLIED] {
         let of = |made: &Deployment| made.metadata.annotations.clone().unwrap()[key].clone();
         assert_ne!(of(&before), of(&after), "{key}");
     }

@@ -11,14 +11,14 @@ fn refused(words: &str) -> Blocker {
     Blocker::Refused(words.to_owned())
 }
 
-/// A tenant in this state, and hindered so, as it is seen.
+/// A tenant in this state with this blocker, as it is seen.
 fn seen(state: State, blocker: Blocker) -> Seen {
     let view = published(state, &Blocker::None);
     let validity = Validity::Tenant(view.tenant(&[]).unwrap().into());
     Seen::new(&view, &validity, blocker)
 }
 
-/// A resource whose status was written in this state, and hindered so.
+/// A resource whose status was written in this state, with this blocker.
 fn published(state: State, blocker: &Blocker) -> TenantObjects {
     let mut view = view(30_000, GENERATION);
     if state == State::Disabled {
@@ -102,7 +102,7 @@ fn what_came_about_unseen_is_told() {
 }
 
 #[test]
-fn a_hindrance_is_told_once_a_message_until_it_is_over() {
+fn a_blocker_is_an_event_once_a_message_until_it_is_over() {
     use Blocker::{Gateway, Unknown};
     let one = || seen(State::Disabled, refused("one"));
     let nothing = || seen(State::Disabled, Blocker::None);

@@ -202,7 +202,7 @@ fn a_quota_is_told_of_until_there_is_room() -> Result<()> {
 }
 
 #[test]
-fn a_pool_outside_the_clusters_ports_is_told_of_until_it_is_mended() -> Result<()> {
+fn a_pool_outside_the_clusters_ports_is_reported_until_it_is_corrected() -> Result<()> {
     let scene = Scene::new()?;
     scene.namespace("t-1")?;
     scene.apply(&yaml(1, "t-1", "enabled: true"))?;
