@@ -30,10 +30,11 @@ const CASES: [&str; 3] = [
 /// What tells programs apart that another kernel verifies, compiles and helps:
 /// every way of a packet, and what is learnt on it. Each test loads the programs,
 /// which takes a guest some twenty seconds.
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "verifier::",
     "table::xdp_",
     "table::tc_",
+    "log::each_message_is_logged_at_its_level",
     "egress::egress_puts_the_nodes_address_back",
     "egress::initiations_and_responses_of_a_gateway_announce_their_index",
     "onward::a_packet_leaves_for_the_gateways_node",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::client::Client;
+use lab::edge::Edge;
 use lab::names;
 use lab::node::Node;
 use lab::topology::{A, DNS};
@@ -71,7 +72,7 @@ fn another_dns_server_reaches_a_running_gateway_and_ends_no_session() -> Result<
 #[test]
 fn a_tunnel_keeps_its_subnet_when_other_ranges_are_reserved() -> Result<()> {
     let (mut edge, client, tenant, topology) = connected()?;
-    let status = |edge: &lab::edge::Edge| {
+    let status = |edge: &Edge| {
         let status = edge.tenant(&["status", &tenant.id])?;
         anyhow::Ok(["subnet", "client_address"].map(|key| status[key].clone()))
     };
@@ -97,4 +98,40 @@ fn a_tunnel_keeps_its_subnet_when_other_ranges_are_reserved() -> Result<()> {
     let file = edge.configuration(&tenant.id)?;
     let client = Client::up(&topology.client_a, &file)?;
     client.await_reach(A.server)
+}
+
+#[test]
+fn a_restart_switches_the_programs_log_on_and_off() -> Result<()> {
+    let (mut edge, mut client, tenant, topology) = connected()?;
+    let logged = |edge: &Edge| edge.log().matches(" datapath: ").count();
+    let reads = |edge: &Edge| anyhow::Ok(edge.threads()?.iter().any(|name| name == "datapath"));
+    ensure!(logged(&edge) == 0 && !reads(&edge)?, "by default it is off");
+    for (level, logs) in [("debug", true), ("trace", true), ("off", false)] {
+        edge.stop()?;
+        edge.change(&[("--datapath-log", level)]);
+        client.lose_nothing(A.server, 3_000, || edge.restart())?;
+        let before = logged(&edge);
+        // Another handshake.
+        client = Client::up(&topology.client_a, &tenant.configuration)?;
+        client.await_reach(A.server)?;
+        ensure!(reads(&edge)? == logs, "at {level}: {:?}", edge.threads()?);
+        if !logs {
+            ensure!(logged(&edge) == before, "at {level}:\n{}", edge.log());
+            continue;
+        }
+        let announced = format!(
+            "DEBUG datapath: port {}: the gateway announces session ",
+            tenant.port
+        );
+        let start = Instant::now();
+        while edge.log().matches(&announced).count() == 0 || logged(&edge) == before {
+            ensure!(
+                start.elapsed() < Duration::from_secs(10),
+                "nothing logged at {level}:\n{}",
+                edge.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
 }

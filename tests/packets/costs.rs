@@ -2,7 +2,10 @@
 //! maps and calls of other helpers.
 //!
 //! An interpreter counts them, so the numbers are the same wherever the same
-//! programs are. Every packet goes through the kernel's test run as well, which
+//! programs are. With logging off, as by default, a check of its level counts
+//! for what it is in the object, though the kernel removes the comparison: to
+//! count what the kernel keeps would take its verifier, and a check that is
+//! new on some path is to be seen. Every packet goes through the kernel's test run as well, which
 //! has to come to the same verdict, packet and counters.
 
 use std::fs;

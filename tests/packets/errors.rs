@@ -58,7 +58,12 @@ impl Way {
 
 impl Scene {
     pub fn new(version: Version) -> Self {
-        let hairpin = Hairpin::new(Hook::Tc, version);
+        Self::on(Hairpin::new(Hook::Tc, version))
+    }
+
+    /// On a node that runs tc.
+    pub fn on(hairpin: Hairpin) -> Self {
+        let version = hairpin.version;
         let mut scene = Self {
             hairpin,
             hop_port: 0,

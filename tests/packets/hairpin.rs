@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use lab::packet::{CLIENT_PORT, NODE_MAC, Packet, ROUTER_MAC, client, node as node_address};
 use lab::programs::Hook;
-use vpn_edge::datapath::{ClientFlow, Ready, ready_gateway_end};
+use vpn_edge::datapath::{ClientFlow, LogLevel, Ready, ready_gateway_end};
 use vpn_edge_common::{Allocation, Version};
 
 use crate::node::{FAR, FAR_PORT, FAR_SLOT, HOP_PORTS, Node, Verdict, edge};
@@ -108,7 +108,12 @@ pub fn each() -> impl Iterator<Item = Hairpin> {
 
 impl Hairpin {
     pub fn new(hook: Hook, version: Version) -> Self {
-        let mut node = Node::new();
+        Self::logging(hook, version, LogLevel::Off)
+    }
+
+    /// With programs that log.
+    pub fn logging(hook: Hook, version: Version, level: LogLevel) -> Self {
+        let mut node = Node::logging(level);
         ip(SCRIPT);
         for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             std::fs::write(format!("/proc/sys/net/{name}"), "1").unwrap();

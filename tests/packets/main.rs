@@ -13,6 +13,7 @@ mod events;
 mod extensions;
 mod hairpin;
 mod handshakes;
+mod log;
 mod node;
 mod nodes;
 mod onward;

@@ -9,7 +9,7 @@ use lab::message;
 use lab::packet::{Gateway, NODE, NODE6, Packet};
 use lab::programs::{self, Hook, Memory, Skb};
 use lab::sandbox::Sandbox;
-use vpn_edge::datapath::{Change, Datapath, EdgeNode, SlotState as Kept};
+use vpn_edge::datapath::{Change, Datapath, EdgeNode, LogLevel, SlotState as Kept};
 use vpn_edge_common::{
     Allocation, Counters, DropReason, NODE_SLOT, Rates, Version, frame_addresses, mapped, mode,
     program,
@@ -116,9 +116,14 @@ pub struct Burst {
 impl Node {
     /// With the ports above, and a session of either gateway that is here.
     pub fn new() -> Self {
+        Self::logging(LogLevel::Off)
+    }
+
+    /// The same, with programs that log.
+    pub fn logging(level: LogLevel) -> Self {
         let sandbox = Sandbox::enter().unwrap();
         let root = sandbox.bpffs();
-        let mut datapath = Datapath::open(&root).unwrap();
+        let mut datapath = Datapath::open_logging(&root, level).unwrap();
         datapath.set_edge(&edge(LO, &[])).unwrap();
         let nodes = [EDGE_NODE.into(), EDGE_NODE6.into()].into();
         datapath.maps.set_nodes(&nodes).unwrap();

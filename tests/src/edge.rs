@@ -247,6 +247,21 @@ impl Edge {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
     }
 
+    /// The names of the daemon's threads.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn threads(&self) -> Result<Vec<String>> {
+        let daemon = self.daemon.as_ref().context("no daemon runs")?;
+        let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid()))?;
+        // One may end meanwhile.
+        let names = threads
+            .flatten()
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        Ok(names.map(|name| name.trim().to_owned()).collect())
+    }
+
     /// What the daemon printed so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -16,8 +16,8 @@ use vpn_edge_ebpf::frame::Frame;
 use vpn_edge_ebpf::guard::{Direction, within_plan};
 use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::{ETHERNET, Located, locate};
-use vpn_edge_ebpf::session;
 use vpn_edge_ebpf::steer::{self, Refusal};
+use vpn_edge_ebpf::{log, session};
 
 #[inline(always)]
 pub fn tc(ctx: &TcContext) -> Result<i32, Refusal> {
@@ -82,6 +82,11 @@ fn own(
         .find(flows)
         .and_then(|at| flow::at(flows, at, edge.seed))
     else {
+        if edge.several != 0 {
+            let [high, low] = located.destination;
+            let (tenant, port) = (located.source_port, located.destination_port);
+            log::answered_from_primary(tenant, high, low, port);
+        }
         return primary;
     };
     flow.confirm(Kernel.tick());
@@ -110,6 +115,9 @@ fn announce(frame: &Frame<'_>, located: &Located, slot: u16, life: u32) -> bool 
     };
     let expiry = Kernel.tick() + life;
     session::announce(session::bucket(sessions, index), index, expiry);
+    let [high, low] = located.destination;
+    let (tenant, port) = (located.source_port, located.destination_port);
+    log::session_announced(tenant, high, low, port, index);
     maps::set_clock();
     true
 }

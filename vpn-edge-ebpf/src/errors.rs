@@ -11,6 +11,7 @@ use vpn_edge_common::{Words, unmapped_words};
 use vpn_edge_ebpf::checksum::Change;
 use vpn_edge_ebpf::forwarding::{Endpoints, Forwarding};
 use vpn_edge_ebpf::icmp::{HEADER, IcmpForward, decide, version};
+use vpn_edge_ebpf::log;
 use vpn_edge_ebpf::map_access::MapAccess;
 use vpn_edge_ebpf::parse::{ETHERNET, IPV4, IPV6};
 
@@ -23,6 +24,7 @@ pub fn tc(ctx: &TcContext) -> Option<i32> {
         return None;
     }
     if forward.gateway == 0 && !find_way(ctx.skb.skb, forward, Kernel.forwarding()?) {
+        log::error_without_route(&forward.outer[1][1]);
         return None;
     }
     count::error(forward.slot);

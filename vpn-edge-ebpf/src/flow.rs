@@ -6,6 +6,7 @@
 //! forges addresses cannot push out a client that is being answered.
 
 use crate::frame::masked;
+use crate::log;
 use vpn_edge_common::{FLOW_WAYS, FLOWS, Flow, Flows, Words};
 
 /// A client, as it is looked for.
@@ -148,6 +149,11 @@ unsafe extern "C" fn flow_touch(
         }
     }
     let flow = get(flows, place);
+    if least >> 32 != 0 {
+        log::answered_flow_replaced(flow);
+    } else if least != 0 {
+        log::flow_replaced(flow);
+    }
     flow.key.store(0);
     let [first, second] = &flow.address;
     first.store(client.address[0]);

@@ -11,10 +11,10 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use vpn_edge_common::{DropReason, Edge, UPLINKS};
 use vpn_edge_ebpf::forwarding::Forwarding;
 use vpn_edge_ebpf::frame::Frame;
-use vpn_edge_ebpf::guard;
 use vpn_edge_ebpf::parse::{self, ETHERNET};
 use vpn_edge_ebpf::rewrite;
 use vpn_edge_ebpf::steer::{Hook, NextHop, Refusal, decide};
+use vpn_edge_ebpf::{guard, log};
 
 /// What became of a packet that was to leave the node again, as the functions
 /// below say it.
@@ -125,12 +125,16 @@ fn xdp_send(ctx: *mut xdp_md, forwarding: &mut Forwarding, edge: &Edge) -> u32 {
     // SAFETY: as above.
     match unsafe { route::find(ctx.cast(), forwarding, ingress) } {
         Route::Found => {}
-        Route::Unresolved => return sent::PASS,
+        Route::Unresolved => {
+            log::left_to_tc_unresolved(forwarding);
+            return sent::PASS;
+        }
         Route::TooBig => return sent::TOO_BIG,
         Route::None => return sent::NO_ROUTE,
     }
     let ifindex = forwarding.uplink;
     if !(0..UPLINKS).any(|at| edge.uplinks[at] == ifindex) {
+        log::left_to_tc_interface(forwarding);
         return sent::PASS;
     }
     if !xdp_change(ctx, forwarding) {

@@ -14,6 +14,7 @@ pub mod frame;
 pub mod guard;
 pub mod icmp;
 pub mod limit;
+pub mod log;
 pub mod mac1;
 pub mod map_access;
 pub mod parse;

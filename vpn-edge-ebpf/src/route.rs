@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::ffi::c_void;
 use vpn_edge_common::unmapped_words;
 use vpn_edge_ebpf::forwarding::Forwarding;
+use vpn_edge_ebpf::log;
 
 /// What the kernel says of a packet's way out, which it writes into the
 /// [`Forwarding`].
@@ -47,6 +48,7 @@ pub unsafe fn find(ctx: *mut c_void, forwarding: &mut Forwarding, ingress: u32) 
     // SAFETY: as the caller's.
     let route = unsafe { ask(ctx, forwarding, ingress) };
     if route == Route::Found {
+        log::route_asked(forwarding, ingress);
         *known = RouteCacheEntry {
             asked,
             era,

@@ -6,7 +6,7 @@ use crate::frame::Frame;
 use crate::guard::{self, Admission, Admitted, Direction};
 use crate::map_access::MapAccess;
 use crate::parse::{Datagram, ETHERNET, Located, Unlocated, locate};
-use crate::session;
+use crate::{log, session};
 use vpn_edge_common::wire::message;
 use vpn_edge_common::{
     Allocation, DropReason, Edge, NODE_SLOT, OWN_ADDRESSES, Own, Version, Words, is_mapped, mode,
@@ -91,6 +91,8 @@ pub fn decide<'a, 'm>(
     }
     let own = own(edge, located.destination).ok_or(Refusal::Pass)?;
     if hook == Hook::Xdp && allocation.mode == mode::TC {
+        let [high, low] = located.source;
+        log::left_to_tc_gateway(located.destination_port, high, low, located.source_port);
         return Err(Refusal::Pass);
     }
     let drop = |reason| Refusal::Drop {
@@ -243,7 +245,14 @@ fn back<'a, 'm>(
     }
     let bytes = datagram.ip_length;
     guard::within_plan(maps, allocation, Direction::Egress, 1, bytes).map_err(drop)?;
-    learn(maps, allocation, edge, &datagram, &flow);
+    learn(
+        maps,
+        allocation,
+        located.source_port,
+        edge,
+        &datagram,
+        &flow,
+    );
     let client = flow.client;
     let forwarding = forwarding(
         maps.forwarding().ok_or(drop(DropReason::NoRoute))?,
@@ -271,6 +280,7 @@ fn back<'a, 'm>(
 fn learn<'m>(
     maps: &impl MapAccess<'m>,
     allocation: &Allocation,
+    tenant: u16,
     edge: &Edge,
     datagram: &Datagram<'_>,
     flow: &flow::Known<'_>,
@@ -296,6 +306,8 @@ fn learn<'m>(
         _ => return,
     };
     flow.confirm(now);
+    let ([high, low], port) = (flow.client.address, flow.client.port());
+    log::session_learned(tenant, high, low, port, index);
     session::announce(session::bucket(sessions, index), index, now + life);
 }
 

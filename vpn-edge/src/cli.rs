@@ -123,6 +123,16 @@ fn variables_of(
 }
 
 impl Cli {
+    /// Whether the eBPF programs are to log.
+    #[must_use]
+    pub fn logs_datapath(&self) -> bool {
+        match &self.command {
+            Command::Standalone(args) => args.logs_datapath(),
+            Command::Agent(args) => args.logs_datapath(),
+            _ => false,
+        }
+    }
+
     /// Runs the command.
     ///
     /// # Errors

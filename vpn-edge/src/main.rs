@@ -10,7 +10,7 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let cli = Cli::read();
-    telemetry::init();
+    telemetry::init(cli.logs_datapath());
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing installed a TLS provider before main");

@@ -25,6 +25,9 @@ use memory::Memory;
 pub const NOW: u64 = 1_000_000 * 1_000_000_000;
 pub const JIFFIES: u64 = 1_000_000 * 250;
 
+/// In the programs' read-only data, from which aya-log takes its level.
+const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
 const STACK: u64 = 0x1000_0000;
 const CONTEXT: u64 = 0x2000_0000;
 const PACKET: u64 = 0x3000_0000;
@@ -143,6 +146,8 @@ impl Machine {
     /// When the object is none that aya can load.
     pub fn new(object: &[u8]) -> Result<Self> {
         let mut object = Object::parse(object)?;
+        // Logging is off, as it is by default.
+        object.patch_map_data([(LOG_LEVEL, (&[0][..], true))].into())?;
         let definitions: BTreeMap<_, _> = std::mem::take(&mut object.maps).into_iter().collect();
         let mut memory = Memory::default();
         let maps = definitions.iter().map(|(name, map)| {

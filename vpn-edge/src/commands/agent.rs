@@ -18,6 +18,7 @@ use crate::agent::{File, Source};
 use crate::args::{Output, OutputArgs, variable};
 use crate::cluster::edge_source::Kube;
 use crate::cluster::{self, sessions as cluster_sessions};
+use crate::datapath::LogLevel;
 use crate::domain::{PortRange, PortRangeError};
 use crate::http::{HttpServer, listen};
 use crate::local::LocalSessions;
@@ -104,6 +105,12 @@ struct NodeArgs {
     ports: Vec<PortRange>,
     #[command(flatten)]
     edge: EdgeArgs,
+}
+
+impl AgentArgs {
+    pub(crate) fn logs_datapath(&self) -> bool {
+        self.node.edge.datapath_log != LogLevel::Off
+    }
 }
 
 /// Runs until SIGTERM or SIGINT. The kernel side stays.

@@ -13,6 +13,7 @@ use vpn_edge_common::FLOWS;
 
 use crate::args::{BpffsArgs, variable};
 use crate::auth::{Identity, IdentityArgs};
+use crate::datapath::LogLevel;
 use crate::domain::{PlanLimit, PortRange, TunnelSettings};
 use crate::gateway::{LEAST_IPV6_MTU, OVERHEAD};
 use crate::http::{HttpServer, Tls, TlsArgs, listen};
@@ -44,6 +45,10 @@ pub struct EdgeArgs {
     pub limits: Vec<PlanLimit>,
     #[command(flatten)]
     pub maps: BpffsArgs,
+    /// Log what the eBPF programs do with packets, for diagnosis, down to this
+    /// level.
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    pub datapath_log: LogLevel,
     /// Address and port of /healthz, for a load balancer; [::] is every address
     /// of both IP versions.
     #[arg(

@@ -126,7 +126,12 @@ impl Edge {
                 })
             });
         let (health, metrics) = (health?, metrics?);
-        let datapath = Datapath::open(&args.maps.bpffs)?;
+        let mut datapath = Datapath::open_logging(&args.maps.bpffs, args.datapath_log)?;
+        if let Some(records) = datapath.records()? {
+            records
+                .follow()
+                .context("cannot follow the programs' log")?;
+        }
         let programs = datapath.programs()?;
         let limits = PlanLimits::new(args.limits.clone());
         let agent = Agent::attach(

@@ -17,6 +17,7 @@ use crate::agent::{Local, edge_address};
 use crate::args::{RuntimeArgs, variable};
 use crate::catalog;
 use crate::controller::Controller;
+use crate::datapath::LogLevel;
 use crate::domain::{Pool, Pools, PortRange};
 use crate::local::{LocalSessions, NetnsGateways, SqliteLog, SqliteRegistry, netns};
 use crate::{api, app};
@@ -71,6 +72,12 @@ pub struct StandaloneArgs {
 }
 
 const GATEWAYS: &str = "Gateways";
+
+impl StandaloneArgs {
+    pub(crate) fn logs_datapath(&self) -> bool {
+        self.edge.datapath_log != LogLevel::Off
+    }
+}
 
 /// Runs until SIGTERM or SIGINT. Gateways and the kernel side stay.
 ///

@@ -5,6 +5,7 @@
 //! process takes over programs and maps as they are.
 
 mod attach;
+mod log;
 mod mapped;
 mod maps;
 mod programs;
@@ -12,6 +13,7 @@ mod running;
 pub mod survey;
 
 pub use attach::{AttachPoint, Hook, remove};
+pub use log::{LogLevel, Records, TARGET as LOG_TARGET};
 pub use maps::{
     Change, ClientFlow, Events, MapError, Maps, Reader, SessionTimes, SlotState, ip, monotonic,
     tick_length,
@@ -86,6 +88,8 @@ pub enum DatapathError {
     Running { id: u32, source: Box<ProgramError> },
     #[error("the kernel does not tell about the eBPF programs: {0}")]
     Programs(ProgramError),
+    #[error("cannot read the programs' log records: {0}")]
+    Log(io::Error),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
     #[error(transparent)]
@@ -105,6 +109,7 @@ pub struct Datapath {
     clsact: bool,
     /// The uplinks for which filters on other interfaces were taken off.
     uplinks: Option<BTreeSet<AttachPoint>>,
+    log: LogLevel,
     pub maps: Maps,
 }
 
@@ -171,6 +176,15 @@ impl Datapath {
     ///
     /// When `root` is not on a bpffs, or the kernel refuses a program.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        Self::open_logging(root, LogLevel::Off)
+    }
+
+    /// [`Datapath::open`], with programs that log at the level.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::open`].
+    pub fn open_logging(root: &Path, log: LogLevel) -> Result<Self, DatapathError> {
         let folder = folder(root);
         let others = attach::others(root);
         let upgrading = !others.is_empty() && !folder.join("maps").join(map::ALLOCATIONS).exists();
@@ -187,9 +201,11 @@ impl Datapath {
                 return Err(DatapathError::NoBpffs { path: root.into() });
             }
         }
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(folder.join("maps"))
-            .load(OBJECT)?;
+        let level = log.number();
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(folder.join("maps"));
+        LogLevel::set(&level, &mut loader);
+        let mut ebpf = loader.load(OBJECT)?;
         let xdp = load_xdp(&mut ebpf, program::INGRESS_FRAGS, program::INGRESS)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::INGRESS_TC)?;
         load::<aya::programs::SchedClassifier>(&mut ebpf, program::EGRESS)?;
@@ -202,6 +218,7 @@ impl Datapath {
             upgrading,
             clsact: false,
             uplinks: None,
+            log,
             maps,
         })
     }
@@ -246,6 +263,20 @@ impl Datapath {
             self.maps.set_edge(edge)?;
         }
         Ok(())
+    }
+
+    /// What the programs log, to be asked for once; nothing if they do not.
+    ///
+    /// # Errors
+    ///
+    /// When it was asked for before, or the kernel refuses.
+    pub fn records(&mut self) -> Result<Option<Records>, DatapathError> {
+        if self.log == LogLevel::Off {
+            return Ok(None);
+        }
+        Records::take(&mut self.ebpf)
+            .map(Some)
+            .map_err(DatapathError::Log)
     }
 
     /// Name of the XDP program.

@@ -95,7 +95,7 @@ pub(super) fn spec(place: &GatewayTarget, generation: u64, settings: &Settings) 
         image_pull_secrets: settings.pull_secrets(),
         node_selector: (!pod.node_selector.is_empty())
             .then(|| pod.node_selector.clone().into_iter().collect()),
-        tolerations: (!pod.tolerations.is_empty()).then(|| wish.tolerations.clone()),
+        tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
         termination_grace_period_seconds: Some(GRACE),
         ..PodSpec::default()
     }
