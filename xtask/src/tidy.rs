@@ -83,7 +83,12 @@ const WORDS: &[(&str, &str)] = &[
 ];
 
 /// What earlier versions wrote, which is still read.
-const OLD_NAMES: &[&str] = &["\"Hindered\"", "`Hindered`", "\"vpn-edge.dev/wish\""];
+const OLD_NAMES: &[&str] = &[
+    "\"Hindered\"",
+    "`Hindered`",
+    "\"vpn-edge.dev/wish\"",
+    "`rung`",
+];
 
 pub fn check(root: &Path) -> Result<()> {
     let mut sources = Vec::new();
