@@ -42,7 +42,7 @@ mod tests {
             (None, false, "gotatun=warn,info"),
             (Some("not=a=filter"), false, "gotatun=warn,info"),
             (Some("vpn_edge=debug"), false, "vpn_edge=debug"),
-            (None, true, "gotatun=warn,datapath=trace,info"),
+            (None, true, "datapath=trace,gotatun=warn,info"),
             (Some("warn"), true, "datapath=trace,warn"),
             (Some("datapath=off"), true, "datapath=off"),
         ] {
