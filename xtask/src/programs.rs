@@ -2,8 +2,9 @@
 
 use crate::setup::{self, Need};
 use crate::{build_ebpf, workspace};
-use anyhow::{Context, Result, anyhow};
-use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+use anyhow::{Context, Result, anyhow, bail};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -17,7 +18,13 @@ struct Function {
     instructions: usize,
     /// Bytes of stack in its own frame.
     stack: usize,
+    at: Address,
+    /// The functions that it calls.
+    calls: Vec<Address>,
 }
+
+/// A section's number, and a byte in it.
+type Address = (usize, u64);
 
 pub fn build_and_list() -> Result<()> {
     setup::ready(&[Need::Build])?;
@@ -57,6 +64,7 @@ fn functions(path: &Path) -> Result<Vec<Function>> {
         .sections()
         .filter(|section| section.kind() == SectionKind::Text)
     {
+        let relocations: BTreeMap<u64, _> = section.relocations().collect();
         let symbols = file.symbols().filter(|symbol| {
             symbol.kind() == SymbolKind::Text && symbol.section_index() == Some(section.index())
         });
@@ -65,15 +73,49 @@ fn functions(path: &Path) -> Result<Vec<Function>> {
                 .data_range(symbol.address(), symbol.size())?
                 .with_context(|| format!("{} has no code", symbol.name().unwrap_or_default()))?;
             let (code, _) = code.as_chunks();
+            let mut calls = Vec::new();
+            for (from, offset) in called(code, symbol.address()) {
+                calls.push(match relocations.get(&from).map(|to| to.target()) {
+                    None => (section.index().0, from.wrapping_add_signed(offset)),
+                    Some(RelocationTarget::Symbol(to)) => {
+                        let to = file.symbol_by_index(to)?;
+                        let section = to.section_index().context("a call of no section")?;
+                        (section.0, to.address().wrapping_add_signed(offset))
+                    }
+                    Some(_) => bail!("{} calls what is no symbol", symbol.name()?),
+                });
+            }
             found.push(Function {
                 section: section.name()?.into(),
                 name: symbol.name()?.into(),
                 instructions: code.len(),
                 stack: stack(code),
+                at: (section.index().0, symbol.address()),
+                calls,
             });
         }
     }
     Ok(found)
+}
+
+/// The calls of functions, by where in the section they are, in code that begins
+/// at `start`, and how far from there the function is: from the beginning of what
+/// a relocation names, if there is one.
+fn called(code: &[Instruction], start: u64) -> impl Iterator<Item = (u64, i64)> {
+    const CALL: u8 = 0x85;
+    const OF_FUNCTION: u8 = 1;
+    let places = (start..).step_by(size_of::<Instruction>());
+    let calls = places.zip(code).filter(|(_, instruction)| {
+        let [opcode, registers, ..] = **instruction;
+        opcode == CALL && registers >> 4 == OF_FUNCTION
+    });
+    calls.map(|(at, instruction)| {
+        let offset = i32::from_le_bytes(*instruction.last_chunk().expect("of eight bytes"));
+        (
+            at,
+            (i64::from(offset) + 1) * size_of::<Instruction>() as i64,
+        )
+    })
 }
 
 /// How far below the frame pointer the code reaches: directly, or through a
@@ -116,38 +158,57 @@ mod tests {
         let target = workspace::target_dir().join("ebpf");
         let folder = build_ebpf::build(workspace::root(), &target).unwrap();
         let functions = functions(&folder.join("vpn-edge-ebpf")).unwrap();
-        // Older kernels round frames up to 32 bytes.
         let of = |name: &str| {
             let function = functions.iter().find(|function| function.name == name);
-            let function = function.unwrap_or_else(|| panic!("no function {name}"));
-            (function.stack.next_multiple_of(32), function.instructions)
+            function.unwrap_or_else(|| panic!("no function {name}"))
         };
-        let (_, instructions) = of("compress");
+        let instructions = of("compress").instructions;
         assert!(instructions <= 4_000, "compress has {instructions}");
-        let programs = [
+        let by_place = functions.iter().map(|function| (function.at, function));
+        let by_place = by_place.collect();
+        for (program, most) in [
             ("ingress", 2_800),
             ("ingress_frags", 2_800),
             ("ingress_tc", 2_600),
             ("egress", 1_200),
-        ];
-        let called = functions
-            .iter()
-            .filter(|function| programs.iter().all(|(name, _)| function.name != *name))
-            .map(|function| function.stack.next_multiple_of(32))
-            .max()
-            .unwrap_or_default();
-        for (program, most) in programs {
-            let (own, instructions) = of(program);
+        ] {
+            let program = of(program);
+            let (name, instructions) = (&program.name, program.instructions);
             assert!(
                 instructions <= most,
-                "{program} has {instructions} instructions"
+                "{name} has {instructions} instructions"
             );
-            let stack = own + called;
+            let (stack, chain) = deepest(program, &by_place);
+            println!("{name}: {stack} bytes of stack, {chain}");
             assert!(
-                own > 0 && stack <= STACK,
-                "{program} takes {stack} bytes of stack"
+                program.stack > 0 && stack <= STACK,
+                "{name} takes {stack} bytes of stack: {chain}"
             );
         }
+    }
+
+    /// The most stack that a function and those that it calls take at once, and
+    /// which these are.
+    fn deepest(function: &Function, by_place: &BTreeMap<Address, &Function>) -> (usize, String) {
+        let called = function.calls.iter().map(|at| {
+            let called = by_place.get(at).expect("a call of a function");
+            deepest(called, by_place)
+        });
+        let (below, chain) = called.max().unwrap_or_default();
+        // Older kernels round frames up to 32 bytes, and count at least as many.
+        let own = function.stack.next_multiple_of(32).max(32);
+        (own + below, format!("{} {chain}", function.name))
+    }
+
+    #[test]
+    fn calls_are_found_with_how_far_they_go() {
+        // call of a helper; r0 = 0; call of the function that begins here
+        let code = [
+            [0x85, 0, 0, 0, 5, 0, 0, 0],
+            [0xb7, 0, 0, 0, 0, 0, 0, 0],
+            [0x85, 0x10, 0, 0, 0xfd, 0xff, 0xff, 0xff],
+        ];
+        assert_eq!(called(&code, 80).collect::<Vec<_>>(), [(96, -16)]);
     }
 
     #[test]
