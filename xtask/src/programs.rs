@@ -36,14 +36,17 @@ pub fn build_and_list() -> Result<()> {
         .collect();
     objects.sort();
     println!(
-        "{:<16} {:<12} {:<20} {:>12} {:>12}",
-        "object", "section", "function", "instructions", "stack bytes"
+        "{:<16} {:<12} {:<20} {:>12} {:>12} {:>12}",
+        "object", "section", "function", "instructions", "stack bytes", "with calls"
     );
     for object in objects {
         let name = object.file_name().unwrap_or_default().to_string_lossy();
-        for function in functions(&object)? {
+        let functions = functions(&object)?;
+        let by_place = by_place(&functions);
+        for function in &functions {
+            let (deepest, _) = deepest(function, &by_place);
             println!(
-                "{name:<16} {:<12} {:<20} {:>12} {:>12}",
+                "{name:<16} {:<12} {:<20} {:>12} {:>12} {deepest:>12}",
                 function.section, function.name, function.instructions, function.stack
             );
         }
@@ -96,6 +99,24 @@ fn functions(path: &Path) -> Result<Vec<Function>> {
         }
     }
     Ok(found)
+}
+
+fn by_place(functions: &[Function]) -> BTreeMap<Address, &Function> {
+    let places = functions.iter().map(|function| (function.at, function));
+    places.collect()
+}
+
+/// The most stack that a function and those that it calls take at once, and
+/// which these are.
+fn deepest(function: &Function, by_place: &BTreeMap<Address, &Function>) -> (usize, String) {
+    let called = function.calls.iter().map(|at| {
+        let called = by_place.get(at).expect("a call of a function");
+        deepest(called, by_place)
+    });
+    let (below, chain) = called.max().unwrap_or_default();
+    // Older kernels round frames up to 32 bytes, and count at least as many.
+    let own = function.stack.next_multiple_of(32).max(32);
+    (own + below, format!("{} {chain}", function.name))
 }
 
 /// The calls of functions, by where in the section they are, in code that begins
@@ -164,11 +185,10 @@ mod tests {
         };
         let instructions = of("compress").instructions;
         assert!(instructions <= 4_000, "compress has {instructions}");
-        let by_place = functions.iter().map(|function| (function.at, function));
-        let by_place = by_place.collect();
+        let by_place = by_place(&functions);
         for (program, most) in [
-            ("ingress", 2_800),
-            ("ingress_frags", 2_800),
+            ("ingress", 2_900),
+            ("ingress_frags", 2_900),
             ("ingress_tc", 2_600),
             ("egress", 1_200),
         ] {
@@ -185,19 +205,6 @@ mod tests {
                 "{name} takes {stack} bytes of stack: {chain}"
             );
         }
-    }
-
-    /// The most stack that a function and those that it calls take at once, and
-    /// which these are.
-    fn deepest(function: &Function, by_place: &BTreeMap<Address, &Function>) -> (usize, String) {
-        let called = function.calls.iter().map(|at| {
-            let called = by_place.get(at).expect("a call of a function");
-            deepest(called, by_place)
-        });
-        let (below, chain) = called.max().unwrap_or_default();
-        // Older kernels round frames up to 32 bytes, and count at least as many.
-        let own = function.stack.next_multiple_of(32).max(32);
-        (own + below, format!("{} {chain}", function.name))
     }
 
     #[test]
