@@ -194,7 +194,7 @@ fn what_is_live_changes_in_place_and_keys_never() -> Result<()> {
     let after = spec(2, &["10.97.1.0/24"])?;
     pod.update(&mounted(&after))?;
     let start = std::time::Instant::now();
-    while !pod.log(MAIN).contains("another gateway's") {
+    while !pod.log(MAIN).contains("for another gateway") {
         ensure!(start.elapsed().as_secs() < 20, "{}", pod.log(MAIN));
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

@@ -19,7 +19,7 @@ fn without_an_api_server_all_goes_on_as_it_was() -> Result<()> {
     scene.edge.await_sh(&format!("{UP}1'"))?;
 
     scene.cluster.stop_api_server();
-    let said = scene.await_said("ok, with the last known state: cannot watch ")?;
+    let said = scene.await_said("ok, with the last known state: watch of ")?;
     ensure!(scene.agent.health()? == 200, "{said}");
     scene.edge.await_sh(&format!("{UP}0'"))?;
     scene.await_modes(&open)?;
@@ -37,7 +37,7 @@ fn without_an_api_server_all_goes_on_as_it_was() -> Result<()> {
         scene.await_modes(&open)?;
         scene.agent.launch()?;
         scene.agent.await_health(503)?;
-        scene.await_said("not listed yet: cannot watch ")?;
+        scene.await_said("not listed yet: watch of ")?;
         scene.await_modes(&open)?;
     }
     let check = scene.agent.check()?;
